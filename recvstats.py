@@ -1,0 +1,857 @@
+#!/usr/bin/env python3
+"""recvstats - store the statistics that nodes send in a shared table
+
+    recvstats.py [options]
+
+Receives the messages of sendstats, one UDP datagram each, checks them and
+copies each one unchanged into its node's slot of a shared-memory file,
+which libbeostat reads.  The table is all the state there is: started
+again, recvstats takes the old one over and no node disappears.
+
+Exit status: 0 told to stop, 1 could not start, 2 usage.
+"""
+
+import argparse
+import fcntl
+import mmap
+import os
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import syslog
+import time
+import zlib
+
+# ---- constants ---------------------------------------------------------
+
+VERSION = "1.0"
+PORT = 5545
+TABLE = "/dev/shm/beostat"
+NODES, MAX_NODES = 64, 65536
+MOST_NODES = 2**24
+FIRST_SLOT_BYTES = 2048
+MESSAGE_BYTES = 65000           # no message is longer
+PERIOD_MOST_S = 3600.0
+CRC_BYTES = 4
+CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
+BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+NAP_S = 0.010                   # datagrams gather meanwhile
+BATCH = 4096                    # datagrams between two looks at the clock
+TICK_S = 1.0
+CONFLICT_S = 60.0               # between two logs of doubled numbers
+CONFLICT_LINES = 10
+SPACE_S = 1.0                   # between two tries to make room
+WINDOW_BITS = 64
+LOG_CHARACTERS = 400
+STOP = signal.SIGTERM, signal.SIGINT
+SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
+MEMINFO_DROPS = 8                       # linux/sock_diag.h
+U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
+
+# ---- layout: rows ------------------------------------------------------
+# A row is (fields, code, unit, meaning); each of its fields has the code.
+
+
+def layout(rows):
+    """Return (Struct, {field: byte offset}) of a table of fields."""
+    code, offset = "<", {}
+    for fields, field_code, _unit, _meaning in rows:
+        for field in fields.split():
+            offset[field] = struct.calcsize(code)
+            code += field_code
+    return struct.Struct(code), offset
+
+
+# ---- layout: header ----------------------------------------------------
+# A change of size or order here raises the last byte of MAGIC.
+
+MAGIC = b"BEO\x01"
+SAMPLE, FAREWELL, REQUEST = 1, 2, 3
+MASTER, UNNUMBERED = -1, -2
+HEADER = (
+    ("magic", "4s", "", "b'BEO' and the header's version, 1"),
+    ("length", "I", "bytes", "of the message, its CRC included"),
+    ("node", "i", "", "number; -1 the master, -2 to be told by address"),
+    ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
+    ("version", "H", "", "of the records that follow"),
+    ("start_us", "Q", "us", "when the agent started, since the epoch"),
+    ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
+    ("period_s", "f", "s", "between two samples"),
+    ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
+)
+
+# ---- layout: table -----------------------------------------------------
+# One header, padded to TABLE_BYTES, then the slots: node n has slot n + 1.
+# A slot is a SLOT record and the node's last message.  A change of size or
+# order here raises TABLE_VERSION.
+
+TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
+TABLE_BYTES = 4096
+SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
+STATUS = (
+    ("magic", "8s", "", "b'BEOTABLE'"),
+    ("word", "Q", "", "odd while the header is being written"),
+    ("version", "I", "", "of this layout, 1"),
+    ("retired", "I", "", "1: a newer file has taken this one's place"),
+    ("slot_bytes", "I", "bytes", "size of a slot"),
+    ("slots", "I", "", "slots in the file"),
+    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
+    ("pid", "I", "", "process id of recvstats"),
+    ("port", "I", "", "UDP port it listens on"),
+    ("messages_per_s", "I", "", "datagrams in the last second"),
+    ("start_time_s", "d", "s", "its start, since the epoch"),
+    ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
+    ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
+)
+COUNTERS = (
+    ("received", "Q", "", "datagrams received since the start"),
+    ("stored", "Q", "", "samples and farewells stored"),
+    ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
+    ("repeated", "Q", "", "arrived before; dropped"),
+    ("stale", "Q", "", "from an earlier start of the agent; dropped"),
+    ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
+    ("short", "Q", "", "cut off, or shorter than any message; dropped"),
+    ("long", "Q", "", "with bytes behind the message; dropped"),
+    ("magic_wrong", "Q", "", "not a message of ours; dropped"),
+    ("version_wrong", "Q", "", "with a header of another version; dropped"),
+    ("crc_wrong", "Q", "", "damaged on the way; dropped"),
+    ("header_wrong", "Q", "", "of no known kind or period; dropped"),
+    ("number_wrong", "Q", "", "node number not from -1 to --max-nodes less "
+     "1; dropped"),
+    ("unnumbered", "Q", "", "node number -2, and the sender's address not "
+     "in --iprange; dropped"),
+    ("no_space", "Q", "", "no room in the file system for its slot; "
+     "dropped"),
+    ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
+     "its receive buffer was full; SO_MEMINFO"),
+)
+TABLE_HEADER = STATUS + COUNTERS + (
+    ("crc", "I", "", "CRC-32 of the fields above, their word as 0"),
+)
+SLOT = (
+    ("word", "Q", "", "odd exactly while the slot is being written"),
+    ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
+    ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
+    ("window", "Q", "", "bit n: the message n before the last one came"),
+    ("received", "Q", "", "messages received from the node"),
+    ("lost", "Q", "", "messages that the node sent and that never came"),
+    ("address", "4s", "", "IPv4 address of the sender"),
+    ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
+    ("restarts", "I", "", "starts of the agent after the first one seen"),
+    ("port", "H", "", "UDP port of the sender"),
+    ("flags", "H", "", "0"),
+)
+
+# ---- parse -------------------------------------------------------------
+
+HEADER_STRUCT, HEADER_AT = layout(HEADER)
+TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
+SLOT_STRUCT, SLOT_AT = layout(SLOT)
+SLOT_BODY, _ = layout(SLOT[1:])         # all but the word
+STATE, STATE_AT = layout(SLOT + HEADER)
+CAUSES = [field for field, *_ in COUNTERS]
+(RECEIVED, STORED, LATE, REPEATED, STALE, CONFLICT, SHORT, LONG, MAGIC_WRONG,
+ VERSION_WRONG, CRC_WRONG, HEADER_WRONG, NUMBER_WRONG, NO_NUMBER,
+ NO_SPACE, KERNEL_DROPS) = range(len(CAUSES))
+
+
+def parse_address(text):
+    """Return an IPv4 address as a whole number.
+
+    Raises  OSError when text is none
+    """
+    return int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big")
+
+
+def silence_s(period_s):
+    """Return how long a node of this period is silent before it is down."""
+    return max(SILENT_S, SILENT_PERIODS * period_s)
+
+
+def fault(size, data):
+    """Return the counter of a datagram that is not a message.
+
+    size    bytes received
+    data    the buffer, which holds an older datagram's bytes further on
+    """
+    magic, length, *_ = HEADER_STRUCT.unpack_from(data)
+    if size < HEADER_STRUCT.size + CRC_BYTES:
+        return SHORT
+    if magic != MAGIC:
+        return VERSION_WRONG if magic[:3] == MAGIC[:3] else MAGIC_WRONG
+    if length != size or size > MESSAGE_BYTES:
+        return SHORT if size < length else LONG
+    held = zlib.crc32(data[:size]) == CRC_RESIDUE
+    return HEADER_WRONG if held else CRC_WRONG
+
+
+# ---- format ------------------------------------------------------------
+
+
+def format_nodes(nodes):
+    """Return numbers as a folded list, n[0-3,8], of bounded length.
+
+    The master, -1, comes first and by its name.
+    """
+    spans = []
+    for node in sorted(nodes):
+        if node == MASTER:
+            continue
+        if spans and node == spans[-1][1] + 1:
+            spans[-1][1] = node
+        else:
+            spans.append([node, node])
+    text = ",".join("%d" % first if first == last else "%d-%d" % (first, last)
+                    for first, last in spans)
+    if len(text) > LOG_CHARACTERS:
+        text = "%s... (%d nodes)" % (text[:LOG_CHARACTERS], len(nodes))
+    text = "n[%s]" % text if text.strip("0123456789") else "n" + text
+    return ",".join(["master"] * (MASTER in nodes) + [text] * bool(spans))
+
+
+def pack_table_header(values):
+    """Return the bytes of the table's header, of word 0.
+
+    values  all behind its version, but the CRC
+    """
+    data = TABLE_STRUCT.pack(TABLE_MAGIC, 0, TABLE_VERSION, *values, 0)
+    data = data[:-CRC_BYTES]
+    return data + zlib.crc32(data).to_bytes(CRC_BYTES, "little")
+
+
+def unpack_table_header(data):
+    """Return {field: value} of a table's header, None when it is none."""
+    data = data[:8] + bytes(8) + data[16:TABLE_STRUCT.size]
+    if len(data) < TABLE_STRUCT.size or zlib.crc32(data) != CRC_RESIDUE:
+        return None
+    header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
+    if (header["magic"], header["version"]) != (TABLE_MAGIC, TABLE_VERSION):
+        return None
+    return header
+
+
+# ---- files and sockets -------------------------------------------------
+
+
+class StartError(Exception):
+    """What keeps the program from starting, and what to do."""
+
+
+class Table:
+    """The shared file, of which this process is the only writer.
+
+    slots, slot_bytes  its size, 0 before there is a file
+    view, words        all its bytes; the same as 64-bit words
+    counts             the counters, in the order of COUNTERS
+    """
+
+    def __init__(self, path, expected, port):
+        self.path, self.expected, self.port = path, expected, port
+        self.slots = self.slot_bytes = self.messages_per_s = 0
+        self.counts = [0] * len(COUNTERS)
+        self.start_time_s, self.request_time_s = time.time(), 0.0
+        self.fd = self.view = self.words = None
+
+    def find(self):
+        """Open and lock the file at the path, if it is a table of ours.
+
+        Returns  (descriptor, its header), or (None, None)
+        Raises   StartError when another recvstats is using it
+        """
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+                         | os.O_CLOEXEC)
+        except OSError:
+            return None, None           # make() will say what is wrong
+        found, header = os.fstat(fd), None
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            header = unpack_table_header(os.pread(fd, TABLE_BYTES, 0))
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                raise StartError("%s: in use by another recvstats (pid %s)" % (
+                    self.path, header["pid"] if header else "unknown"))
+        if (header and not header["retired"] and found.st_size == TABLE_BYTES
+                + header["slots"] * header["slot_bytes"]
+                and header["heartbeat_s"] <= time.monotonic()):
+            return fd, header
+        os.close(fd)
+        return None, None
+
+    def adopt(self):
+        """Take over the table of an earlier recvstats, if there is one.
+
+        Returns  how many samples it holds
+        Raises   StartError when another recvstats is using it
+        """
+        fd, header = self.find()
+        if fd is None:
+            return 0
+        self.use(fd, header["slots"], header["slot_bytes"])
+        self.request_time_s = header["request_time_s"]
+        self.words[1] += self.words[1] & 1
+        return sum(self.mend(slot) for slot in range(self.slots))
+
+    def mend(self, slot):
+        """Make a slot fit for use after its writer was killed.
+
+        Returns  whether it holds a whole sample
+        """
+        start = TABLE_BYTES + slot * self.slot_bytes
+        body = start + SLOT_STRUCT.size
+        length, = struct.unpack_from("<I", self.view,
+                                     start + SLOT_AT["message_bytes"])
+        message = self.view[body:min(body + length, start + self.slot_bytes)]
+        whole = (HEADER_STRUCT.size < length == len(message)
+                 and zlib.crc32(message) == CRC_RESIDUE)
+        if length and not whole:
+            self.view[start + 8:body] = bytes(SLOT_STRUCT.size - 8)
+        self.words[start // 8] += self.words[start // 8] & 1
+        return whole
+
+    def use(self, fd, slots, slot_bytes):
+        """Work on this file from now on."""
+        if self.fd is not None:
+            os.close(self.fd)           # which unlocks it
+        self.fd, self.slots, self.slot_bytes = fd, slots, slot_bytes
+        self.view = memoryview(
+            mmap.mmap(fd, TABLE_BYTES + slots * slot_bytes))
+        self.words = self.view.cast("Q")
+
+    def make(self, slots, slot_bytes):
+        """Put a new file in the path's place, with the samples so far.
+
+        It is complete, allocated and locked before it gets the name; the
+        old one is then marked retired.
+        Raises  OSError when the file system refuses
+        """
+        temporary = self.path + ".new"
+        if os.path.lexists(temporary):
+            os.unlink(temporary)        # a killed recvstats left it
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL
+                     | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            os.fchmod(fd, 0o644)        # whatever the umask
+            os.posix_fallocate(fd, 0, TABLE_BYTES + slots * slot_bytes)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.copy_slots(fd, slots, slot_bytes)
+            if os.path.isdir(self.path) and not os.path.islink(self.path):
+                os.rename(self.path, "%s.moved-%d" % (self.path, time.time()))
+            os.rename(temporary, self.path)
+        except OSError:
+            os.unlink(temporary)
+            os.close(fd)
+            raise
+        if self.fd is not None:
+            self.write_header(retired=1)
+        self.use(fd, slots, slot_bytes)
+        self.write_header()
+
+    def copy_slots(self, fd, slots, slot_bytes):
+        """Copy header and samples to a larger file."""
+        old, old_bytes = self.view, self.slot_bytes
+        with mmap.mmap(fd, TABLE_BYTES + slots * slot_bytes) as new:
+            for slot in range(self.slots):
+                start = TABLE_BYTES + slot * slot_bytes
+                from_ = TABLE_BYTES + slot * old_bytes
+                new[start:start + old_bytes] = old[from_:from_ + old_bytes]
+            new[:TABLE_STRUCT.size] = self.pack_header(
+                slots, slot_bytes, 0, time.monotonic())
+
+    def pack_header(self, slots, slot_bytes, retired, heartbeat_s):
+        """Return the bytes of the header."""
+        return pack_table_header((
+            retired, slot_bytes, slots, self.expected, os.getpid(),
+            self.port, self.messages_per_s, self.start_time_s,
+            heartbeat_s, self.request_time_s, *self.counts))
+
+    def write_header(self, retired=0, heartbeat_s=None):
+        """Bring the header up to date; a heartbeat of 0 says farewell."""
+        if heartbeat_s is None:
+            heartbeat_s = time.monotonic()
+        data = self.pack_header(self.slots, self.slot_bytes, retired,
+                                heartbeat_s)
+        self.words[1] += 1
+        self.view[16:len(data)] = data[16:]
+        self.words[1] += 1
+
+    def is_in_place(self):
+        """Return whether the path still names this file."""
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
+        except OSError:
+            return False
+
+
+def open_socket(port):
+    """Return a UDP socket bound to a port, and its buffer in bytes.
+
+    Raises  StartError
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+            break
+        except OSError:
+            pass                        # only root may force it
+    sock.setblocking(False)
+    try:
+        sock.bind(("", port))
+    except OSError as error:
+        raise StartError("UDP port %d: %s" % (port, error.strerror))
+    return sock
+
+
+def read_drops(sock):
+    """Return how many datagrams the kernel dropped for want of buffer."""
+    words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
+    return struct.unpack("=9I", words)[MEMINFO_DROPS]
+
+
+def open_signals(numbers):
+    """Return a descriptor that reads a byte, the number, per signal."""
+    reader, writer = os.pipe()
+    for fd in reader, writer:
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(writer)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def daemonize(wait_s):
+    """Fork; in the child, return the function that lets the parent go.
+
+    The parent exits 0 when the child calls it, or after wait_s (None: no
+    limit), and 1 when the child ends before.  Until then the child's
+    errors reach the caller's terminal.
+    """
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        heard, _, _ = select.select([reader], [], [], wait_s)
+        os._exit(0 if not heard or os.read(reader, 1) else 1)
+    os.close(reader)
+    os.setsid()
+
+    def release():
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in 0, 1, 2:
+            os.dup2(null, fd)
+        os.close(null)
+        os.write(writer, b".")
+        os.close(writer)
+    return release
+
+
+def write_pid(path):
+    """Write this process's number to a file, for init scripts."""
+    with open(path, "w") as file:
+        file.write("%d\n" % os.getpid())
+
+
+# ---- run ---------------------------------------------------------------
+
+
+class Receiver:
+    """Decides what becomes of a datagram.
+
+    All it knows of a node is in the node's slot.  Beside that:
+    buffer  the slot header but for its word, then the datagram received
+    silent  the nodes that are down or have left
+    news    {what happened: the nodes it happened to} since the last tick
+    """
+
+    def __init__(self, table, args, log):
+        self.table, self.log = table, log
+        self.max_nodes, self.iprange = args.max_nodes, args.iprange
+        self.buffer = memoryview(bytearray(SLOT_BODY.size + 65536))
+        self.message = self.buffer[SLOT_BODY.size:]
+        self.silent, self.news, self.conflicts = set(), {}, {}
+        self.space_due, self.conflict_due, self.full = 0.0, 0.0, False
+        self.wall_s = time.time() - time.monotonic()
+
+    def accept(self, size, sender, now):
+        """Store the datagram in the buffer; return the counter it adds to.
+
+        sender  (address, port)
+        now     CLOCK_MONOTONIC
+        """
+        message, table = self.message, self.table
+        magic, length, node, kind, _, start, sequence, period_s, _ = (
+            HEADER_STRUCT.unpack_from(message))
+        if not (magic == MAGIC and length == size <= MESSAGE_BYTES
+                and zlib.crc32(message[:size]) == CRC_RESIDUE
+                and 0 < period_s <= PERIOD_MOST_S and 0 < kind < REQUEST):
+            return fault(size, message)
+        if node == UNNUMBERED:
+            node = self.number_of(sender[0])
+        if not MASTER <= node < self.max_nodes:
+            return NO_NUMBER if node == UNNUMBERED else NUMBER_WRONG
+        if ((node + 1 >= table.slots
+             or SLOT_STRUCT.size + size > table.slot_bytes)
+                and not self.make_room(node, size, now)):
+            return NO_SPACE
+        place = TABLE_BYTES + (node + 1) * table.slot_bytes
+        (_, _, _, window, received, lost, owner, _, restarts, _, _, _, _, _,
+         _, _, last_start, last, _, _) = STATE.unpack_from(table.view, place)
+        address = socket.inet_aton(sender[0])
+        gap = sequence - last & U32
+        if start == last_start and address == owner and 0 < gap < HALF:
+            window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
+            lost += gap - 1
+        else:
+            cause = self.judge(node, place, address, start, sequence, now)
+            if cause != STORED:
+                return cause
+            window = U64                # nothing before it is missed
+            if last_start not in (0, start):
+                restarts += 1
+            if 0 < last_start < start:
+                window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
+                lost += sequence - 1
+        if node in self.silent or kind == FAREWELL or not received:
+            self.note(node, kind, received)
+        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
+            now, now + self.wall_s, window, received + 1, lost, address,
+            size, restarts, sender[1], 0)
+        self.publish(place, SLOT_BODY.size + size)
+        return STORED
+
+    def publish(self, place, size):
+        """Replace a slot by the buffer; readers see the old or the new.
+
+        Only slice copies touch the table: struct.pack_into would show
+        readers zeros.
+        """
+        word, words = place >> 3, self.table.words
+        words[word] += 1
+        self.table.view[place + 8:place + 8 + size] = self.buffer[:size]
+        words[word] += 1
+
+    def judge(self, node, place, address, start, sequence, now):
+        """Return STORED when a message that does not follow the last one
+        may take its place, else the counter it adds to."""
+        slot = dict(zip(STATE_AT, STATE.unpack_from(
+            self.table.view, place)))
+        left = slot["kind"] == FAREWELL
+        alive = not left and now <= slot["heard_s"] + silence_s(
+            slot["period_s"])
+        if alive and address != slot["address"]:
+            self.conflicts[node] = address, slot["address"]
+            return CONFLICT
+        if start == slot["start_us"] and (alive or left):
+            return self.late(place, slot, slot["sequence"] - sequence & U32)
+        if start < slot["start_us"] and alive:
+            return STALE
+        return STORED
+
+    def late(self, place, slot, behind):
+        """Note a message overtaken by newer ones; return its counter."""
+        bit = 1 << min(behind, WINDOW_BITS)
+        if slot["window"] & bit or bit > U64:
+            return REPEATED
+        slot["window"] |= bit
+        slot["received"] += 1
+        slot["lost"] = max(slot["lost"] - 1, 0)
+        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
+            *[slot[field] for field in [*SLOT_AT][1:]])
+        self.publish(place, SLOT_BODY.size)
+        return LATE
+
+    def number_of(self, address):
+        """Return the number of a node that does not know it, by address;
+        UNNUMBERED when it has none."""
+        first, last = self.iprange or (1, 0)
+        number = parse_address(address)
+        return number - first if first <= number <= last else UNNUMBERED
+
+    def make_room(self, node, size, now):
+        """Return whether the table has a slot for the message now."""
+        table = self.table
+        slots, slot_bytes = table.slots, table.slot_bytes
+        if now < self.space_due:
+            return False
+        while slots <= node + 1:
+            slots *= 2
+        while slot_bytes < SLOT_STRUCT.size + size:
+            slot_bytes *= 2
+        try:
+            table.make(min(slots, self.max_nodes + 1), slot_bytes)
+        except OSError as error:
+            self.space_due = now + SPACE_S
+            if not self.full:
+                self.log("%s: cannot grow: %s: known nodes are updated, new "
+                         "ones counted as no_space" % (table.path,
+                                                       error.strerror))
+            self.full = True
+            return False
+        self.full = False
+        self.log("%s: now %d slots of %d bytes" % (table.path, table.slots,
+                                                   table.slot_bytes))
+        return True
+
+    def note(self, node, kind, received):
+        """Keep the news that a message is for the next tick's log."""
+        if kind == FAREWELL:
+            news = "left"
+            self.silent.add(node)
+        else:
+            news = "up again" if received else "up"
+            self.silent.discard(node)
+        self.news.setdefault(news, set()).add(node)
+
+    def sweep(self, now):
+        """Find the nodes that fell silent since the last sweep."""
+        table = self.table
+        heard = struct.Struct("<8xd%dx" % (table.slot_bytes - 16))
+        for slot, (heard_s,) in enumerate(
+                heard.iter_unpack(table.view[TABLE_BYTES:])):
+            if 0 < heard_s < now - SILENT_S and slot - 1 not in self.silent:
+                state = dict(zip(STATE_AT, STATE.unpack_from(
+                    table.view, TABLE_BYTES + slot * table.slot_bytes)))
+                if now > heard_s + silence_s(state["period_s"]):
+                    self.silent.add(slot - 1)
+                    self.news.setdefault("down", set()).add(slot - 1)
+
+    def tick(self, now, drops):
+        """Do what is due once a second."""
+        table = self.table
+        self.wall_s = time.time() - time.monotonic()
+        self.sweep(now)
+        for news, nodes in sorted(self.news.items()):
+            self.log("%s: %s" % (news, format_nodes(nodes)))
+        self.news = {}
+        if self.conflicts and now >= self.conflict_due:
+            self.conflict_due = now + CONFLICT_S
+            self.log_conflicts()
+        received = sum(table.counts[STORED:KERNEL_DROPS])
+        table.messages_per_s = received - table.counts[RECEIVED]
+        table.counts[RECEIVED] = received
+        table.counts[KERNEL_DROPS] = drops
+        if not table.is_in_place():
+            self.replace()
+        table.write_header()
+
+    def log_conflicts(self):
+        """Log which numbers two addresses send."""
+        for node, pair in sorted(self.conflicts.items())[:CONFLICT_LINES]:
+            self.log("node %d: %s sends this number too; it belongs to %s "
+                     "until that is down" % (
+                         node, *map(socket.inet_ntoa, pair)))
+        if len(self.conflicts) > CONFLICT_LINES:
+            self.log("%d more nodes like this: %s" % (
+                len(self.conflicts) - CONFLICT_LINES,
+                format_nodes(self.conflicts)))
+        self.conflicts = {}
+
+    def replace(self):
+        """Put the table back where its path names another file or none.
+
+        Raises  StartError when that is another recvstats' table
+        """
+        table = self.table
+        fd, _ = table.find()
+        if fd is not None:
+            os.close(fd)
+        try:
+            table.make(table.slots, table.slot_bytes)
+            self.log("%s: was gone or another file, made anew" % table.path)
+        except OSError as error:
+            if not self.full:
+                self.log("%s: gone, and not to be made: %s"
+                         % (table.path, error.strerror))
+            self.full = True
+
+
+def debugging(accept, message, log):
+    """Return accept with a line of log for each datagram."""
+    def accept_and_tell(size, sender, now):
+        cause = accept(size, sender, now)
+        node, = struct.unpack_from("<i", message, HEADER_AT["node"])
+        log("%s:%d: node %d, %d bytes: %s"
+            % (*sender, node, size, CAUSES[cause]))
+        return cause
+    return accept_and_tell
+
+
+def drain(receive, buffer, accept, counts, now):
+    """Store what the socket holds; return how many datagrams, up to BATCH.
+
+    receive  the socket's recvfrom_into
+    accept   returns the counter that a datagram adds to
+    """
+    for done in range(BATCH):
+        try:
+            size, sender = receive(buffer)
+        except OSError:                 # none left
+            return done
+        counts[accept(size, sender, now)] += 1
+    return BATCH
+
+
+def run(args, receiver, sock, signals):
+    """Store messages until told to stop.
+
+    Datagrams gather while it naps: one wake-up serves them all.
+    """
+    accept, counts = receiver.accept, receiver.table.counts
+    if args.debug:
+        accept = debugging(accept, receiver.message, receiver.log)
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    poller.register(signals, select.POLLIN)
+    now = tick_due = time.monotonic()
+    while True:
+        ready = poller.poll(max(tick_due - now, 0) * 1000)
+        if any(fd == signals for fd, _ in ready):
+            return
+        time.sleep(NAP_S)
+        done = BATCH
+        while done == BATCH and now <= tick_due:
+            now = time.monotonic()
+            done = drain(sock.recvfrom_into, receiver.message, accept,
+                         counts, now)
+        now = time.monotonic()
+        if now >= tick_due:
+            receiver.tick(now, read_drops(sock))
+            tick_due = now + TICK_S
+
+
+def start(args, log):
+    """Return (receiver, socket), ready to run.
+
+    Raises  StartError, OSError
+    """
+    table = Table(args.table, args.nodes, args.port)
+    samples = table.adopt()
+    sock = open_socket(args.port)
+    slots = (args.nodes or NODES) + 1
+    if table.slots < slots:
+        table.make(slots, table.slot_bytes or FIRST_SLOT_BYTES)
+    receiver = Receiver(table, args, log)
+    receiver.sweep(time.monotonic())
+    receiver.news = {}                  # silent while nobody listened
+    size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    log("%s: port %d, %s: %d slots of %d bytes, %d samples taken over" % (
+        VERSION, args.port, args.table, table.slots, table.slot_bytes,
+        samples))
+    if size < BUFFER_BYTES:
+        log("receive buffer is %d bytes, not %d: run as root or raise "
+            "net.core.rmem_max" % (size, BUFFER_BYTES))
+    return receiver, sock
+
+
+# ---- command line ------------------------------------------------------
+
+EPILOG = """\
+examples:
+  recvstats.py                            listen on port 5545
+  recvstats.py -N 100                     nodes 0 to 99 are expected
+  recvstats.py --iprange 10.0.0.100-10.0.0.199
+                                          10.0.0.107 is node 7
+  recvstats.py -d -p 7000 --table /tmp/t  try it out
+"""
+
+
+def number_in(low, high, kind=float):
+    """Return argparse's check of a number between two others."""
+    def number(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                "%s is not between %s and %s" % (text, low, high))
+        return value
+    return number
+
+
+def address_range(text):
+    """Return (first, last) address of FIRST[-LAST] as whole numbers."""
+    first, dash, last = text.partition("-")
+    try:
+        first = parse_address(first)
+        last = parse_address(last) if dash else U32
+    except OSError:
+        raise argparse.ArgumentTypeError(
+            "%s is not FIRST[-LAST], two IPv4 addresses" % text)
+    if last < first:
+        raise argparse.ArgumentTypeError("%s: ends before it begins" % text)
+    return first, last
+
+
+def parse_args(argv):
+    """Return the options; argparse exits 2 on a usage error."""
+    parser = argparse.ArgumentParser(
+        prog="recvstats", epilog=EPILOG,
+        usage="recvstats.py [options]",
+        description="Store the statistics that nodes send in a shared table.",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26, width=79))
+    option = parser.add_argument
+    option("-p", "--port", type=number_in(1, 65535, int), default=PORT,
+           help="UDP port to listen on (default %(default)s)")
+    option("-N", "--nodes", type=number_in(0, MOST_NODES, int), default=0,
+           help="how many nodes, from 0, are expected; more are welcome")
+    option("-f", "--foreground", action="store_true",
+           help="stay in the foreground, log to stderr")
+    option("-d", "--debug", action="store_true",
+           help="stay in the foreground and log every message")
+    option("--table", default=TABLE, metavar="PATH",
+           help="shared table (default %(default)s)")
+    option("--iprange", type=address_range, metavar="FIRST[-LAST]",
+           help="number nodes that do not know their number by address: "
+           "FIRST is node 0")
+    option("--max-nodes", type=number_in(1, MOST_NODES, int),
+           default=MAX_NODES, metavar="NODES",
+           help="refuse higher node numbers (default %(default)s)")
+    option("--pid-file", metavar="FILE",
+           help="hold the process id in FILE while running")
+    option("-v", "--version", action="version",
+           version="recvstats " + VERSION)
+    args = parser.parse_args(argv)
+    if args.nodes > args.max_nodes:
+        parser.error("-N %d is more than --max-nodes %d"
+                     % (args.nodes, args.max_nodes))
+    args.table = os.path.abspath(args.table)
+    args.foreground = args.foreground or args.debug
+    return args
+
+
+def open_log(foreground):
+    """Return the function that logs a line."""
+    if foreground:
+        return lambda text: print("recvstats: " + text, file=sys.stderr,
+                                  flush=True)
+    syslog.openlog("recvstats", syslog.LOG_PID, syslog.LOG_DAEMON)
+    return lambda text: syslog.syslog(text)
+
+
+def main(argv=None):
+    """Return the exit status: 0 told to stop, 1 could not start."""
+    args = parse_args(argv)
+    try:
+        release = str if args.foreground else daemonize(None)
+        receiver, sock = start(args, open_log(args.foreground))
+        signals = open_signals(STOP)
+        if args.pid_file:
+            write_pid(args.pid_file)
+        try:
+            release()
+            run(args, receiver, sock, signals)
+            receiver.table.write_header(heartbeat_s=0.0)
+        finally:
+            if args.pid_file:
+                os.unlink(args.pid_file)
+    except (StartError, OSError) as error:
+        print("recvstats: %s" % error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
