@@ -1,0 +1,916 @@
+#!/usr/bin/env python3
+"""libbeostat - read the table of statistics that recvstats keeps
+
+    import libbeostat
+    with libbeostat.open() as cluster:
+        for node in cluster:
+            print(node.number, node.state, node.load.one)
+
+Source   the shared file named by the argument of open(), else by
+         $BEOSTAT_TABLE, else /dev/shm/beostat
+Raises   BeostatError, of which every other error here is a kind
+
+Reading takes no lock and never writes.  The original's C functions stand
+at the end, without their beostat_ prefix.
+"""
+
+import collections
+import os
+import re
+import stat
+import struct
+import time
+import zlib
+
+# ---- constants ---------------------------------------------------------
+
+VERSION = "1.0"
+TABLE = "/dev/shm/beostat"
+TRIES = 1000                    # to find a slot that nobody is writing
+LOOK_S = 0.1                    # between two looks for a newer table
+HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
+CHUNK_BYTES = 65536             # slots are read this many bytes at a time
+TIME_MOST_S = 1e12              # no clock and no value is beyond
+FULL = 10000                    # the busy share of a CPU that never idles
+CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
+CRC_BYTES = 4
+FLOAT = "%.7g"                  # what a 32-bit float can hold
+NODES_AT_MOST = 1000000         # a node list may name
+PREFIXES = "", ".", "n", "node"
+MASTER_NAMES = "master", "-1"
+ITEMS = re.compile(r"(?:\[[^][]*\]|[^,])+")     # of a list, at its commas
+ITEM = re.compile(r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])")
+
+# ---- layout: rows ------------------------------------------------------
+# A row is (fields, code, unit, meaning); each of its fields has the code.
+
+
+def layout(rows):
+    """Return (Struct, {field: byte offset}) of a table of fields."""
+    code, offset = "<", {}
+    for fields, field_code, _unit, _meaning in rows:
+        for field in fields.split():
+            offset[field] = struct.calcsize(code)
+            code += field_code
+    return struct.Struct(code), offset
+
+
+# ---- layout: header ----------------------------------------------------
+# A change of size or order here raises the last byte of MAGIC.
+
+MAGIC = b"BEO\x01"
+SAMPLE, FAREWELL, REQUEST = 1, 2, 3
+MASTER, UNNUMBERED = -1, -2
+HEADER = (
+    ("magic", "4s", "", "b'BEO' and the header's version, 1"),
+    ("length", "I", "bytes", "of the message, its CRC included"),
+    ("node", "i", "", "number; -1 the master, -2 to be told by address"),
+    ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
+    ("version", "H", "", "of the records that follow"),
+    ("start_us", "Q", "us", "when the agent started, since the epoch"),
+    ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
+    ("period_s", "f", "s", "between two samples"),
+    ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
+)
+
+# ---- layout: records ---------------------------------------------------
+# A change of size or order here raises RECORDS_VERSION.  A value that the
+# node does not know is ABSENT; an unknown text is empty.
+
+RECORDS_VERSION = 1
+ABSENT = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1, "f": -1.0}
+CLIPPED = 1                     # a flag: some interfaces did not fit
+HOST = (
+    ("hostname release", "64s", "", "node name, kernel release; uname(2)"),
+    ("machine", "16s", "", "hardware name; uname(2)"),
+)
+PROCESSOR = (
+    ("vendor", "16s", "", "vendor_id; /proc/cpuinfo"),
+    ("model", "64s", "", "model name; /proc/cpuinfo"),
+    ("mhz", "f", "MHz", "cpu MHz of the first CPU; /proc/cpuinfo"),
+    ("cache_kb", "I", "kB", "cache size; /proc/cpuinfo"),
+    ("bogomips", "f", "", "of the first CPU; /proc/cpuinfo"),
+    ("sockets cores", "H", "", "distinct physical ids, cores in them; "
+     "/proc/cpuinfo"),
+    ("ticks_per_s", "H", "Hz", "USER_HZ; sysconf(3)"),
+)
+KERNEL = (
+    ("boot_time_s", "Q", "s", "btime, since the epoch; /proc/stat"),
+    ("context_switches interrupts forks", "Q", "", "ctxt, intr, processes "
+     "since boot; /proc/stat"),
+    ("running blocked", "I", "", "procs_running less the agent itself, "
+     "procs_blocked; /proc/stat"),
+)
+CPU = (
+    ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "
+     "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q", "ticks",
+     "of all CPUs since boot; cpu line of /proc/stat"),
+    ("busy_fraction", "f", "", "0 to 1, over the last period"),
+)
+LOAD = (
+    ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
+    ("active total last_pid", "I", "", "processes running (less the agent "
+     "itself), processes, newest process id; /proc/loadavg"),
+)
+MEMORY = (
+    ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
+     "shared_bytes reclaimable_bytes swap_total_bytes swap_free_bytes",
+     "Q", "bytes", "MemTotal MemFree MemAvailable Buffers Cached Shmem "
+     "SReclaimable SwapTotal SwapFree; /proc/meminfo"),
+)
+DISK = (
+    ("block_bytes", "Q", "bytes", "size of a block of /; statvfs(3)"),
+    ("blocks free_blocks available_blocks", "Q", "blocks", "of /: all, "
+     "free, free to users; statvfs(3)"),
+    ("files free_files", "Q", "", "inodes of /; statvfs(3)"),
+    ("name_max", "I", "", "longest file name in /; statvfs(3)"),
+)
+NETWORK = (
+    ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "received and sent "
+     "over the last period, all interfaces but lo"),
+)
+AGENT = (
+    ("cost_us", "I", "us", "CPU time of the agent since its last sample"),
+    ("send_errors", "I", "", "messages that the kernel refused to send"),
+    ("skipped", "I", "", "samples left out because one overran"),
+    ("procstatd_port", "H", "", "TCP port of its procstatd, 0 none"),
+    ("flags", "H", "", "1 some interfaces did not fit in the message"),
+    ("cpus interfaces", "H", "", "records that follow: CPUs that are on "
+     "line, interfaces"),
+)
+NODE = HOST + PROCESSOR + KERNEL + CPU + LOAD + MEMORY + DISK + NETWORK + AGENT
+ONE_CPU = (
+    ("id", "H", "", "CPU number; /proc/stat"),
+    ("busy", "H", "1/10000", "share of the last period"),
+    ("user_ticks nice_ticks system_ticks idle_ticks", "I", "ticks",
+     "since boot, they wrap; irq, softirq and steal are in system, iowait "
+     "in idle; /proc/stat"),
+)
+INTERFACE = (
+    ("name", "16s", "", "of the interface; /proc/net/dev"),
+    ("rx_bytes rx_packets", "Q", "", "received; /proc/net/dev"),
+    ("rx_errors rx_dropped rx_fifo rx_frame rx_compressed rx_multicast",
+     "I", "", "receive columns, they wrap; /proc/net/dev"),
+    ("tx_bytes tx_packets", "Q", "", "sent; /proc/net/dev"),
+    ("tx_errors tx_dropped tx_fifo tx_collisions tx_carrier tx_compressed",
+     "I", "", "transmit columns, they wrap; /proc/net/dev"),
+    ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "over the last "
+     "period"),
+)
+
+# ---- layout: table -----------------------------------------------------
+# One header, padded to TABLE_BYTES, then the slots: node n has slot n + 1.
+# A slot is a SLOT record and the node's last message.  A change of size or
+# order here raises TABLE_VERSION.
+
+TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
+TABLE_BYTES = 4096
+SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
+STATUS = (
+    ("magic", "8s", "", "b'BEOTABLE'"),
+    ("word", "Q", "", "odd while the header is being written"),
+    ("version", "I", "", "of this layout, 1"),
+    ("retired", "I", "", "1: a newer file has taken this one's place"),
+    ("slot_bytes", "I", "bytes", "size of a slot"),
+    ("slots", "I", "", "slots in the file"),
+    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
+    ("pid", "I", "", "process id of recvstats"),
+    ("port", "I", "", "UDP port it listens on"),
+    ("messages_per_s", "I", "", "datagrams in the last second"),
+    ("start_time_s", "d", "s", "its start, since the epoch"),
+    ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
+    ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
+)
+COUNTERS = (
+    ("received", "Q", "", "datagrams received since the start"),
+    ("stored", "Q", "", "samples and farewells stored"),
+    ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
+    ("repeated", "Q", "", "arrived before; dropped"),
+    ("stale", "Q", "", "from an earlier start of the agent; dropped"),
+    ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
+    ("short", "Q", "", "cut off, or shorter than any message; dropped"),
+    ("long", "Q", "", "with bytes behind the message; dropped"),
+    ("magic_wrong", "Q", "", "not a message of ours; dropped"),
+    ("version_wrong", "Q", "", "with a header of another version; dropped"),
+    ("crc_wrong", "Q", "", "damaged on the way; dropped"),
+    ("header_wrong", "Q", "", "of no known kind or period; dropped"),
+    ("number_wrong", "Q", "", "node number not from -1 to --max-nodes less "
+     "1; dropped"),
+    ("unnumbered", "Q", "", "node number -2, and the sender's address not "
+     "in --iprange; dropped"),
+    ("no_space", "Q", "", "no room in the file system for its slot; "
+     "dropped"),
+    ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
+     "its receive buffer was full; SO_MEMINFO"),
+)
+TABLE_HEADER = STATUS + COUNTERS + (
+    ("crc", "I", "", "CRC-32 of the fields above, their word as 0"),
+)
+SLOT = (
+    ("word", "Q", "", "odd exactly while the slot is being written"),
+    ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
+    ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
+    ("window", "Q", "", "bit n: the message n before the last one came"),
+    ("received", "Q", "", "messages received from the node"),
+    ("lost", "Q", "", "messages that the node sent and that never came"),
+    ("address", "4s", "", "IPv4 address of the sender"),
+    ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
+    ("restarts", "I", "", "starts of the agent after the first one seen"),
+    ("port", "H", "", "UDP port of the sender"),
+    ("flags", "H", "", "0"),
+)
+
+# ---- parse -------------------------------------------------------------
+
+
+class BeostatError(Exception):
+    """Base of all errors of this library."""
+
+
+class NoTable(BeostatError):
+    """There is no table at the path, or it may not be read."""
+
+
+class NotATable(BeostatError):
+    """The file at the path is no table, or a damaged one."""
+
+
+class OtherVersion(BeostatError):
+    """The table or the sample is of another version than this library."""
+
+
+class NoSuchNode(BeostatError):
+    """The table has no such node, or the node no such CPU."""
+
+
+class NeverHeard(NoSuchNode):
+    """The node is expected, and recvstats never heard from it."""
+
+
+class BadSample(BeostatError):
+    """The node's sample is damaged, or says what cannot be."""
+
+
+class SampleChanging(BeostatError):
+    """The sample was being written at each of many tries."""
+
+
+class BadNodeList(BeostatError):
+    """The text is no list of nodes."""
+
+
+def expand_span(text):
+    """Return the numbers of `8` or `07-10` as written, zeros kept.
+
+    Raises  BadNodeList
+    """
+    first, dash, last = text.strip().partition("-")
+    last = last if dash else first
+    if not (first.isdigit() and last.isdigit()):
+        raise BadNodeList("%r is no number and no range" % text)
+    if not int(first) <= int(last) < int(first) + NODES_AT_MOST:
+        raise BadNodeList("%s ends before it begins, or is too long" % text)
+    width = len(first) if first[0] == "0" else 1
+    return ["%0*d" % (width, number)
+            for number in range(int(first), int(last) + 1)]
+
+
+def expand_nodes(text):
+    """Return the names that a list of nodes stands for, zeros kept.
+
+    text    as in `0-3,8,n[007-010],.4,master`
+    Raises  BadNodeList
+    """
+    names = []
+    for item in map(str.strip, ITEMS.findall(text)):
+        found = ITEM.fullmatch(item)
+        if item in MASTER_NAMES:
+            names.append(item)
+        elif not found:
+            raise BadNodeList("%r is no node and no list of nodes" % item)
+        else:
+            prefix, span, spans = found.groups()
+            for span in (span or spans).split(","):
+                names += [prefix + digits for digits in expand_span(span)]
+        if len(names) > NODES_AT_MOST:
+            raise BadNodeList("%s: too many nodes" % text)
+    if not names:
+        raise BadNodeList("%r names no node" % text)
+    return names
+
+
+def parse_nodes(text):
+    """Return the node numbers of a list, each once, -1 for the master.
+
+    text    as in `0-3,8,n[10-12],.4,master`
+    Raises  BadNodeList
+    """
+    nodes = []
+    for name in expand_nodes(text):
+        prefix, digits = split_digits(name)
+        if name in MASTER_NAMES:
+            nodes.append(MASTER)
+        elif prefix in PREFIXES:
+            nodes.append(int(digits))
+        else:
+            raise BadNodeList("%r is no node number" % name)
+    return list(dict.fromkeys(nodes))
+
+
+def split_digits(name):
+    """Return (prefix, digits at the end) of a name."""
+    prefix = name.rstrip("0123456789")
+    return prefix, name[len(prefix):]
+
+
+# ---- format ------------------------------------------------------------
+
+
+def fold_spans(numbers):
+    """Return [(first, last)] of numbers as they are written.
+
+    A span stands for its numbers printed with the width of a first one
+    that begins with 0, so that no zero is lost or invented.
+    """
+    spans, open_spans = [], {}          # by width
+    for digits in sorted(set(numbers), key=lambda digits: (int(digits),
+                                                            digits)):
+        for width, span in open_spans.items():
+            if (int(digits) == int(span[1]) + 1
+                    and digits == "%0*d" % (width, int(digits))):
+                span[1] = digits
+                break
+        else:
+            span = [digits, digits]
+            open_spans[len(digits) if digits[0] == "0" else 1] = span
+            spans.append(span)
+    return spans
+
+
+def fold_nodes(nodes):
+    """Return a folded list of nodes, `n[0-3,8]`, that expands to them.
+
+    nodes   numbers (they get the prefix n, -1 is `master`) or names
+    """
+    folded, prefixes = [], {}
+    for node in nodes:
+        if node in (MASTER,) + MASTER_NAMES:
+            folded = [MASTER_NAMES[0]]
+        elif isinstance(node, int):
+            prefixes.setdefault("n", []).append("%d" % node)
+        else:
+            prefix, digits = split_digits(node)
+            prefixes.setdefault(prefix, []).append(digits)
+    for prefix, numbers in prefixes.items():
+        spans = [first if first == last else "%s-%s" % (first, last)
+                 for first, last in fold_spans(filter(None, numbers))]
+        if "" in numbers:
+            folded.append(prefix)
+        if len(spans) == 1 and "-" not in spans[0]:
+            folded.append(prefix + spans[0])
+        elif spans:
+            folded.append("%s[%s]" % (prefix, ",".join(spans)))
+    return ",".join(folded)
+
+
+def record(name, rows):
+    """Return a namedtuple class of a table of fields, documented by it."""
+    fields = " ".join(fields for fields, *_ in rows)
+    made = collections.namedtuple(name, fields)
+    made.__doc__ = "\n".join("%s  %s (%s)" % (fields, meaning, unit or "-")
+                             for fields, _code, unit, meaning in rows)
+    return made
+
+
+def unknown(rows):
+    """Return the absent value of each field of a table, in order."""
+    return [ABSENT.get(code) for fields, code, *_ in rows
+            for _ in fields.split()]
+
+
+HEADER_STRUCT, HEADER_AT = layout(HEADER)
+TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
+SLOT_STRUCT, SLOT_AT = layout(SLOT)
+STATE, _ = layout(SLOT + HEADER)
+NODE_STRUCT, NODE_AT = layout(NODE)
+CPU_STRUCT, _ = layout(ONE_CPU)
+INTERFACE_STRUCT, _ = layout(INTERFACE)
+WORD_BYTES, SIZE_AT = 8, SLOT_AT["message_bytes"]
+MESSAGE_AT = SLOT_STRUCT.size
+LENGTH, LENGTH_AT = struct.Struct("<I"), MESSAGE_AT + HEADER_AT["length"]
+VERSION_AT = HEADER_AT["version"]
+BODY = HEADER_STRUCT.size
+COUNTS = struct.Struct("<HH")                       # cpus, interfaces
+COUNTS_AT = BODY + NODE_AT["cpus"]
+TEXTS_END = BODY + NODE_AT["mhz"]                   # texts come first
+CPUS_AT = BODY + NODE_STRUCT.size
+FLOATS = struct.Struct("<" + "".join(               # all fields but floats
+    "f" if code == "f" else "%dx" % struct.calcsize("<" + code)
+    for fields, code, *_ in NODE for _ in fields.split()))
+# For one record of many: its busy share, its name.
+BUSY_CODE = "2xH%dx" % (CPU_STRUCT.size - 4)
+NAME_CODE = "16s%dx" % (INTERFACE_STRUCT.size - 16)
+
+Host = record("Host", HOST)
+Processor = record("Processor", PROCESSOR)
+Kernel = record("Kernel", KERNEL)
+Cpu = record("Cpu", CPU)
+Load = record("Load", LOAD)
+Memory = record("Memory", MEMORY)
+Disk = record("Disk", DISK)
+Network = record("Network", NETWORK)
+Agent = record("Agent", AGENT)
+OneCpu = record("OneCpu", (
+    ("id", "", "", "CPU number"),
+    ("busy_fraction", "", "", "0 to 1, of the last period")) + ONE_CPU[2:])
+Interface = record("Interface", INTERFACE)
+Status = record("Status", (
+    ("running", "", "", "whether recvstats is at work"),)
+    + STATUS[2:] + COUNTERS)
+
+PARTS, _rows = {}, ()           # {attribute: (class, Struct, offset, absent)}
+for _made, _part in (
+        (Host, HOST), (Processor, PROCESSOR), (Kernel, KERNEL), (Cpu, CPU),
+        (Load, LOAD), (Memory, MEMORY), (Disk, DISK), (Network, NETWORK),
+        (Agent, AGENT)):
+    PARTS[_made.__name__.lower()] = (
+        _made, layout(_part)[0], BODY + layout(_rows)[0].size, unknown(_part))
+    _rows += _part
+
+
+def unpack_text(data):
+    """Return the text of a field padded with zeros."""
+    return data.rstrip(b"\0").decode()
+
+
+def check(message, time_s):
+    """See that a message whose CRC is right says what can be.
+
+    time_s  of its header
+
+    Raises  BadSample, OtherVersion
+    """
+    version = message[VERSION_AT] + 256 * message[VERSION_AT + 1]
+    if version != RECORDS_VERSION:
+        raise OtherVersion("sample of version %d, this libbeostat knows %d: "
+                           "update the older" % (version, RECORDS_VERSION))
+    if len(message) < CPUS_AT + CRC_BYTES:
+        raise BadSample("sample is cut off")
+    cpus, interfaces = COUNTS.unpack_from(message, COUNTS_AT)
+    interfaces_at = CPUS_AT + cpus * CPU_STRUCT.size
+    if len(message) != (interfaces_at + interfaces * INTERFACE_STRUCT.size
+                        + CRC_BYTES):
+        raise BadSample("sample does not hold the records it counts")
+    floats = FLOATS.unpack_from(message, BODY) + (time_s,)
+    if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
+            value >= 0 or value == ABSENT["f"] for value in floats))):
+        raise BadSample("sample with a number that is none")
+    busy = struct.unpack_from("<" + BUSY_CODE * cpus, message, CPUS_AT)
+    if cpus and max(busy) > FULL:
+        raise BadSample("sample with a CPU that is over 100 % busy")
+    names = struct.unpack_from("<" + NAME_CODE * interfaces, message,
+                               interfaces_at)
+    try:
+        message[BODY:TEXTS_END].decode()
+        b"".join(names).decode()
+    except UnicodeDecodeError:
+        raise BadSample("sample with a name that is not UTF-8")
+
+
+class Node:
+    """One node's last sample.
+
+    number, state       -1 the master; up, down, left
+    age_s               since the master heard it
+    heard_time_s        when that was, since the epoch, master's clock
+    time_s, start_time_s  of the sample, of the agent's start, node's clock
+    period_s, sequence  between samples; this one's number
+    address, port       of the sender
+    received, lost, restarts  messages that came and did not, agent starts
+    host, processor, kernel, cpu, load, memory, disk, network, agent
+                        records of the kinds Host, Processor ...; a value
+                        that the node does not know is None
+    cpus, interfaces    lists of OneCpu and Interface
+    """
+
+    def __init__(self, number, slot, now):
+        (_, heard_s, self.heard_time_s, _, self.received, self.lost, address,
+         _, self.restarts, self.port, _, _, length, _, kind, _, start_us,
+         self.sequence, self.period_s, self.time_s) = STATE.unpack_from(slot)
+        self.number = number
+        self.period_s = float(FLOAT % self.period_s)
+        self.message = slot[SLOT_STRUCT.size:SLOT_STRUCT.size + length]
+        self.age_s = max(now - heard_s, 0.0)
+        self.address = "%d.%d.%d.%d" % tuple(address)
+        self.start_time_s = start_us / 1e6
+        silence_s = max(SILENT_S, SILENT_PERIODS * self.period_s)
+        self.state = ("left" if kind == FAREWELL else
+                      "down" if self.age_s > silence_s else "up")
+
+    def __getattr__(self, name):
+        """Unpack a record when it is first asked for."""
+        if name in PARTS:
+            made, struct_, offset, absent = PARTS[name]
+            values = struct_.unpack_from(self.message, offset)
+            value = made(*[
+                None if value == unknown
+                else float(FLOAT % value) if isinstance(value, float)
+                else unpack_text(value) if isinstance(value, bytes)
+                else value for value, unknown in zip(values, absent)])
+        elif name == "cpus":
+            value = [OneCpu(cpu, busy / FULL, *ticks) for cpu, busy, *ticks
+                     in CPU_STRUCT.iter_unpack(self.records()[0])]
+        elif name == "interfaces":
+            value = [Interface(unpack_text(name), *values) for name, *values
+                     in INTERFACE_STRUCT.iter_unpack(self.records()[1])]
+        else:
+            raise AttributeError("a node has no " + name)
+        setattr(self, name, value)
+        return value
+
+    def records(self):
+        """Return the bytes of the CPU and of the interface records."""
+        cpus, _ = COUNTS.unpack_from(self.message, COUNTS_AT)
+        middle = CPUS_AT + cpus * CPU_STRUCT.size
+        return (self.message[CPUS_AT:middle],
+                self.message[middle:-CRC_BYTES])
+
+
+# ---- files and sockets -------------------------------------------------
+
+
+def open(path=None):
+    """Return the Cluster of a table.
+
+    path    default $BEOSTAT_TABLE, else /dev/shm/beostat
+    Raises  NoTable, NotATable, OtherVersion
+    """
+    return Cluster(path or os.environ.get("BEOSTAT_TABLE") or TABLE)
+
+
+class Cluster:
+    """The nodes of a table; every access reads it anew.
+
+    for node in cluster     each node heard of, as one whole sample
+    cluster[7]              one node; the same as cluster.node(7)
+    7 in cluster            whether it was heard
+    len(cluster)            how many were
+    refused                 {number: error} of the last iteration: nodes
+                            it left out, because of what they sent
+    """
+
+    def __init__(self, path):
+        self.path, self.fd, self.refused = path, None, {}
+        self.reopen()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+    def close(self):
+        """Close the table."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def reopen(self):
+        """Open the file that the path names now.
+
+        Raises  NoTable, NotATable, OtherVersion; the file that was open
+                stays so
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK
+                         | os.O_CLOEXEC)
+        except OSError as error:
+            raise NoTable("%s: %s" % (self.path, error.strerror))
+        try:
+            header, found = read_header(fd, self.path), os.fstat(fd)
+            size = TABLE_BYTES + header["slots"] * header["slot_bytes"]
+            if not stat.S_ISREG(found.st_mode) or found.st_size < size:
+                raise NotATable("%s: cut off" % self.path)
+            if header["slot_bytes"] < MESSAGE_AT + CPUS_AT:
+                raise NotATable("%s: slots too small" % self.path)
+        except BeostatError:
+            os.close(fd)
+            raise
+        self.close()
+        self.fd = fd
+        self.slots, self.slot_bytes = header["slots"], header["slot_bytes"]
+        self.look_due = time.monotonic() + LOOK_S
+
+    def look(self, now):
+        """Follow the path when recvstats has made a larger table.
+
+        A path that names nothing good leaves the old one in use: its
+        nodes grow old in plain sight.
+        """
+        self.look_due = now + LOOK_S
+        header = read_header(self.fd, self.path)
+        if header["retired"] or now - header["heartbeat_s"] > HEARTBEAT_S:
+            try:
+                if not os.path.samestat(os.stat(self.path),
+                                        os.fstat(self.fd)):
+                    self.reopen()
+            except (OSError, BeostatError):
+                pass
+
+    @property
+    def status(self):
+        """recvstats' own state, a Status."""
+        self.look(time.monotonic())
+        header = read_header(self.fd, self.path)
+        age_s = time.monotonic() - header["heartbeat_s"]
+        return Status(age_s <= HEARTBEAT_S,
+                      *[header[field] for field in Status._fields[1:]])
+
+    def is_whole(self, slot, number):
+        """Return whether the bytes of a slot are one whole sample.
+
+        They are when nobody wrote meanwhile and the CRC is right.  A word
+        left odd by a writer that was killed does not matter then.
+        """
+        place = TABLE_BYTES + (number + 1) * self.slot_bytes
+        length, = LENGTH.unpack_from(slot, LENGTH_AT)
+        return (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
+                and BODY + CRC_BYTES <= length <= len(slot) - MESSAGE_AT
+                and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
+                == CRC_RESIDUE)
+
+    def read_slot(self, number):
+        """Return the bytes of a slot that holds a whole sample.
+
+        Raises  NoSuchNode, NeverHeard, BadSample, SampleChanging
+        """
+        if not MASTER <= number < self.slots - 1:
+            raise NoSuchNode("node %d: not in the table" % number)
+        place = TABLE_BYTES + (number + 1) * self.slot_bytes
+        last = None
+        for _ in range(TRIES):
+            slot = self.read(self.slot_bytes, place)
+            if slot[SIZE_AT:SIZE_AT + 4] == bytes(4):
+                raise NeverHeard("node %d: never heard" % number)
+            if self.is_whole(slot, number):
+                return slot
+            if slot == last:
+                raise BadSample("node %d: damaged in the table" % number)
+            last = slot
+        raise SampleChanging("node %d: sample kept changing" % number)
+
+    def read(self, size, place):
+        """Return size bytes of the file.
+
+        Raises  NotATable when it ends before
+        """
+        data = os.pread(self.fd, size, place)
+        if len(data) < size:
+            raise NotATable("%s: cut off" % self.path)
+        return data
+
+    def slots_in_use(self):
+        """Yield (number, bytes) of the slots of nodes that were heard.
+
+        A chunk of them is read at a time; is_whole() tells whether one
+        has changed since.
+        """
+        number = MASTER
+        while number < self.slots - 1:
+            size = self.slot_bytes
+            many = min(max(CHUNK_BYTES // size, 1), self.slots - 1 - number)
+            chunk = self.read(many * size, TABLE_BYTES + (number + 1) * size)
+            for start in range(0, many * size, size):
+                if chunk[start + SIZE_AT:start + SIZE_AT + 4] != bytes(4):
+                    yield number, chunk[start:start + size]
+                number += 1
+
+    def __iter__(self):
+        self.look(time.monotonic())
+        self.refused = {}
+        for number, slot in self.slots_in_use():
+            try:
+                if not self.is_whole(slot, number):
+                    slot = self.read_slot(number)
+                node = Node(number, slot, time.monotonic())
+                check(node.message, node.time_s)
+            except BeostatError as error:
+                self.refused[number] = error
+            else:
+                yield node
+
+    def node(self, number):
+        """Return one Node.
+
+        Raises  NoSuchNode, NeverHeard, BadSample, OtherVersion,
+                SampleChanging
+        """
+        now = time.monotonic()
+        if now >= self.look_due or number >= self.slots - 1:
+            self.look(now)
+        node = Node(number, self.read_slot(number), time.monotonic())
+        check(node.message, node.time_s)
+        return node
+
+    __getitem__ = node
+
+    def __contains__(self, number):
+        try:
+            self.node(number)
+        except NoSuchNode:
+            return False
+        return True
+
+    def __len__(self):
+        self.look(time.monotonic())
+        return sum(1 for _ in self.slots_in_use())
+
+    def never(self):
+        """Return the numbers of nodes that are expected and were never
+        heard."""
+        heard = {number for number, _ in self.slots_in_use()}
+        return [number for number in range(self.status.expected)
+                if number not in heard]
+
+
+def read_header(fd, path):
+    """Return {field: value} of a table's header.
+
+    Raises  NotATable, OtherVersion
+    """
+    for _ in range(TRIES):
+        try:
+            data = os.pread(fd, TABLE_STRUCT.size, 0)
+        except OSError as error:
+            raise NotATable("%s: %s" % (path, error.strerror))
+        if not data.startswith(TABLE_MAGIC) or len(data) < TABLE_STRUCT.size:
+            raise NotATable("%s: not a table of recvstats" % path)
+        header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
+        if header["version"] != TABLE_VERSION:
+            raise OtherVersion("%s: table of version %d, this libbeostat "
+                               "knows %d: update the older" % (
+                                   path, header["version"], TABLE_VERSION))
+        if zlib.crc32(data[:8] + bytes(WORD_BYTES) + data[16:]) == CRC_RESIDUE:
+            return header
+    raise NotATable("%s: damaged header" % path)
+
+
+# The original's C functions.  They use the table that open() finds, opened
+# when first needed, and raise a BeostatError where C returned -1.
+
+StatCpu = collections.namedtuple("StatCpu", "user system nice idle")
+LoadAvg = collections.namedtuple(
+    "LoadAvg", "load num_active_procs total_procs last_pid")
+MemUsage = collections.namedtuple("MemUsage", "used free")
+MemInfo = collections.namedtuple("MemInfo", "mem swap shared buffers cached")
+NetStat = collections.namedtuple(
+    "NetStat", "bytes packets errs drop fifo compressed")
+NetDev = collections.namedtuple(
+    "NetDev", "name recv frame multicast trans colls carrier")
+Statfs = collections.namedtuple(
+    "Statfs", "f_bsize f_blocks f_bfree f_bavail f_files f_ffree f_namelen")
+DiskUsage = collections.namedtuple("DiskUsage", "max curr")
+NodeTime = collections.namedtuple("NodeTime", "time")
+first_use = []                  # holds the Cluster, once there is one
+
+
+def cluster():
+    """Return the Cluster that the functions below read."""
+    if not first_use:
+        first_use.append(open())
+    return first_use[0]
+
+
+def find_cpu(node, cpu):
+    """Return a node's OneCpu.
+
+    Raises  NoSuchNode
+    """
+    for one in cluster().node(node).cpus:
+        if one.id == cpu:
+            return one
+    raise NoSuchNode("node %d: has no CPU %d on line" % (node, cpu))
+
+
+def get_MHz(node):
+    """Return the clock of the node's first CPU in MHz, None unknown."""
+    return cluster().node(node).processor.mhz
+
+
+def get_cpu_percent(node, cpu):
+    """Return a CPU's use in the last period, 0.0 to 1.0."""
+    return find_cpu(node, cpu).busy_fraction
+
+
+def get_stat_cpu(node, cpu):
+    """Return the StatCpu of a CPU: ticks since boot, they wrap at 2**32."""
+    one = find_cpu(node, cpu)
+    return StatCpu(one.user_ticks, one.system_ticks, one.nice_ticks,
+                   one.idle_ticks)
+
+
+def get_loadavg(node):
+    """Return the LoadAvg; load is the means of 1, 5 and 15 minutes."""
+    load = cluster().node(node).load
+    return LoadAvg(load[:3], *load[3:])
+
+
+def get_meminfo(node):
+    """Return the MemInfo, all in bytes; used is all that is not free."""
+    memory = cluster().node(node).memory
+    return MemInfo(
+        MemUsage(less(memory.total_bytes, memory.free_bytes),
+                 memory.free_bytes),
+        MemUsage(less(memory.swap_total_bytes, memory.swap_free_bytes),
+                 memory.swap_free_bytes),
+        memory.shared_bytes, memory.buffers_bytes, memory.cached_bytes)
+
+
+def less(total, part):
+    """Return total less part, None when one is unknown."""
+    return None if None in (total, part) else total - part
+
+
+def get_net_dev(node):
+    """Return a NetDev for each interface: counts since boot."""
+    return [NetDev(
+        one.name,
+        NetStat(one.rx_bytes, one.rx_packets, one.rx_errors, one.rx_dropped,
+                one.rx_fifo, one.rx_compressed),
+        one.rx_frame, one.rx_multicast,
+        NetStat(one.tx_bytes, one.tx_packets, one.tx_errors, one.tx_dropped,
+                one.tx_fifo, one.tx_compressed),
+        one.tx_collisions, one.tx_carrier)
+        for one in cluster().node(node).interfaces]
+
+
+def get_net_rate(node):
+    """Return bytes a second, received and sent, all interfaces but lo."""
+    network = cluster().node(node).network
+    return None if None in network else sum(network)
+
+
+def get_statfs_p(node):
+    """Return the Statfs of /; blocks are of f_bsize bytes."""
+    return Statfs(*cluster().node(node).disk)
+
+
+def get_disk_usage(node):
+    """Return the DiskUsage of /: its size and what is used, in bytes."""
+    disk = cluster().node(node).disk
+    return DiskUsage(disk.blocks * disk.block_bytes,
+                     (disk.blocks - disk.free_blocks) * disk.block_bytes)
+
+
+def get_time(node):
+    """Return the NodeTime of the sample: s since the epoch, its clock."""
+    return NodeTime(int(cluster().node(node).time_s))
+
+
+def get_name(node):
+    """Return the node's host name."""
+    return cluster().node(node).host.hostname
+
+
+def get_cpu_count(node):
+    """Return how many CPUs the node has on line."""
+    return cluster().node(node).agent.cpus
+
+
+def count_idle_cpus(threshold):
+    """Return how many CPUs of the nodes that are up are used less."""
+    return sum(count_idle_cpus_on_node(node, threshold)
+               for node in get_avail_nodes())
+
+
+def count_idle_cpus_on_node(node, threshold):
+    """Return how many CPUs of a node are used less than threshold."""
+    return sum(one.busy_fraction < threshold
+               for one in cluster().node(node).cpus)
+
+
+def is_node_available(node, uid=None, gids=()):
+    """Return whether the node is up; no user is refused a node here."""
+    try:
+        return cluster().node(node).state == "up"
+    except BeostatError:
+        return False
+
+
+def get_avail_nodes():
+    """Return the numbers of the nodes that are up, without the master."""
+    return [node.number for node in cluster()
+            if node.state == "up" and node.number != MASTER]
+
+
+def get_last_multicast():
+    """Return when recvstats last sent a request, s since the epoch."""
+    return cluster().status.request_time_s
+
+
+def set_last_multicast(time_s):
+    """Raise BeostatError: readers do not write; recvstats notes it."""
+    raise BeostatError("set_last_multicast: only recvstats writes the table")
