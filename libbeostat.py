@@ -105,7 +105,9 @@ CPU = (
     ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "
      "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q", "ticks",
      "of all CPUs since boot; cpu line of /proc/stat"),
-    ("busy_fraction", "f", "", "0 to 1, over the last period"),
+    ("busy_fraction user_fraction nice_fraction system_fraction "
+     "iowait_fraction", "f", "", "0 to 1, over the last period; busy is "
+     "user, nice and system"),
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),

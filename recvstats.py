@@ -539,6 +539,8 @@ class Receiver:
         may take its place, else the counter it adds to."""
         slot = dict(zip(STATE_AT, STATE.unpack_from(
             self.table.view, place)))
+        if not slot["message_bytes"]:
+            return STORED
         left = slot["kind"] == FAREWELL
         alive = not left and now <= slot["heard_s"] + silence_s(
             slot["period_s"])

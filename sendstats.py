@@ -122,7 +122,9 @@ CPU = (
     ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "
      "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q", "ticks",
      "of all CPUs since boot; cpu line of /proc/stat"),
-    ("busy_fraction", "f", "", "0 to 1, over the last period"),
+    ("busy_fraction user_fraction nice_fraction system_fraction "
+     "iowait_fraction", "f", "", "0 to 1, over the last period; busy is "
+     "user, nice and system"),
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
@@ -296,6 +298,20 @@ def busy_shares(counters, before, period_ticks):
     return shares
 
 
+def split_shares(busy, sums, before):
+    """Return fractions [busy, user, nice, system, iowait] of a period.
+
+    sums, before  the ten tick counters of all CPUs, now and a period ago
+    """
+    grown = [max(now - then, 0) for now, then in zip(sums, before or sums)]
+    user, nice, system, idle, iowait, irq, softirq, steal = grown[:8]
+    used = user, nice, system + irq + softirq + steal
+    waiting = (ABSENT["f"] if sums[4] == ABSENT["Q"]
+               else (1 - busy) * iowait / (idle + iowait or 1))
+    return ([busy] + [busy * ticks / (sum(used) or 1) for ticks in used]
+            + [waiting])
+
+
 def parse_net_dev(text):
     """Return [(interface name, its 16 columns)].
 
@@ -448,7 +464,7 @@ class Sampler:
         self.cost_s = time.process_time()
         self.identity = b""
         self.identity_due = self.taken = 0.0
-        self.cpu_ids, self.cpu_counters = [], []
+        self.cpu_ids, self.cpu_counters, self.cpu_sums = [], [], None
         self.net_bytes = {}
         self.take(SAMPLE)               # so that the first rates are real
         self.sequence = 0
@@ -497,8 +513,10 @@ class Sampler:
         self.cpu_ids, self.cpu_counters = ids, counters
         sums = [column[0] for column in columns[1:11]]
         sums += [ABSENT["Q"]] * (10 - len(sums))
+        fractions = split_shares(shares[0] / FULL, sums, self.cpu_sums)
+        self.cpu_sums = sums
         some = slice(1, MOST_CPUS + 1)
-        return sums + [shares[0] / FULL], pack_cpus(
+        return sums + fractions, pack_cpus(
             ids[some], shares[some], tuple(column[some] for column in ticks))
 
     def take_interfaces(self, interfaces, elapsed_s):

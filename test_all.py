@@ -7,14 +7,19 @@ table in a temporary folder, and ends what it started.
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
+import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 import zlib
@@ -223,7 +228,7 @@ CPU part\t: 0xd0c
 CPU revision\t: 1
 
 """ % cpu for cpu in range(4)),
-    "meminfo": EPYC["meminfo"].replace("24684092", "16384000"),
+    "meminfo": EPYC["meminfo"].replace("24684092", "32768000"),
     "loadavg": "3.99 4.01 4.05 5/312 99121\n",
     "net/dev": EPYC["net/dev"].replace("  eth0:", "enP2p1s0:"),
     "stat": """\
@@ -390,7 +395,9 @@ def running(tmp_path):
 @pytest.fixture
 def receiver(tmp_path):
     """A Receiver on a table of its own, without a socket."""
-    return new_receiver(tmp_path)
+    receiver = new_receiver(tmp_path)
+    yield receiver
+    close(receiver)
 
 
 def new_receiver(folder, *options):
@@ -456,7 +463,76 @@ def sample_of(folder, files, later=None):
     if later:
         write_proc(folder, later)
         sampler.taken = time.monotonic() - 1.0
-    return decode(sampler.take(sendstats.SAMPLE))
+    return decode(last_sample(sampler))
+
+
+def last_sample(sampler):
+    """Return the message of a sample, after which no file is open."""
+    data = sampler.take(sendstats.SAMPLE)
+    for fd in sampler.files.values():
+        os.close(fd)
+    return data
+
+
+EVIL = '\x1b[31m"<&>\\\n\u202e\x9b'
+SEVEN = (
+    # number, files, fields of NODE that differ
+    (0, EPYC, dict(hostname=b"n0", one=0.25, active=1, cost_us=331)),
+    (1, XEON, dict(hostname=b"n1", busy_fraction=.9, user_fraction=.8,
+                   system_fraction=.1, rx_bytes_per_s=123456789,
+                   tx_bytes_per_s=999, cost_us=412)),
+    (2, I686, dict(hostname=b"n2")),
+    (3, ARM64, dict(hostname=b"n3", busy_fraction=.5)),
+    (4, WIDE, dict(hostname=b"n4", busy_fraction=1.0, cost_us=2120)),
+    (5, CONTAINER, dict(hostname=b"n5")),
+    (6, EPYC, dict(hostname=EVIL.encode(), one=2.75, active=3)),
+)
+FIXED = dict(release=b"6.1.0", machine=b"x86_64", cost_us=350, send_errors=0,
+             block_bytes=4096, blocks=1000000, free_blocks=400000,
+             available_blocks=350000, files=65536, free_files=60000,
+             name_max=255, busy_fraction=.125, user_fraction=.1,
+             nice_fraction=0., system_fraction=.025, iowait_fraction=.05)
+
+
+def body_of(folder, texts, **fields):
+    """Return a message body of a machine, with some fields of NODE set."""
+    sampler = sendstats.Sampler(write_proc(folder, texts), 0, 1.0)
+    body = last_sample(sampler)[40:-4]
+    names = sendstats.layout(sendstats.NODE)[1]
+    values = dict(zip(names, sendstats.NODE_STRUCT.unpack(body[:566])))
+    values.update(fields)
+    return sendstats.NODE_STRUCT.pack(*values.values()) + body[566:]
+
+
+def seven_nodes(folder):
+    """Return a Receiver whose table holds seven nodes of all kinds.
+
+    Node 3 has left, node 5 is down, 7 and 8 were never heard; node 1 lost
+    2 of 10 messages.
+    """
+    receiver = new_receiver(folder, "-N", "9")
+    now = time.monotonic()
+    for number, files, fields in SEVEN:
+        body = body_of(os.path.join(str(folder), "proc%d" % number), files,
+                       **dict(FIXED, **fields))
+        feed(receiver, message(
+            number, 7, body=body, time_s=1e9, kind=sendstats.FAREWELL
+            if number == 3 else sendstats.SAMPLE), "10.0.0.%d" % number,
+            now - 600 * (number == 5))
+        if number == 1:
+            for sequence in (8, *range(11, 18)):
+                feed(receiver, message(number, sequence, body=body),
+                     "10.0.0.1", now)
+    receiver.tick(now, 0)
+    return receiver
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """A running recvstats, as far as a reader can tell, of seven nodes."""
+    receiver = seven_nodes(tmp_path)
+    yield receiver
+    close(receiver)
 
 
 # ---- layouts pinned ----------------------------------------------------
@@ -502,11 +578,11 @@ def test_header_bytes_are_for_ever():
 
 @pytest.mark.parametrize("rows, size, offsets", [
     (sendstats.HEADER, 40, {"node": 8, "start_us": 16, "time_s": 32}),
-    (sendstats.NODE, 550, {"hostname": 0, "vendor": 144, "mhz": 224,
+    (sendstats.NODE, 566, {"hostname": 0, "vendor": 144, "mhz": 224,
                            "boot_time_s": 242, "user_ticks": 282,
-                           "busy_fraction": 362, "one": 366,
-                           "total_bytes": 390, "block_bytes": 462,
-                           "cost_us": 530, "interfaces": 548}),
+                           "busy_fraction": 362, "one": 382,
+                           "total_bytes": 406, "block_bytes": 478,
+                           "cost_us": 546, "interfaces": 564}),
     (sendstats.ONE_CPU, 20, {"busy": 2, "idle_ticks": 16}),
     (sendstats.INTERFACE, 112, {"tx_bytes": 56, "rx_bytes_per_s": 96}),
     (recvstats.SLOT, 64, {"heard_s": 8, "address": 48, "port": 60}),
@@ -521,7 +597,7 @@ def test_offsets_are_for_ever(rows, size, offsets):
 
 def test_message_of_eight_cpus_and_three_interfaces_fits_one_frame():
     mac = 16
-    size = 40 + 550 + 8 * 20 + 3 * 112 + 4 + mac
+    size = 40 + 566 + 8 * 20 + 3 * 112 + 4 + mac
     assert size <= 1472
 
 
@@ -641,6 +717,14 @@ def test_busy(tmp_path, changes, node_busy, first, second):
     busy = [node.cpu.busy_fraction] + [cpu.busy_fraction
                                        for cpu in node.cpus]
     assert busy == pytest.approx([node_busy, first, second], abs=.01)
+
+
+def test_busy_time_is_split(tmp_path):
+    node = sample_of(tmp_path, EPYC, changed(
+        EPYC, "stat", ("cpu  608 0 928 127363 38 0 9 6",
+                       "cpu  628 10 938 127413 48 5 14 6")))
+    assert node.cpu[10:] == pytest.approx((.4545, .1818, .0909, .1818, .0909),
+                                          abs=.001)
 
 
 def test_cpu_that_goes_off_line_shifts_nothing(tmp_path):
@@ -824,8 +908,8 @@ def test_table_grows_while_a_reader_iterates(tmp_path):
 def body_of_cpus(count):
     """Return the body of a message with that many CPUs."""
     columns = list(range(count)), [0] * count, tuple([[7] * count] * 4)
-    node = bytearray(BODY[:550])
-    node[546:550] = struct.pack("<HH", count, 0)
+    node = bytearray(BODY[:566])
+    node[562:566] = struct.pack("<HH", count, 0)
     return bytes(node) + sendstats.pack_cpus(*columns)
 
 
@@ -1064,6 +1148,11 @@ def test_number_belongs_to_its_address_until_the_node_is_down(receiver):
         assert cluster[7].address == "10.0.0.2"
 
 
+def test_master_that_has_just_booted(receiver):
+    assert feed(receiver, message(7), now=1.5) == "stored"
+    assert feed(receiver, message(7, 2), now=2.5) == "stored"
+
+
 def test_older_agent_is_taken_once_the_node_is_down(receiver):
     now = time.monotonic()
     feed(receiver, message(7, 9, start=5000), now=now)
@@ -1149,14 +1238,14 @@ def test_no_space(receiver, monkeypatch):
 
 
 LIES = (
-    ("counts beyond its length", (546, struct.pack("<HH", 9, 9))),
-    ("counts below its length", (546, struct.pack("<HH", 0, 0))),
-    ("NaN", (366, struct.pack("<f", float("nan")))),
-    ("endless", (370, struct.pack("<f", float("inf")))),
+    ("counts beyond its length", (562, struct.pack("<HH", 9, 9))),
+    ("counts below its length", (562, struct.pack("<HH", 0, 0))),
+    ("NaN", (382, struct.pack("<f", float("nan")))),
+    ("endless", (386, struct.pack("<f", float("inf")))),
     ("negative", (362, struct.pack("<f", -0.5))),
     ("not UTF-8", (0, b"\xff\xfe")),
-    ("a CPU over 100 %", (552, struct.pack("<H", 10001))),
-    ("an interface that is not UTF-8", (550 + 20 * os.cpu_count(), b"\xc3(")),
+    ("a CPU over 100 %", (568, struct.pack("<H", 10001))),
+    ("an interface that is not UTF-8", (566 + 20 * os.cpu_count(), b"\xc3(")),
 )
 
 
@@ -1507,6 +1596,920 @@ def test_exit_status(running):
     assert shown.stderr == "beostat: node 99: not in the table\n"
 
 
+# ---- views -------------------------------------------------------------
+
+
+def shown(receiver, *words):
+    """Return what a view prints of a table, its ages and clock fixed."""
+    args = beostat.parse_args(list(words))
+    with libbeostat.open(receiver.table.path) as cluster:
+        picture = beostat.read_picture(cluster, args)
+    for node in picture.nodes:
+        node.age_s = 600.0 if node.state == "down" else 0.5
+        node.heard_time_s, node.start_time_s = 1e9 + 1, 1e9 - 60
+    picture = picture._replace(
+        path="/dev/shm/beostat", time_s=1e9 + 2,
+        status=picture.status._replace(pid=812, start_time_s=1e9 - 3600))
+    return beostat.format_lines(args.view(picture, args), args).decode()
+
+
+@pytest.fixture(autouse=True)
+def plain_surroundings(monkeypatch):
+    """Nothing of the caller's terminal and time zone may show."""
+    for name in "NO_COLOR", "COLUMNS", "LINES", "BEOSTAT_TABLE", "NODE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+GOLDEN = {
+    '': """\
+ node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
+    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
+    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
+    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
+    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
+    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
+total 5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2  123M   999
+down: n5
+left: n3
+never heard: n[7-8]
+""",
+    '-b': """\
+    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
+    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
+    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
+    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
+    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
+    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
+""",
+    '-b --up': """\
+n[0-2,4,6]
+""",
+    '-b --down': """\
+n[3,5]
+""",
+    '--down': """\
+ node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
+    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+total 0 up
+down: n5
+left: n3
+never heard: n[7-8]
+""",
+    '--sort load --top 3': """\
+ node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
+    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
+    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
+total 2 up        194 99.1 194.25  195  4090 97.7        63.2     0     0
+left: n3
+never heard: n[7-8]
+""",
+    '--sort -name --top 2': """\
+ node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
+total 1 up        192  100 191.50  192  4013 98.8        63.2     0     0
+down: n5
+never heard: n[7-8]
+""",
+    '--reverse 0-2': """\
+ node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
+    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
+    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
+total 3 up          5 43.5   2.51    4   288  3.1   0.2  63.2  123M   999
+""",
+    '6': """\
+ node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
+total 1 up          2 12.5   2.75    3    77  0.8        63.2     0     0
+""",
+    '-c 0-3': """\
+=============== Node: n0 (index 0) ===============
+
+ *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
+processors\t: 2
+vendor_id\t: AuthenticAMD
+model name\t: AMD EPYC
+cpu MHz\t\t: 2596.118
+cache size\t: 1024 KB
+sockets\t\t: 1
+cpu cores\t: 2
+bogomips\t: 5192.23
+
+=============== Node: n1 (index 1) ===============
+
+ *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
+processors\t: 2
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(TM) CPU 3.00GHz
+cpu MHz\t\t: 2992.703
+cache size\t: 2048 KB
+sockets\t\t: 2
+cpu cores\t: 2
+bogomips\t: 5989.50
+
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
+processors\t: 1
+vendor_id\t: GenuineIntel
+model name\t: Pentium III (Coppermine)
+cpu MHz\t\t: 863.872
+cache size\t: 256 KB
+bogomips\t: 1723.59
+
+=============== Node: n3 (index 3) ===============
+*** left, last heard 0.5 s ago ***
+
+ *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
+processors\t: 4
+vendor_id\t: 0x41
+bogomips\t: 50.00
+
+""",
+    '-c 3 -b': """\
+3 processors : 4 vendor_id : 0x41 bogomips : 50.00
+""",
+    '-m 2': """\
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
+MemTotal:         256232 kB
+MemFree:            7980 kB
+Buffers:           20608 kB
+Cached:           146152 kB
+SwapTotal:        524248 kB
+SwapFree:         520248 kB
+
+""",
+    '-l 5': """\
+=============== Node: n5 (index 5) ===============
+*** down, last heard 600.0 s ago ***
+
+ *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
+
+""",
+    '-lb': """\
+0 0.25 0.01 0.05 1/77 2051
+1 2.06 2.01 1.73 3/131 20712
+2 0.20 0.18 0.12 0/80 11206
+3 3.99 4.01 4.05 4/312 99121
+4 191.50 180.25 128.00 192/4013 4194303
+5
+6 2.75 0.01 0.05 3/77 2051
+""",
+    '-n 2': """\
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
+  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
+
+""",
+    '-s 2': """\
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/stat *** Sun Sep 09 01:46:40 2001
+cpu  1132430 3104 220311 51234907
+cpu0 1132430 3104 220311 51234907
+intr 1462898
+ctxt 115315
+btime 1062191376
+processes 86031
+
+""",
+    '-f 2': """\
+=============== Node: n2 (index 2) ===============
+
+ *** statfs of / *** Sun Sep 09 01:46:40 2001
+f_bsize: 4096
+f_blocks: 1000000
+f_bfree: 400000
+f_bavail: 350000
+f_files: 65536
+f_ffree: 60000
+f_namelen: 255
+
+""",
+    '-C 3': """\
+=============== Node: n3 (index 3) ===============
+*** left, last heard 0.5 s ago ***
+
+ *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
+cpu0 0.0000
+cpu1 0.0000
+cpu2 0.0000
+cpu3 0.0000
+
+""",
+    '-Cb 0-3': """\
+0 cpu0 0.0000 cpu1 0.0000
+1 cpu0 0.0000 cpu1 0.0000
+2 cpu0 0.0000
+3 cpu0 0.0000 cpu1 0.0000 cpu2 0.0000 cpu3 0.0000
+""",
+    '-R 1': """\
+=============== Node: n1 (index 1) ===============
+
+ *** network rate *** Sun Sep 09 01:46:40 2001
+Network rate 123457788 bytes/second
+
+""",
+    '-Rb': """\
+0 Network rate 0 bytes/second
+1 Network rate 123457788 bytes/second
+2 Network rate 0 bytes/second
+3 Network rate 0 bytes/second
+4 Network rate 0 bytes/second
+5
+6 Network rate 0 bytes/second
+""",
+    '-a 2': """\
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
+processors\t: 1
+vendor_id\t: GenuineIntel
+model name\t: Pentium III (Coppermine)
+cpu MHz\t\t: 863.872
+cache size\t: 256 KB
+bogomips\t: 1723.59
+
+ *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
+MemTotal:         256232 kB
+MemFree:            7980 kB
+Buffers:           20608 kB
+Cached:           146152 kB
+SwapTotal:        524248 kB
+SwapFree:         520248 kB
+
+ *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
+0.20 0.18 0.12 0/80 11206
+
+ *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
+  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
+
+ *** /proc/stat *** Sun Sep 09 01:46:40 2001
+cpu  1132430 3104 220311 51234907
+cpu0 1132430 3104 220311 51234907
+intr 1462898
+ctxt 115315
+btime 1062191376
+processes 86031
+
+ *** statfs of / *** Sun Sep 09 01:46:40 2001
+f_bsize: 4096
+f_blocks: 1000000
+f_bfree: 400000
+f_bavail: 350000
+f_files: 65536
+f_ffree: 60000
+f_namelen: 255
+
+""",
+    '-lRb 1': """\
+1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 bytes/second
+""",
+    '--dots': """\
+0 :%:L@D:NN
+.:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
+""",
+    '--dots --up': """\
+0 :%: @ :NN
+.:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
+""",
+    '--daemon': """\
+recvstats        running, pid 812
+uptime           60m
+port             5545
+messages/s       15
+last request     none
+table            /dev/shm/beostat, 86.0k bytes
+slots            10 of 8192 bytes, 7 used, 3 free
+expected         9 nodes
+received         15
+stored           15
+late             0
+repeated         0
+stale            0
+conflict         0
+short            0
+long             0
+magic_wrong      0
+version_wrong    0
+crc_wrong        0
+header_wrong     0
+number_wrong     0
+unnumbered       0
+no_space         0
+kernel_drops     0
+lost             2 of 17 (11.7647 %)
+lost by node 1   2 of 11 (18.1818 %)
+agent's cost     median 350 us a sample, worst 2120 us (node 4)
+clock skew       at most 1.0 s (node 6)
+""",
+    '--prometheus 2': """\
+# HELP beostat_node_up 1 while the node's samples arrive.
+# TYPE beostat_node_up gauge
+beostat_node_up{node="2"} 1
+# HELP beostat_node_age_seconds Time since the last sample arrived.
+# TYPE beostat_node_age_seconds gauge
+beostat_node_age_seconds{node="2"} 0.5
+# HELP beostat_node_info What the node is.
+# TYPE beostat_node_info gauge
+beostat_node_info{node="2",hostname="n2",release="6.1.0",machine="x86_64",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
+# HELP beostat_node_received_messages_total Messages received.
+# TYPE beostat_node_received_messages_total counter
+beostat_node_received_messages_total{node="2"} 1
+# HELP beostat_node_lost_messages_total Messages sent that never came.
+# TYPE beostat_node_lost_messages_total counter
+beostat_node_lost_messages_total{node="2"} 0
+# HELP beostat_node_agent_restarts_total Starts of the agent but the first.
+# TYPE beostat_node_agent_restarts_total counter
+beostat_node_agent_restarts_total{node="2"} 0
+# HELP beostat_node_boot_time_seconds Boot time, since the epoch.
+# TYPE beostat_node_boot_time_seconds gauge
+beostat_node_boot_time_seconds{node="2"} 1062191376
+# HELP beostat_node_time_seconds Time of the sample by the node's clock.
+# TYPE beostat_node_time_seconds gauge
+beostat_node_time_seconds{node="2"} 1000000000.0
+# HELP beostat_node_load1 1m load average.
+# TYPE beostat_node_load1 gauge
+beostat_node_load1{node="2"} 0.2
+# HELP beostat_node_load5 5m load average.
+# TYPE beostat_node_load5 gauge
+beostat_node_load5{node="2"} 0.18
+# HELP beostat_node_load15 15m load average.
+# TYPE beostat_node_load15 gauge
+beostat_node_load15{node="2"} 0.12
+# HELP beostat_node_procs Processes.
+# TYPE beostat_node_procs gauge
+beostat_node_procs{node="2"} 80
+# HELP beostat_node_cpus CPUs on line.
+# TYPE beostat_node_cpus gauge
+beostat_node_cpus{node="2"} 1
+# HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
+# TYPE beostat_node_cpu_busy_ratio gauge
+beostat_node_cpu_busy_ratio{node="2"} 0.125
+# HELP beostat_node_cpu_seconds_total CPU time since boot.
+# TYPE beostat_node_cpu_seconds_total counter
+beostat_node_cpu_seconds_total{node="2",mode="user"} 11324.3
+beostat_node_cpu_seconds_total{node="2",mode="nice"} 31.04
+beostat_node_cpu_seconds_total{node="2",mode="system"} 2203.11
+beostat_node_cpu_seconds_total{node="2",mode="idle"} 512349.07
+# HELP beostat_node_context_switches_total Context switches since boot.
+# TYPE beostat_node_context_switches_total counter
+beostat_node_context_switches_total{node="2"} 115315
+# HELP beostat_node_intr_total Interrupts since boot.
+# TYPE beostat_node_intr_total counter
+beostat_node_intr_total{node="2"} 1462898
+# HELP beostat_node_forks_total Processes made since boot.
+# TYPE beostat_node_forks_total counter
+beostat_node_forks_total{node="2"} 86031
+# HELP beostat_node_memory_total_bytes MemTotal of /proc/meminfo.
+# TYPE beostat_node_memory_total_bytes gauge
+beostat_node_memory_total_bytes{node="2"} 262381568
+# HELP beostat_node_memory_free_bytes MemFree of /proc/meminfo.
+# TYPE beostat_node_memory_free_bytes gauge
+beostat_node_memory_free_bytes{node="2"} 8171520
+# HELP beostat_node_memory_buffers_bytes Buffers of /proc/meminfo.
+# TYPE beostat_node_memory_buffers_bytes gauge
+beostat_node_memory_buffers_bytes{node="2"} 21102592
+# HELP beostat_node_memory_cached_bytes Cached of /proc/meminfo.
+# TYPE beostat_node_memory_cached_bytes gauge
+beostat_node_memory_cached_bytes{node="2"} 149659648
+# HELP beostat_node_memory_swap_total_bytes SwapTotal of /proc/meminfo.
+# TYPE beostat_node_memory_swap_total_bytes gauge
+beostat_node_memory_swap_total_bytes{node="2"} 536829952
+# HELP beostat_node_memory_swap_free_bytes SwapFree of /proc/meminfo.
+# TYPE beostat_node_memory_swap_free_bytes gauge
+beostat_node_memory_swap_free_bytes{node="2"} 532733952
+# HELP beostat_node_filesystem_size_bytes Size of /.
+# TYPE beostat_node_filesystem_size_bytes gauge
+beostat_node_filesystem_size_bytes{node="2"} 4096000000
+# HELP beostat_node_filesystem_free_bytes Free in /.
+# TYPE beostat_node_filesystem_free_bytes gauge
+beostat_node_filesystem_free_bytes{node="2"} 1638400000
+# HELP beostat_node_filesystem_avail_bytes Free in / to users.
+# TYPE beostat_node_filesystem_avail_bytes gauge
+beostat_node_filesystem_avail_bytes{node="2"} 1433600000
+# HELP beostat_node_filesystem_files Inodes of /.
+# TYPE beostat_node_filesystem_files gauge
+beostat_node_filesystem_files{node="2"} 65536
+# HELP beostat_node_filesystem_files_free Free inodes of /.
+# TYPE beostat_node_filesystem_files_free gauge
+beostat_node_filesystem_files_free{node="2"} 60000
+# HELP beostat_node_network_receive_bytes_total rx_bytes column of /proc/net/dev.
+# TYPE beostat_node_network_receive_bytes_total counter
+beostat_node_network_receive_bytes_total{node="2",device="lo"} 104503
+beostat_node_network_receive_bytes_total{node="2",device="eth0"} 1235461773
+# HELP beostat_node_network_receive_packets_total rx_packets column of /proc/net/dev.
+# TYPE beostat_node_network_receive_packets_total counter
+beostat_node_network_receive_packets_total{node="2",device="lo"} 1301
+beostat_node_network_receive_packets_total{node="2",device="eth0"} 3510213
+# HELP beostat_node_network_receive_errs_total rx_errors column of /proc/net/dev.
+# TYPE beostat_node_network_receive_errs_total counter
+beostat_node_network_receive_errs_total{node="2",device="lo"} 0
+beostat_node_network_receive_errs_total{node="2",device="eth0"} 17
+# HELP beostat_node_network_receive_drop_total rx_dropped column of /proc/net/dev.
+# TYPE beostat_node_network_receive_drop_total counter
+beostat_node_network_receive_drop_total{node="2",device="lo"} 0
+beostat_node_network_receive_drop_total{node="2",device="eth0"} 2
+# HELP beostat_node_network_transmit_bytes_total tx_bytes column of /proc/net/dev.
+# TYPE beostat_node_network_transmit_bytes_total counter
+beostat_node_network_transmit_bytes_total{node="2",device="lo"} 104503
+beostat_node_network_transmit_bytes_total{node="2",device="eth0"} 4013244571
+# HELP beostat_node_network_transmit_packets_total tx_packets column of /proc/net/dev.
+# TYPE beostat_node_network_transmit_packets_total counter
+beostat_node_network_transmit_packets_total{node="2",device="lo"} 1301
+beostat_node_network_transmit_packets_total{node="2",device="eth0"} 4120551
+# HELP beostat_node_network_transmit_errs_total tx_errors column of /proc/net/dev.
+# TYPE beostat_node_network_transmit_errs_total counter
+beostat_node_network_transmit_errs_total{node="2",device="lo"} 0
+beostat_node_network_transmit_errs_total{node="2",device="eth0"} 5
+# HELP beostat_node_network_transmit_drop_total tx_dropped column of /proc/net/dev.
+# TYPE beostat_node_network_transmit_drop_total counter
+beostat_node_network_transmit_drop_total{node="2",device="lo"} 0
+beostat_node_network_transmit_drop_total{node="2",device="eth0"} 0
+# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
+# TYPE beostat_node_agent_cost_seconds gauge
+beostat_node_agent_cost_seconds{node="2"} 0.00035
+# HELP beostat_recvstats_up 1 while recvstats is at work.
+# TYPE beostat_recvstats_up gauge
+beostat_recvstats_up 1
+# HELP beostat_recvstats_datagrams_total What became of datagrams.
+# TYPE beostat_recvstats_datagrams_total counter
+beostat_recvstats_datagrams_total{result="stored"} 15
+beostat_recvstats_datagrams_total{result="late"} 0
+beostat_recvstats_datagrams_total{result="repeated"} 0
+beostat_recvstats_datagrams_total{result="stale"} 0
+beostat_recvstats_datagrams_total{result="conflict"} 0
+beostat_recvstats_datagrams_total{result="short"} 0
+beostat_recvstats_datagrams_total{result="long"} 0
+beostat_recvstats_datagrams_total{result="magic_wrong"} 0
+beostat_recvstats_datagrams_total{result="version_wrong"} 0
+beostat_recvstats_datagrams_total{result="crc_wrong"} 0
+beostat_recvstats_datagrams_total{result="header_wrong"} 0
+beostat_recvstats_datagrams_total{result="number_wrong"} 0
+beostat_recvstats_datagrams_total{result="unnumbered"} 0
+beostat_recvstats_datagrams_total{result="no_space"} 0
+beostat_recvstats_datagrams_total{result="kernel_drops"} 0
+""",
+    '--ganglia 2,6 --cluster blue': """\
+<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
+<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
+<CLUSTER NAME="blue" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
+<HOST NAME="n2" IP="10.0.0.2" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
+<METRIC NAME="load_one" VAL="0.200" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="load_five" VAL="0.180" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="load_fifteen" VAL="0.120" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="proc_run" VAL="0" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="proc_total" VAL="80" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_num" VAL="1" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="cpu_speed" VAL="863" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_idle" VAL="87.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_total" VAL="256232.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="mem_free" VAL="7980.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_buffers" VAL="20608.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_cached" VAL="146152.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="swap_total" VAL="524248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="swap_free" VAL="520248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="boottime" VAL="1062191376" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+</HOST>
+<HOST NAME="\\x1b[31m&quot;&lt;&amp;&gt;\\\\n\\u202e\\x9b" IP="10.0.0.6" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
+<METRIC NAME="load_one" VAL="2.750" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="load_five" VAL="0.010" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="load_fifteen" VAL="0.050" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="proc_run" VAL="3" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="proc_total" VAL="77" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_num" VAL="2" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_idle" VAL="87.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_total" VAL="24684092.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="mem_free" VAL="24598216.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_shared" VAL="8856.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_buffers" VAL="432.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_cached" VAL="13512.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="swap_total" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="swap_free" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="boottime" VAL="1795226462" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+</HOST>
+</CLUSTER>
+</GANGLIA_XML>
+""",
+    '--ganglia 5': """\
+<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
+<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
+<CLUSTER NAME="beostat" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
+<HOST NAME="n5" IP="10.0.0.5" TAGS="" REPORTED="1000000001" TN="600" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
+<METRIC NAME="cpu_num" VAL="0" TYPE="uint16" UNITS="CPUs" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_idle" VAL="87.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="mem_total" VAL="2097152.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="mem_free" VAL="1048576.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="boottime" VAL="0" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+</HOST>
+</CLUSTER>
+</GANGLIA_XML>
+""",
+}
+
+
+@pytest.mark.parametrize("words", sorted(GOLDEN))
+def test_view(seven, words):
+    assert shown(seven, *words.split()) == GOLDEN[words]
+
+
+def test_json_is_stable_and_evil_names_are_harmless(seven):
+    document = json.loads(shown(seven, "--json"))
+    assert list(document) == ["path", "time_s", "recvstats", "nodes",
+                              "never", "refused"]
+    node = document["nodes"][6]
+    assert list(node) == [
+        "number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
+        "period_s", "sequence", "address", "port", "received", "lost",
+        "restarts", *libbeostat.PARTS, "cpus", "interfaces"]
+    assert node["host"]["hostname"] == EVIL
+    assert document["nodes"][5]["load"]["one"] is None
+    for words in ("", "-a", "-b", "--dots", "--daemon", "--prometheus",
+                  "--ganglia", "--json", "-lCRb"):
+        text = shown(seven, *words.split())
+        assert not set(text) & set("\x1b\x9b\u202e\r"), words
+
+
+def test_xml_parses_and_names_every_host(seven):
+    import xml.etree.ElementTree
+    tree = xml.etree.ElementTree.fromstring(
+        shown(seven, "--ganglia", "--cluster", '<"&'))
+    cluster, = tree
+    assert cluster.get("NAME") == '<"&'
+    hosts = {host.get("IP"): host for host in cluster}
+    assert len(hosts) == 7 and hosts["10.0.0.5"].get("TN") == "600"
+    metrics = {metric.get("NAME"): metric.get("VAL")
+               for metric in hosts["10.0.0.1"]}
+    assert metrics["load_one"] == "2.060" and metrics["cpu_num"] == "2"
+    assert metrics["cpu_user"] == "80.000" and metrics["cpu_idle"] == "10.000"
+    assert "cpu_speed" not in {metric.get("NAME")
+                               for metric in hosts["10.0.0.3"]}
+
+
+def installed(program):
+    """Return the path of a program, or skip the test."""
+    path = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
+    if not path:
+        pytest.skip(program + " is not installed")
+    return path
+
+
+def test_promtool_accepts_the_text(seven):
+    checked = subprocess.run(
+        [installed("promtool"), "check", "metrics"],
+        input=shown(seven, "--prometheus"), universal_newlines=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_gmetad_lists_the_nodes(seven, running):
+    gmetad = installed("gmetad")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(5)
+        ports = free_port(), free_port()
+        config = os.path.join(running.folder, "gmetad.conf")
+        os.mkdir(os.path.join(running.folder, "rrd"))
+        with open(config, "w") as file:
+            file.write('data_source "blue" 1 127.0.0.1:%d\nxml_port %d\n'
+                       'interactive_port %d\nsetuid off\n'
+                       'rrd_rootdir "%s/rrd"\nall_trusted on\n' % (
+                           (listener.getsockname()[1],) + ports
+                           + (running.folder,)))
+        running.processes.append(subprocess.Popen(
+            [gmetad, "-d", "1", "-c", config], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL))
+        listener.settimeout(LIMIT_S)
+        for _ in range(2):              # as inetd would
+            with listener.accept()[0] as connection:
+                connection.sendall(shown(seven, "--ganglia", "--cluster",
+                                         "blue").encode())
+
+        def answer():
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", ports[0])):
+                    return False
+                data = b"".join(iter(lambda: sock.recv(65536), b""))
+                return b"</GANGLIA_XML>" in data and data.count(
+                    b"<HOST ") == 7 and b'NAME="n4"' in data
+        wait_for(answer)
+
+
+@pytest.mark.parametrize("words", [
+    "--sort zip", "--top 0", "--top x", "-w 0.01", "--json -c",
+    "5-3", "0-99999999999", "n[1", "--sort"])
+def test_wrong_words_are_a_usage_error(seven, words):
+    shown = tool("beostat.py", "--table", seven.table.path, *words.split())
+    assert shown.returncode == 2 and "Traceback" not in shown.stderr
+
+
+def test_unknown_nodes_are_named_and_the_others_shown(seven):
+    shown = tool("beostat.py", "--table", seven.table.path, "-b", "0,99",
+                 "7", "n2")
+    assert shown.returncode == 1
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
+        "0", "2"]
+    assert shown.stderr == ("beostat: node 99: not in the table\n"
+                            "beostat: node 7: never heard\n")
+
+
+def test_closed_pipe_is_silent(seven):
+    shown = subprocess.run(
+        "%s %s/beostat.py --table %s -w 0.1 --json | head -c 100" % (
+            sys.executable, HERE, seven.table.path), shell=True, timeout=20,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert len(shown.stdout) == 100 and shown.stderr == b""
+
+
+def test_four_thousand_dots_fit_a_screen(receiver, monkeypatch):
+    for number in range(4000):
+        feed(receiver, message(number), now=time.monotonic() - 9
+             * (number == 1234))
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = shown(receiver, "--dots").splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 200
+    numbers = [int(line.split()[0]) for line in lines[:-1]]
+    assert numbers == list(range(0, 4000, 190))
+    row = lines[1234 // 190].split()[1]
+    assert row.count("D") == 1 and row[1234 % 190] == "D"
+    monkeypatch.setenv("COLUMNS", "20")
+    assert max(map(len, shown(receiver, "--dots").splitlines()[:-1])) <= 20
+
+
+def test_encoding_of_the_terminal_does_not_matter(seven):
+    for encoding in "ascii", "latin-1", "utf-8":
+        shown = subprocess.run(
+            [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
+             seven.table.path], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ, PYTHONIOENCODING=encoding))
+        assert shown.stderr == b"" and b" n4\n" in shown.stdout
+
+
+class Terminal:
+    """A program in a pseudo-terminal."""
+
+    def __init__(self, lines, columns, command, **environment):
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            os.execvpe(command[0], command, dict(os.environ, **environment))
+        self.resize(lines, columns)
+        self.text = ""
+
+    def resize(self, lines, columns):
+        """Give the window another size."""
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ,
+                    struct.pack("HHHH", lines, columns, 0, 0))
+
+    def wait_text(self, text):
+        """Return all that was drawn since the last call, up to text."""
+        def look():
+            if select.select([self.fd], [], [], 0.01)[0]:
+                with contextlib.suppress(OSError):
+                    self.text += os.read(self.fd, 65536).decode()
+            return text in self.text
+        try:
+            wait_for(look)
+        except AssertionError:
+            raise AssertionError("no %r in %r" % (text, self.text))
+        seen, self.text = self.text, ""
+        return seen
+
+    def frame(self):
+        """Return the lines of the next whole frame, without colours."""
+        self.text = ""
+        for _ in range(2):
+            seen = self.wait_text("\033[J")
+        frame = seen[seen.rindex("\033[H"):].replace("\033[J", "")
+        return re.sub(r"\033\[[0-9;]*[A-Za-z]", "", frame).split("\r\n")
+
+    def type(self, keys):
+        """Press keys."""
+        os.write(self.fd, keys)
+
+    def status(self):
+        """Return the exit status of the program."""
+        status = []
+
+        def look():
+            with contextlib.suppress(OSError):
+                if select.select([self.fd], [], [], 0)[0]:
+                    self.text += os.read(self.fd, 65536).decode()
+            pid, code = os.waitpid(self.pid, os.WNOHANG)
+            return pid and (status.append(code) or True)
+        wait_for(look)
+        os.close(self.fd)
+        return status[0] >> 8 if not status[0] & 127 else -status[0]
+
+
+def watch(receiver, *words, lines=20, columns=120, **environment):
+    """Return a Terminal in which beostat watches a table."""
+    return Terminal(lines, columns, [
+        sys.executable, os.path.join(HERE, "beostat.py"), "--table",
+        receiver.table.path, "-w", "0.2", *words],
+        **dict(dict(TERM="xterm", PYTHONIOENCODING="utf-8"), **environment))
+
+
+def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
+    for number in range(53):
+        feed(receiver, message(number))
+    screen = watch(receiver)
+    assert "\033[?1049h" in screen.wait_text("q quits")
+    frame = screen.frame()
+    assert len(frame) == 20 and max(map(len, frame)) <= 120
+    assert "53 nodes" in frame[0] and frame[1].startswith("cpu ")
+    assert frame[2].split()[:2] == ["node", "state"]
+    assert frame[3].split()[0] == "0" and frame[-2].split()[0] == "15"
+    assert "38 lines not shown" in frame[-1]
+    for keys, first in ((b"j", 1), (b"\033[B\033[B", 3), (b"k", 2),
+                        (b"\033[6~", 18), (b"G", 38), (b"g", 0)):
+        screen.type(keys)
+        wait_for(lambda: screen.frame()[3].split()[0] == "%d" % first)
+    screen.resize(9, 20)
+    wait_for(lambda: len(screen.frame()) == 9)
+    assert max(map(len, screen.frame())) <= 20
+    screen.type(b"q")
+    assert screen.wait_text("\033[?1049l").endswith("\033[?1049l")
+    assert screen.status() in (0, 1)
+
+
+@pytest.mark.parametrize("end", [b"\x03", signal.SIGTERM])
+def test_watch_gives_the_terminal_back_however_it_ends(receiver, end):
+    feed(receiver, message(0))
+    screen = watch(receiver, "--dots")
+    before = screen.wait_text("q quits")
+    assert "\033[?1049h" in before
+    if end == b"\x03":
+        screen.type(end)
+    else:
+        os.kill(screen.pid, end)
+    screen.wait_text("\033[?1049l")
+    assert screen.status() == 1
+
+
+def test_watch_without_colours(receiver):
+    feed(receiver, message(0))
+    screen = watch(receiver, NO_COLOR="1")
+    screen.wait_text("q quits")
+    assert not re.search(r"\033\[[0-9;]+m", screen.wait_text("q quits"))
+    screen.type(b"q")
+    screen.status()
+
+
+def test_watch_on_a_dumb_terminal_is_plain(receiver):
+    feed(receiver, message(0))
+    screen = watch(receiver, TERM="dumb")
+    text = "".join(screen.wait_text("total") for _ in range(3))
+    assert "\033" not in text
+    os.kill(screen.pid, signal.SIGINT)
+    screen.status()
+
+
+def test_watch_of_documents_is_a_line_per_tick(seven):
+    with subprocess.Popen(
+            [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
+             seven.table.path, "--json", "--watch", "0.1", "0-2"],
+            stdout=subprocess.PIPE, universal_newlines=True) as process:
+        for _ in range(3):
+            document = json.loads(process.stdout.readline())
+            assert len(document["nodes"]) == 3
+        process.terminate()
+
+
+def test_words_behind_watch_may_be_nodes(seven):
+    args = beostat.parse_args(["-w", "0-3"])
+    assert (args.watch, args.nodes) == (2.0, ["0-3"])
+    args = beostat.parse_args(["-w", "5", "0-3"])
+    assert (args.watch, args.nodes) == (5.0, ["0-3"])
+
+
+# ---- the original's functions ------------------------------------------
+
+
+@pytest.fixture
+def original(seven, monkeypatch):
+    """libbeostat, whose functions read the table of seven nodes."""
+    monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
+    monkeypatch.setattr(libbeostat, "first_use", [])
+    return libbeostat
+
+
+CALLS = (
+    ("get_MHz", (2,), 863.872),
+    ("get_MHz", (3,), None),
+    ("get_cpu_percent", (0, 1), 0.0),
+    ("get_stat_cpu", (1, 0), (8601, 3284, 20, 701304)),
+    ("get_loadavg", (4,), ((191.5, 180.25, 128.0), 192, 4013, 4194303)),
+    ("get_meminfo", (2,), ((254210048, 8171520), (4096000, 532733952), None,
+                           21102592, 149659648)),
+    ("get_net_rate", (1,), 123457788),
+    ("get_net_rate", (5,), None),
+    ("get_statfs_p", (0,), (4096, 1000000, 400000, 350000, 65536, 60000,
+                            255)),
+    ("get_disk_usage", (0,), (4096000000, 2457600000)),
+    ("get_time", (0,), (1000000000,)),
+    ("get_name", (1,), "n1"),
+    ("get_cpu_count", (4,), 192),
+    ("count_idle_cpus", (0.5,), 2 + 2 + 1 + 192 + 2),
+    ("count_idle_cpus", (0.0,), 0),
+    ("count_idle_cpus_on_node", (4, 9999.0), 192),
+    ("is_node_available", (0,), True),
+    ("is_node_available", (3, 0, (0,)), False),
+    ("is_node_available", (5,), False),
+    ("is_node_available", (99,), False),
+    ("get_avail_nodes", (), [0, 1, 2, 4, 6]),
+    ("get_last_multicast", (), 0.0),
+)
+
+
+@pytest.mark.parametrize("name, arguments, want", CALLS)
+def test_function_of_the_original(original, name, arguments, want):
+    assert getattr(original, name)(*arguments) == want
+
+
+def test_net_dev_has_the_originals_fields(original):
+    lo, eth0 = original.get_net_dev(2)
+    assert eth0 == ("eth0", (1235461773, 3510213, 17, 2, 1, 0), 3, 11,
+                    (4013244571, 4120551, 5, 0, 0, 0), 91, 7)
+    assert eth0._fields == ("name", "recv", "frame", "multicast", "trans",
+                            "colls", "carrier")
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("get_cpu_percent", (0, 2)), ("get_name", (99,)), ("get_name", (7,)),
+    ("set_last_multicast", (1,))])
+def test_function_raises_where_the_original_returned_minus_one(
+        original, name, arguments):
+    with pytest.raises(original.BeostatError):
+        getattr(original, name)(*arguments)
+
+
+def test_script_that_iterates_for_days_does_not_grow(seven):
+    def resident_kb():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4
+    with libbeostat.open(seven.table.path) as cluster:
+        for turn in range(600):
+            for node in cluster:
+                node.load, node.cpus, node.interfaces
+            if turn == 200:
+                before = resident_kb()
+        assert resident_kb() - before <= 256
+
+
 # ---- README ------------------------------------------------------------
 
 
@@ -1540,6 +2543,21 @@ def test_readme_formats_are_the_layouts(rows):
 
 def test_readme_fits_a_terminal():
     assert max(map(len, readme().splitlines())) <= 79
+
+
+README_VIEWS = dict(re.findall(
+    r"^\$ beostat.py ?(.*)\n((?:(?!\$).*\n)*)(?=\$)", readme(), re.M))
+
+
+@pytest.mark.parametrize("words", sorted(README_VIEWS))
+def test_readme_shows_what_is_printed(seven, words):
+    assert README_VIEWS[words] == shown(seven, *words.split())
+
+
+def test_readme_names_every_function_of_the_original():
+    table = readme().split("returns\n")[1]
+    for name in {name for name, *_ in CALLS}:
+        assert re.search(r"^    %s +%s\(" % (name, name), table, re.M)
 
 
 @pytest.mark.parametrize("name", ["sendstats.py", "recvstats.py",
