@@ -17,6 +17,7 @@ import os
 import re
 import select
 import signal
+import socket
 import sys
 import time
 
@@ -39,6 +40,9 @@ PLAIN_BLOCKS, PLAIN_HEIGHTS = " #", " .:-=+*#"
 SHADES = ".:-=+*#%@"
 CELLS = {"down": "D", "left": "L", "never": "N", "refused": "!"}
 TEXT_TIME = "%a %b %d %H:%M:%S %Y"
+JOBS_S, JOBS_LIMIT_S = 0.5, 3.0     # between two answers; for both
+JOBS_AT_ONCE = 500              # nodes asked
+JOB_KEYS = ("cpu", "rss")
 TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
 KEYS = {b"q": "quit", b"\033[A": -1, b"k": -1, b"\033[B": 1, b"j": 1,
         b"\033[5~": "up", b"b": "up", b"\033[6~": "down", b" ": "down",
@@ -48,7 +52,7 @@ ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
 LEAVE = b"\033[?7h\033[?25h\033[?1049l"
 
 Picture = collections.namedtuple(
-    "Picture", "path time_s status nodes never refused missing")
+    "Picture", "path time_s status nodes never refused missing jobs")
 Picture.__doc__ = """What is shown at one instant.
 
 path, time_s   the table, and when it was read, since the epoch
@@ -56,8 +60,12 @@ status         recvstats' Status
 nodes          the nodes selected, in order
 never          numbers of nodes expected and never heard
 refused        {number: error} of nodes that sent what cannot be
-missing        errors of nodes asked for that have no sample
+missing        errors of nodes asked for that have no sample, or no answer
+jobs           [(node number, Job)], of a view that asks for them
 """
+Job = collections.namedtuple(
+    "Job", "pid user state threads rss_kb cpu command")
+Job.__doc__ = """A process; cpu in percent of one CPU."""
 
 # ---- format ------------------------------------------------------------
 
@@ -486,6 +494,51 @@ def format_texts(picture, args):
     return [(line, "") for line in lines]
 
 
+def parse_jobs(answer):
+    """Return {pid: [ppid, uid, state, threads, rss, vsize, ticks, command]}.
+
+    answer  procstatd's: a count, then a line per process
+    Raises  ValueError when it is none
+    """
+    count, *lines = answer.decode("utf-8", "replace").strip().split("\n")
+    if int(count) != len(lines):
+        raise ValueError("answer is cut off")
+    jobs = {}
+    for line in lines:
+        pid, ppid, uid, state, *numbers, command = line.split(" ", 8)
+        threads, rss, vsize, ticks = map(int, numbers)
+        jobs[int(pid)] = [int(ppid), int(uid), state, threads, rss, vsize,
+                          ticks, command]
+    return jobs
+
+
+def measure_jobs(first, second, elapsed_s, hz, user_name):
+    """Return the Jobs of two answers; one that is new has no CPU use."""
+    jobs = []
+    for pid, (_, uid, state, threads, rss, _, ticks, command) in (
+            second.items()):
+        before = first[pid][6] if pid in first else ticks
+        jobs.append(Job(pid, user_name(uid), state, threads, rss,
+                        100 * max(ticks - before, 0) / hz / elapsed_s,
+                        command))
+    return jobs
+
+
+def format_jobs(picture, args):
+    """Return a line for each process of the nodes."""
+    row = "%5s %7s %-8s %s %4s %6s %5s %s"
+    jobs = sorted(picture.jobs, reverse=not args.reverse,
+                  key=lambda pair: pair[1].rss_kb if args.sort == "rss"
+                  else pair[1].cpu)
+    lines = [(row % (number, job.pid, safe(job.user)[:8], safe(job.state),
+                     job.threads, format_bytes(job.rss_kb * 1024),
+                     "%.1f" % job.cpu, safe(job.command)), "")
+             for number, job in jobs[:args.top]]
+    head = [(row % ("node", "pid", "user", "s", "thr", "rss", "cpu%",
+                    "command"), "bold")]
+    return lines if args.brief else head + lines
+
+
 def node_document(node):
     """Return what --json says of one node."""
     document = collections.OrderedDict(
@@ -814,9 +867,86 @@ def read_named(cluster, operands):
     return nodes, errors
 
 
+class Question:
+    """A connection to one node's procstatd, asked for its jobs twice."""
+
+    def __init__(self, node, now):
+        self.node, self.limit = node, now + JOBS_LIMIT_S
+        self.answers, self.data, self.ask_due = [], b"", now
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.sock.setblocking(False)
+        self.sock.connect_ex((node.address, node.agent.procstatd_port))
+
+    def go_on(self, event, now):
+        """Take what is there, or ask when it is time.
+
+        Returns  whether both answers have come
+        Raises   OSError, ValueError
+        """
+        if event & select.POLLOUT and now >= self.ask_due:
+            self.sock.send(b"jobs\n")
+            self.ask_due = float("inf")
+        elif event & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            data = self.sock.recv(1 << 20)
+            self.data += data
+            if not data:
+                raise ValueError("closed the connection")
+            if self.data.endswith(b"\n\n"):
+                self.answers.append((now, parse_jobs(self.data)))
+                self.data, self.ask_due = b"", now + JOBS_S
+        return len(self.answers) == 2
+
+
+def ask_jobs(nodes):
+    """Return ([(node number, Job)], errors) of the nodes, asked at once."""
+    import pwd
+    names, jobs, errors, questions = {}, [], [], {}
+
+    def user_name(uid):
+        if uid not in names:
+            try:
+                names[uid] = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                names[uid] = "%d" % uid
+        return names[uid]
+
+    for node in nodes:
+        if node.state != "up" or not node.agent.procstatd_port:
+            errors.append("node %d: %s" % (
+                node.number, "runs no procstatd (sendstats.py --procstatd)"
+                if node.state == "up" else node.state))
+            continue
+        question = Question(node, time.monotonic())
+        questions[question.sock.fileno()] = question
+    while questions:
+        now = time.monotonic()
+        poll = select.poll()
+        for fd, question in questions.items():
+            poll.register(fd, select.POLLOUT if now >= question.ask_due
+                          else select.POLLIN)
+        events = dict(poll.poll(20))
+        for fd, question in list(questions.items()):
+            done = question.node
+            try:
+                if now > question.limit:
+                    raise ValueError("no answer in %g s" % JOBS_LIMIT_S)
+                if not question.go_on(events.get(fd, 0), time.monotonic()):
+                    continue
+                (before, first), (after, second) = question.answers
+                jobs += [(done.number, job) for job in measure_jobs(
+                    first, second, after - before,
+                    done.processor.ticks_per_s or 100, user_name)]
+            except (OSError, ValueError) as error:
+                errors.append("node %d: %s: %s" % (
+                    done.number, done.address,
+                    getattr(error, "strerror", None) or error))
+            questions.pop(fd).sock.close()
+    return jobs, errors
+
+
 def read_picture(cluster, args):
     """Return the Picture of the nodes selected, sorted."""
-    missing, never, refused = [], [], {}
+    missing, never, refused, jobs = [], [], {}, []
     if args.nodes:
         nodes, missing = read_named(cluster, args.nodes)
     else:
@@ -824,7 +954,12 @@ def read_picture(cluster, args):
         refused, never = cluster.refused, cluster.never()
     if args.states:
         nodes = [node for node in nodes if node.state in args.states]
-    if args.sort:
+    if args.view is format_jobs:
+        for first in range(0, len(nodes), JOBS_AT_ONCE):
+            more, errors = ask_jobs(nodes[first:first + JOBS_AT_ONCE])
+            jobs += more
+            missing += errors
+    elif args.sort:
         key = args.sort.lstrip("-")
         place = SORT_KEYS.index(key)
         turned = args.sort.startswith("-") != args.reverse
@@ -836,8 +971,10 @@ def read_picture(cluster, args):
         nodes = [pair[2] for pair in pairs] + unknown
     elif args.reverse:
         nodes.reverse()
-    return Picture(cluster.path, time.time(), cluster.status,
-                   nodes[:args.top], never, refused, missing)
+    if args.view is not format_jobs:
+        nodes = nodes[:args.top]
+    return Picture(cluster.path, time.time(), cluster.status, nodes, never,
+                   refused, missing, jobs)
 
 
 def write(data):
@@ -970,6 +1107,9 @@ def parse_args(argv):
     for long, view, text in VIEWS:
         option(long, dest="view", action="store_const", const=view,
                help=text)
+    option("-J", "--jobs", dest="view", action="store_const",
+           const=format_jobs, help="processes of the nodes, by their "
+           "procstatd; --sort cpu or rss")
     option("-b", "--brief", action="store_true",
            help="a line per node and nothing else; with --up or --down the "
            "folded list")
@@ -997,9 +1137,10 @@ def parse_args(argv):
 
 def check_args(parser, args):
     """Return the options, completed; argparse exits 2 when they clash."""
-    if args.sort and args.sort.lstrip("-") not in SORT_KEYS:
-        parser.error("--sort %s: choose from %s" % (
-            args.sort, " ".join(SORT_KEYS)))
+    keys = JOB_KEYS if args.view is format_jobs else SORT_KEYS
+    if args.sort and args.sort.lstrip("-") not in keys:
+        parser.error("--sort %s: choose from %s" % (args.sort,
+                                                    " ".join(keys)))
     if args.top is not None and args.top < 1:
         parser.error("--top %d: at least 1" % args.top)
     if args.watch is not None:

@@ -64,14 +64,20 @@ MASTER, UNNUMBERED = -1, -2
 HEADER = (
     ("magic", "4s", "", "b'BEO' and the header's version, 1"),
     ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address"),
+    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
+     "a request, who is asked, -2 all"),
     ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
     ("version", "H", "", "of the records that follow"),
     ("start_us", "Q", "us", "when the agent started, since the epoch"),
     ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
-    ("period_s", "f", "s", "between two samples"),
+    ("period_s", "f", "s", "between two samples; of a request, the one to "
+     "use from now on, 0 the agent's own"),
     ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
 )
+ASK = (                         # the body of a request
+    ("spread_s", "f", "s", "answers fall within it, by node number"),
+)
+GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: records ---------------------------------------------------
 # A change of size or order here raises RECORDS_VERSION.  A value that the
@@ -202,6 +208,7 @@ COUNTERS = (
      "in --iprange; dropped"),
     ("no_space", "Q", "", "no room in the file system for its slot; "
      "dropped"),
+    ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
 )

@@ -12,6 +12,7 @@ Exit status: 0 told to stop, 1 could not start, 2 usage.
 """
 
 import argparse
+import errno
 import fcntl
 import mmap
 import os
@@ -35,6 +36,7 @@ MOST_NODES = 2**24
 FIRST_SLOT_BYTES = 2048
 MESSAGE_BYTES = 65000           # no message is longer
 PERIOD_MOST_S = 3600.0
+ASKED_PERIODS_S = 0.1, 3600.0
 CRC_BYTES = 4
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 BUFFER_BYTES = 16 << 20         # receive buffer to ask for
@@ -46,8 +48,14 @@ CONFLICT_LINES = 10
 SPACE_S = 1.0                   # between two tries to make room
 WINDOW_BITS = 64
 LOG_CHARACTERS = 400
+ASK_S = 30.0                    # between two requests to a silent node
+RENEW_S = 1200.0                # between two for a period; agents hold it 1 h
+SPREAD_S = 1.5                  # the answers of many nodes fall within it
+FEW = 20                        # nodes that may answer all at once
+TTL = 1                         # the group is of one network
 STOP = signal.SIGTERM, signal.SIGINT
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
+SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
 MEMINFO_DROPS = 8                       # linux/sock_diag.h
 U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
 
@@ -74,14 +82,20 @@ MASTER, UNNUMBERED = -1, -2
 HEADER = (
     ("magic", "4s", "", "b'BEO' and the header's version, 1"),
     ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address"),
+    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
+     "a request, who is asked, -2 all"),
     ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
     ("version", "H", "", "of the records that follow"),
     ("start_us", "Q", "us", "when the agent started, since the epoch"),
     ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
-    ("period_s", "f", "s", "between two samples"),
+    ("period_s", "f", "s", "between two samples; of a request, the one to "
+     "use from now on, 0 the agent's own"),
     ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
 )
+ASK = (                         # the body of a request
+    ("spread_s", "f", "s", "answers fall within it, by node number"),
+)
+GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: table -----------------------------------------------------
 # One header, padded to TABLE_BYTES, then the slots: node n has slot n + 1.
@@ -125,6 +139,7 @@ COUNTERS = (
      "in --iprange; dropped"),
     ("no_space", "Q", "", "no room in the file system for its slot; "
      "dropped"),
+    ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
 )
@@ -150,12 +165,13 @@ SLOT = (
 HEADER_STRUCT, HEADER_AT = layout(HEADER)
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 SLOT_STRUCT, SLOT_AT = layout(SLOT)
+ASK_STRUCT, _ = layout(ASK)
 SLOT_BODY, _ = layout(SLOT[1:])         # all but the word
 STATE, STATE_AT = layout(SLOT + HEADER)
 CAUSES = [field for field, *_ in COUNTERS]
 (RECEIVED, STORED, LATE, REPEATED, STALE, CONFLICT, SHORT, LONG, MAGIC_WRONG,
  VERSION_WRONG, CRC_WRONG, HEADER_WRONG, NUMBER_WRONG, NO_NUMBER,
- NO_SPACE, KERNEL_DROPS) = range(len(CAUSES))
+ NO_SPACE, REQUESTS, KERNEL_DROPS) = range(len(CAUSES))
 
 
 def parse_address(text):
@@ -184,8 +200,10 @@ def fault(size, data):
         return VERSION_WRONG if magic[:3] == MAGIC[:3] else MAGIC_WRONG
     if length != size or size > MESSAGE_BYTES:
         return SHORT if size < length else LONG
-    held = zlib.crc32(data[:size]) == CRC_RESIDUE
-    return HEADER_WRONG if held else CRC_WRONG
+    if zlib.crc32(data[:size]) != CRC_RESIDUE:
+        return CRC_WRONG
+    kind, = struct.unpack_from("<H", data, HEADER_AT["kind"])
+    return REQUESTS if kind == REQUEST else HEADER_WRONG
 
 
 # ---- format ------------------------------------------------------------
@@ -210,6 +228,15 @@ def format_nodes(nodes):
         text = "%s... (%d nodes)" % (text[:LOG_CHARACTERS], len(nodes))
     text = "n[%s]" % text if text.strip("0123456789") else "n" + text
     return ",".join(["master"] * (MASTER in nodes) + [text] * bool(spans))
+
+
+def pack_request(node, start_us, sequence, period_s, spread_s):
+    """Return the request for a sample, and for a period from now on."""
+    size = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
+    data = HEADER_STRUCT.pack(MAGIC, size, node, REQUEST, 1, start_us,
+                              sequence, period_s, time.time())
+    data += ASK_STRUCT.pack(spread_s)
+    return data + zlib.crc32(data).to_bytes(CRC_BYTES, "little")
 
 
 def pack_table_header(values):
@@ -387,12 +414,54 @@ class Table:
             return False
 
 
-def open_socket(port):
-    """Return a UDP socket bound to a port, and its buffer in bytes.
+def find_interface(name):
+    """Return (index, network, mask) of an interface.
 
+    Raises  OSError when it is not there or has no IPv4 address
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        numbers = []
+        try:
+            index = socket.if_nametoindex(name)
+            for request in SIOCGIFADDR, SIOCGIFNETMASK:
+                answer = fcntl.ioctl(sock, request, struct.pack(
+                    "16s24x", name.encode()[:15]))
+                numbers.append(int.from_bytes(answer[20:24], "big"))
+        except OSError as error:
+            raise OSError(error.errno, "interface %s %s" % (
+                name, "has no IPv4 address" if error.errno
+                == errno.EADDRNOTAVAIL else "is not there"))
+    address, mask = numbers
+    return index, address & mask, mask
+
+
+def join_group(sock, interface, place):
+    """Let a socket hear the group on one interface, and only that.
+
+    place   of find_interface()
+    Raises  OSError
+    """
+    group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), place[0])
+    option = sock.setsockopt
+    option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+    try:
+        option(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
+    except OSError:
+        pass                            # it was none, or was lost
+    option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    option(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
+    option(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
+
+
+def open_socket(port, shared):
+    """Return a UDP socket bound to a port.
+
+    shared  whether agents on this machine use the port too
     Raises  StartError
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
         try:
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
@@ -467,8 +536,12 @@ class Receiver:
     news    {what happened: the nodes it happened to} since the last tick
     """
 
-    def __init__(self, table, args, log):
-        self.table, self.log = table, log
+    def __init__(self, table, args, log, sock=None):
+        self.table, self.log, self.sock = table, log, sock
+        self.interface, self.place = args.interface, None
+        self.port, self.rate_s = args.port, args.rate or 0.0
+        self.asked, self.ask_due, self.renew_due = 0, 0.0, 0.0
+        self.start_us = int(time.time() * 1e6)
         self.max_nodes, self.iprange = args.max_nodes, args.iprange
         self.buffer = memoryview(bytearray(SLOT_BODY.size + 65536))
         self.message = self.buffer[SLOT_BODY.size:]
@@ -626,6 +699,9 @@ class Receiver:
         table = self.table
         self.wall_s = time.time() - time.monotonic()
         self.sweep(now)
+        if self.sock:
+            self.follow_interface()
+            self.ask_nodes(now)
         for news, nodes in sorted(self.news.items()):
             self.log("%s: %s" % (news, format_nodes(nodes)))
         self.news = {}
@@ -639,6 +715,65 @@ class Receiver:
         if not table.is_in_place():
             self.replace()
         table.write_header()
+
+    def follow_interface(self):
+        """Join the group again when the interface has become another."""
+        if not self.interface:
+            return
+        try:
+            place = find_interface(self.interface)
+            if place != self.place:
+                join_group(self.sock, self.interface, place)
+        except OSError as error:
+            place = error.strerror
+            if place != self.place:
+                self.log("%s: waiting for it" % place)
+        if place != self.place:
+            self.place, self.ask_due = place, 0.0
+
+    def ask_nodes(self, now):
+        """Send the requests that are due.
+
+        To all nodes at the start, and now and then so that they keep the
+        period asked for; to silent ones every 30 s.
+        """
+        if now < self.ask_due and not (self.news and self.rate_s):
+            return
+        everyone, asked = now >= self.renew_due, []
+        self.ask_due = now + ASK_S
+        if everyone:
+            self.renew_due = now + (RENEW_S if self.rate_s else float("inf"))
+        for node, slot in self.states():
+            if slot["kind"] != FAREWELL and (
+                    everyone or node in self.silent or self.rate_s
+                    and abs(slot["period_s"] - self.rate_s) > 1e-3):
+                asked.append((node, (socket.inet_ntoa(slot["address"]),
+                                     slot["port"])))
+        spread_s = SPREAD_S if everyone or len(asked) > FEW else 0.0
+        if self.interface and (everyone or asked):
+            asked = [(UNNUMBERED, (GROUP, self.port + 1))]
+        for node, address in asked:
+            self.ask(node, address, spread_s)
+
+    def ask(self, node, address, spread_s):
+        """Send one request; one that is lost is sent again in its time."""
+        self.asked = self.asked + 1 & U32
+        try:
+            self.sock.sendto(pack_request(
+                node, self.start_us, self.asked, self.rate_s, spread_s),
+                address)
+            self.table.request_time_s = time.time()
+        except OSError:
+            pass
+
+    def states(self):
+        """Yield (node, its slot and message header) of the nodes heard."""
+        table = self.table
+        for slot in range(table.slots):
+            state = dict(zip(STATE_AT, STATE.unpack_from(
+                table.view, TABLE_BYTES + slot * table.slot_bytes)))
+            if state["message_bytes"]:
+                yield slot - 1, state
 
     def log_conflicts(self):
         """Log which numbers two addresses send."""
@@ -732,11 +867,11 @@ def start(args, log):
     """
     table = Table(args.table, args.nodes, args.port)
     samples = table.adopt()
-    sock = open_socket(args.port)
+    sock = open_socket(args.port, args.interface)
     slots = (args.nodes or NODES) + 1
     if table.slots < slots:
         table.make(slots, table.slot_bytes or FIRST_SLOT_BYTES)
-    receiver = Receiver(table, args, log)
+    receiver = Receiver(table, args, log, sock)
     receiver.sweep(time.monotonic())
     receiver.news = {}                  # silent while nobody listened
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
@@ -795,8 +930,11 @@ def parse_args(argv):
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=26, width=79))
     option = parser.add_argument
-    option("-p", "--port", type=number_in(1, 65535, int), default=PORT,
-           help="UDP port to listen on (default %(default)s)")
+    option("-p", "--port", type=number_in(1, 65535, int),
+           help="UDP port to listen on (default %d, with -i %d)"
+           % (PORT, GROUP_PORT))
+    option("-i", "--interface", metavar="IF", help="listen on this interface "
+           "only, and to the multicast group " + GROUP)
     option("-N", "--nodes", type=number_in(0, MOST_NODES, int), default=0,
            help="how many nodes, from 0, are expected; more are welcome")
     option("-f", "--foreground", action="store_true",
@@ -811,11 +949,14 @@ def parse_args(argv):
     option("--max-nodes", type=number_in(1, MOST_NODES, int),
            default=MAX_NODES, metavar="NODES",
            help="refuse higher node numbers (default %(default)s)")
+    option("--rate", type=number_in(*ASKED_PERIODS_S), metavar="SECONDS",
+           help="ask the nodes for this period")
     option("--pid-file", metavar="FILE",
            help="hold the process id in FILE while running")
     option("-v", "--version", action="version",
            version="recvstats " + VERSION)
     args = parser.parse_args(argv)
+    args.port = args.port or (GROUP_PORT if args.interface else PORT)
     if args.nodes > args.max_nodes:
         parser.error("-N %d is more than --max-nodes %d"
                      % (args.nodes, args.max_nodes))
@@ -827,10 +968,14 @@ def parse_args(argv):
 def open_log(foreground):
     """Return the function that logs a line."""
     if foreground:
-        return lambda text: print("recvstats: " + text, file=sys.stderr,
-                                  flush=True)
+        return complain
     syslog.openlog("recvstats", syslog.LOG_PID, syslog.LOG_DAEMON)
-    return lambda text: syslog.syslog(text)
+    return syslog.syslog
+
+
+def complain(text):
+    """Write a line to standard error."""
+    print("recvstats: %s" % text, file=sys.stderr, flush=True)
 
 
 def main(argv=None):
@@ -843,6 +988,9 @@ def main(argv=None):
         if args.pid_file:
             write_pid(args.pid_file)
         try:
+            receiver.tick(time.monotonic(), 0)
+            if isinstance(receiver.place, str) and not args.foreground:
+                complain("%s: waiting for it" % receiver.place)
             release()
             run(args, receiver, sock, signals)
             receiver.table.write_header(heartbeat_s=0.0)
@@ -850,7 +998,7 @@ def main(argv=None):
             if args.pid_file:
                 os.unlink(args.pid_file)
     except (StartError, OSError) as error:
-        print("recvstats: %s" % error, file=sys.stderr)
+        complain(error)
         return 1
     return 0
 

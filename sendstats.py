@@ -12,6 +12,9 @@ Exit status: 0 told to stop, 1 could not start, 2 usage.
 
 import _thread
 import argparse
+import collections
+import errno
+import fcntl
 import os
 import select
 import signal
@@ -27,15 +30,20 @@ VERSION = "1.0"
 PORT = 5545
 PERIOD_S = 1.0
 PERIODS_S = 0.01, 3600.0        # the shortest and the longest period
+ASKED_PERIODS_S = 0.1, 3600.0   # likewise, when a master asks for one
+TOLD_S = 3600.0                 # a period asked for holds no longer
+ANSWER_S = 0.2                  # least time between two answers
+SPREAD_MOST_S = 60.0
 FIRST_S = 0.2                   # from the start to the first message
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
 START_S = 1.0                   # the longest a daemon's parent waits
-ONCE_S = 5.0                    # the longest --once tries to send
+ONCE_S = 3.0                    # the longest --once tries to send
 IDENTITY_S = 60.0               # between two looks at /proc/cpuinfo
 LOOK_UP_S = 60.0                # between two look-ups of a master's name
 RETRY_S = 1.0                   # first wait after a failed look-up
 MESSAGE_BYTES = 65000           # no message is longer
 CRC_BYTES = 4
+CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 MOST_CPUS = 3000                # that one can hold
 READ_BYTES = 65536
 WHOLE_BYTES = 2048              # a shorter read was all of the file
@@ -44,6 +52,16 @@ FULL = 10000                    # the busy share of a CPU that never idles
 GOLDEN = 0.6180339887498949     # spreads whole numbers evenly over 0 to 1
 OOM_SCORE = b"-900"
 STOP = signal.SIGTERM, signal.SIGINT
+REQUESTS = 64                   # read at a time
+CLIENTS = 10                    # of procstatd; one more is refused
+TICK_S = 1.0                    # between two looks for idle clients
+IDLE_S = 30.0                   # and one that does nothing is dropped
+LINE_BYTES = 256                # a command is no longer
+SLICE_S = 0.003                 # of work for clients between two looks
+COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
+LOOPBACK = 0x7f000000, 0xff000000       # 127.0.0.0/8
+TTL = 1                         # the group is of one network
+SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
 
 CPUINFO = (                     # keys of one value, in order of preference
     (b"vendor_id", b"CPU implementer"),
@@ -81,14 +99,20 @@ MASTER, UNNUMBERED = -1, -2
 HEADER = (
     ("magic", "4s", "", "b'BEO' and the header's version, 1"),
     ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address"),
+    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
+     "a request, who is asked, -2 all"),
     ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
     ("version", "H", "", "of the records that follow"),
     ("start_us", "Q", "us", "when the agent started, since the epoch"),
     ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
-    ("period_s", "f", "s", "between two samples"),
+    ("period_s", "f", "s", "between two samples; of a request, the one to "
+     "use from now on, 0 the agent's own"),
     ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
 )
+ASK = (                         # the body of a request
+    ("spread_s", "f", "s", "answers fall within it, by node number"),
+)
+GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: records ---------------------------------------------------
 # A change of size or order here raises RECORDS_VERSION.  A value that the
@@ -357,6 +381,60 @@ def rate(count, before, elapsed_s):
     return int((count - before) / elapsed_s) if count > before else 0
 
 
+def parse_request(data):
+    """Return (node, start_us, sequence, period_s, spread_s) of a request.
+
+    Raises  ValueError when it is none
+    """
+    if len(data) != REQUEST_BYTES or zlib.crc32(data) != CRC_RESIDUE:
+        raise ValueError("not a request")
+    magic, _, node, kind, _, start_us, sequence, period_s, _ = (
+        HEADER_STRUCT.unpack_from(data))
+    spread_s, = ASK_STRUCT.unpack_from(data, HEADER_STRUCT.size)
+    low, high = ASKED_PERIODS_S
+    if (magic != MAGIC or kind != REQUEST or not 0 <= spread_s <= SPREAD_MOST_S
+            or not (period_s == 0 or low * 0.999 <= period_s <= high)):
+        raise ValueError("a request that makes no sense")
+    return node, start_us, sequence, period_s, spread_s
+
+
+def parse_network(text):
+    """Return (address, mask) of `ADDRESS[/BITS]` as whole numbers.
+
+    Raises  ValueError
+    """
+    address, slash, bits = text.partition("/")
+    try:
+        number = int.from_bytes(socket.inet_pton(socket.AF_INET, address),
+                                "big")
+    except OSError:
+        raise ValueError("%s is not ADDRESS[/BITS]" % text)
+    bits = int(bits) if slash else 32
+    if not 0 <= bits <= 32:
+        raise ValueError("%s: 0 to 32 bits" % text)
+    mask = (1 << 32) - (1 << 32 - bits)
+    return number & mask, mask
+
+
+def is_in(address, networks):
+    """Return whether an address, a.b.c.d, is in one of the networks."""
+    number = int.from_bytes(socket.inet_aton(address), "big")
+    return any(number & mask == network for network, mask in networks)
+
+
+def parse_job(stat, page_kb):
+    """Return (name, ppid, state, threads, rss_kb, vsize_kb, ticks).
+
+    stat    text of /proc/PID/stat, whose name may hold blanks and brackets
+    Raises  ValueError, IndexError
+    """
+    head, _, tail = stat.rpartition(b")")
+    fields = tail.split()
+    return (head.partition(b"(")[2], int(fields[1]), fields[0].decode(),
+            int(fields[17]), int(fields[21]) * page_kb,
+            int(fields[20]) // 1024, int(fields[11]) + int(fields[12]))
+
+
 def parse_destination(text, port):
     """Return (host, port) of `HOST[:PORT]`.
 
@@ -372,9 +450,11 @@ def parse_destination(text, port):
 # ---- format ------------------------------------------------------------
 
 HEADER_STRUCT, _ = layout(HEADER)
-NODE_STRUCT, _ = layout(NODE)
+ASK_STRUCT, _ = layout(ASK)
+NODE_STRUCT, NODE_AT = layout(NODE)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 CPU_CODES = "".join(codes(ONE_CPU))
+REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
 CPU_BYTES = struct.calcsize("<" + CPU_CODES)
 NO_CPU, NO_LOAD, NO_MEMORY, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
     absent(CPU), absent(LOAD), absent(MEMORY), absent(NETWORK),
@@ -409,6 +489,53 @@ def pack_cpus(ids, shares, ticks):
     wrap = ABSENT["I"]
     return struct.pack("<" + CPU_CODES * len(ids),
                        *[value & wrap for value in values])
+
+
+def printable(data):
+    """Return bytes of any kind as text on one line."""
+    text = data.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else
+                   char.encode("unicode_escape").decode() for char in text)
+
+
+def format_values(pairs):
+    """Return a procstatd reply: a line per value that is known."""
+    lines = ["%s %s" % (name, "%g" % value if isinstance(value, float)
+                        else value) for name, value in pairs
+             if value not in (None, "", *ABSENT.values())]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def format_everything(message):
+    """Return the values of a message under procstatd's names, then all
+    under their own."""
+    offset = HEADER_STRUCT.size
+    node = dict(zip(NODE_AT, NODE_STRUCT.unpack_from(message, offset)))
+    known = [
+        ("load1", node["one"]), ("load5", node["five"]),
+        ("load15", node["fifteen"]),
+        ("mem_used", node["total_bytes"] - node["free_bytes"]),
+        ("mem_free", node["free_bytes"]), ("shm_tot", node["shared_bytes"]),
+        ("proc", node["total"]),
+        ("uptime", int(time.time()) - node["boot_time_s"])]
+    return format_values(known + [
+        (field, value.rstrip(b"\0").decode() if isinstance(value, bytes)
+         else value) for field, value in node.items()])
+
+
+def format_quick(columns, kernel, load):
+    """Return procstatd's short reply, from /proc/stat and /proc/loadavg."""
+    values = [("load1", load[0]), ("load5", load[1]), ("load15", load[2]),
+              ("proc", load[4])]
+    if columns:
+        _, user, nice, system, idle = [column[0] for column
+                                       in fold_ticks(columns)]
+        values += [("uptime", int(time.time()) - kernel[0]),
+                   ("user_ticks", user), ("nice_ticks", nice),
+                   ("system_ticks", system), ("idle_ticks", idle)]
+    return format_values(values)
 
 
 def pack_message(header, body):
@@ -447,6 +574,17 @@ def read_all(fd):
     return data
 
 
+Counters = collections.namedtuple(
+    "Counters", "taken ids used sums net_bytes")
+Counters.__doc__ = """What the rates of a later sample are computed from.
+
+taken      when it was read, CLOCK_MONOTONIC
+ids, used  of each cpu line, -1 the sums: its id, its (used, idle) ticks
+sums       the ten tick counters of all CPUs
+net_bytes  {interface: (received, sent)}
+"""
+
+
 class Sampler:
     """The node's /proc files, kept open, and the last counters read.
 
@@ -454,18 +592,16 @@ class Sampler:
     once a minute.
     """
 
-    def __init__(self, root, node, period_s):
-        self.root = root
-        self.node = node
-        self.period_s = period_s
+    def __init__(self, root, node, period_s, procstatd_port=0):
+        self.root, self.node, self.period_s = root, node, period_s
+        self.procstatd_port = procstatd_port
         self.start_us = int(time.time() * 1e6)
         self.sequence = self.send_errors = self.skipped = 0
         self.files = {}
         self.cost_s = time.process_time()
         self.identity = b""
-        self.identity_due = self.taken = 0.0
-        self.cpu_ids, self.cpu_counters, self.cpu_sums = [], [], None
-        self.net_bytes = {}
+        self.identity_due = 0.0
+        self.last = self.older = Counters(0.0, [], [], None, {})
         self.take(SAMPLE)               # so that the first rates are real
         self.sequence = 0
 
@@ -499,34 +635,35 @@ class Sampler:
             text_bytes(model, 64)) + tuple(numbers) + (
                 os.sysconf("SC_CLK_TCK"),)
 
-    def take_cpus(self, columns, elapsed_s):
-        """Return (values of CPU, bytes of the CPU records)."""
+    def take_cpus(self, columns, before, now):
+        """Return (values of CPU, CPU records, their counters)."""
         ids, *ticks = fold_ticks(columns)
-        counters = [(user + nice + system, idle)
-                    for user, nice, system, idle in zip(*ticks)]
-        before = self.cpu_counters
-        if ids != self.cpu_ids:
-            known = dict(zip(self.cpu_ids, before))
-            before = [known.get(*pair) for pair in zip(ids, counters)]
+        used = [(user + nice + system, idle)
+                for user, nice, system, idle in zip(*ticks)]
+        used_before = before.used
+        if ids != before.ids:
+            known = dict(zip(before.ids, used_before))
+            used_before = [known.get(*pair) for pair in zip(ids, used)]
             self.identity_due = 0.0
-        shares = busy_shares(counters, before, elapsed_s * self.identity[-1])
-        self.cpu_ids, self.cpu_counters = ids, counters
+        shares = busy_shares(used, used_before,
+                             (now - before.taken) * self.identity[-1])
         sums = [column[0] for column in columns[1:11]]
         sums += [ABSENT["Q"]] * (10 - len(sums))
-        fractions = split_shares(shares[0] / FULL, sums, self.cpu_sums)
-        self.cpu_sums = sums
         some = slice(1, MOST_CPUS + 1)
-        return sums + fractions, pack_cpus(
-            ids[some], shares[some], tuple(column[some] for column in ticks))
+        return (sums + split_shares(shares[0] / FULL, sums, before.sums),
+                pack_cpus(ids[some], shares[some],
+                          tuple(column[some] for column in ticks)),
+                (ids, used, sums))
 
-    def take_interfaces(self, interfaces, elapsed_s):
-        """Return (values of NETWORK, list of interface records)."""
+    def take_interfaces(self, interfaces, before, now):
+        """Return (values of NETWORK, interface records, their bytes)."""
         records, rx_sum, tx_sum, net_bytes = [], 0, 0, {}
+        elapsed_s = max(now - before.taken, 1e-3)
         for name, columns in interfaces:
-            now = columns[0], columns[8]
-            before = self.net_bytes.get(name, now)
-            rx, tx = [rate(*pair, elapsed_s) for pair in zip(now, before)]
-            net_bytes[name] = now
+            count = columns[0], columns[8]
+            rx, tx = [rate(*pair, elapsed_s) for pair in zip(
+                count, before.net_bytes.get(name, count))]
+            net_bytes[name] = count
             if name != b"lo":
                 rx_sum += rx
                 tx_sum += tx
@@ -534,30 +671,35 @@ class Sampler:
                 name = text_bytes(name, 16)
             records.append(pack_record(INTERFACE_STRUCT, INTERFACE,
                                        [name] + columns + [rx, tx]))
-        self.net_bytes = net_bytes
-        return (rx_sum, tx_sum), records
+        return (rx_sum, tx_sum), records, net_bytes
 
     def take(self, kind):
-        """Return the message of a new sample."""
+        """Return the message of a new sample.
+
+        Its rates go back to the sample before it; when that is too near,
+        to the one before that.
+        """
         now = time.monotonic()
-        elapsed_s = max(now - self.taken, 1e-3)
-        self.taken = now
+        if now - self.last.taken >= FIRST_S * 0.9:
+            self.older = self.last
+        before = self.older
         if now >= self.identity_due:
             self.read_identity()
             self.identity_due = now + IDENTITY_S
         columns, kernel = self.read("stat", parse_stat, NO_STAT)
         interfaces = self.read("net/dev", parse_net_dev, None)
-        cpu, cpus, network, records = NO_CPU, b"", NO_NETWORK, []
+        cpu, cpus, counters = NO_CPU, b"", ([], [], None)
+        network, records, net_bytes = NO_NETWORK, [], {}
         if columns:
-            cpu, cpus = self.take_cpus(columns, elapsed_s)
-        else:
-            self.cpu_ids = []
+            cpu, cpus, counters = self.take_cpus(columns, before, now)
         if interfaces is not None:
-            network, records = self.take_interfaces(interfaces, elapsed_s)
+            network, records, net_bytes = self.take_interfaces(
+                interfaces, before, now)
+        self.last = Counters(now, *counters, net_bytes)
         room = (MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size
                 - len(cpus) - CRC_BYTES) // INTERFACE_STRUCT.size
         cpu_count = len(cpus) // CPU_BYTES
-        clipped = len(records) > room or cpu_count < len(self.cpu_ids) - 1
+        clipped = len(records) > room or cpu_count < len(counters[0]) - 1
         disk = os.statvfs("/")
         cost_s, self.cost_s = self.cost_s, time.process_time()
         node = pack_record(NODE_STRUCT, NODE, (
@@ -567,7 +709,7 @@ class Sampler:
             disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
             disk.f_files, disk.f_ffree, disk.f_namemax, *network,
             int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, 0, CLIPPED if clipped else 0, cpu_count,
+            self.skipped, self.procstatd_port, CLIPPED if clipped else 0, cpu_count,
             len(records[:room])))
         self.sequence = self.sequence + 1 & ABSENT["I"]
         return pack_message(
@@ -589,6 +731,38 @@ def ask(host, answers):
         answers.append(error)
 
 
+def find_interface(name):
+    """Return (index, network, mask) of an interface.
+
+    Raises  OSError when it is not there or has no IPv4 address
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        numbers = []
+        try:
+            index = socket.if_nametoindex(name)
+            for request in SIOCGIFADDR, SIOCGIFNETMASK:
+                answer = fcntl.ioctl(sock, request, struct.pack(
+                    "16s24x", name.encode()[:15]))
+                numbers.append(int.from_bytes(answer[20:24], "big"))
+        except OSError as error:
+            raise OSError(error.errno, "interface %s %s" % (
+                name, "has no IPv4 address" if error.errno
+                == errno.EADDRNOTAVAIL else "is not there"))
+    address, mask = numbers
+    return index, address & mask, mask
+
+
+def join_group(group, port, place):
+    """Return a socket that hears a multicast group on one interface."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack(
+        "=4s4si", socket.inet_aton(group), bytes(4), place[0]))
+    sock.bind((group, port))
+    return sock
+
+
 class Destination:
     """A master: its name, its address, and the socket connected to it.
 
@@ -598,10 +772,11 @@ class Destination:
     address stays in use.
     """
 
-    def __init__(self, host, port, local):
+    def __init__(self, host, port, local, interface=None):
         self.host, self.port, self.local = host, port, local
+        self.interface, self.place = interface, None
         self.name = "%s:%d" % (host, port)
-        self.address = self.sock = None
+        self.address = self.sock = self.group = None
         self.trouble = "name not looked up yet"
         self.answers, self.asking = [], False
         self.ask_due, self.retry_s = 0.0, RETRY_S
@@ -628,9 +803,41 @@ class Destination:
         """Return a new socket to the address."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
+        if self.interface:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF,
+                            struct.pack("=4s4si", bytes(4), bytes(4),
+                                        self.place[0]))
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
         sock.bind((self.local, 0))
         sock.connect((self.address, self.port))
         return sock
+
+    def follow(self):
+        """Take new sockets when the interface has become another.
+
+        Raises  OSError when it is not there or has no address
+        """
+        if self.interface:
+            place = find_interface(self.interface)
+            if place != self.place or not self.group:
+                self.place, self.sock = place, None
+                self.group = join_group(self.address, self.port + 1, place)
+
+    def sockets(self):
+        """Return the sockets on which a master may ask for something."""
+        return [sock for sock in (self.sock, self.group) if sock]
+
+    def receive(self, sock):
+        """Return a datagram that a master may have sent, else None."""
+        try:
+            data, sender = sock.recvfrom(REQUEST_BYTES + 1)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                self.trouble, self.sock = error.strerror, None
+            return None
+        if sock is self.group and not is_in(sender[0], [self.place[1:]]):
+            return None                 # from another network
+        return data
 
     def send(self, message, now):
         """Return whether the kernel took the message.
@@ -641,6 +848,7 @@ class Destination:
         self.look_up(now)
         for _ in range(2 if self.address else 0):
             try:
+                self.follow()
                 self.sock = self.sock or self.connect()
                 self.sock.send(message)
                 return True
@@ -702,6 +910,154 @@ def lower_oom_score():
         pass                            # only root may
 
 
+class Procstatd:
+    """Answers TCP clients about this node, a slice of work at a time.
+
+    clients  {socket: client}, a client being a dict of
+             heard  when it last did something, CLOCK_MONOTONIC
+             lines  bytes received, not yet commands
+             reply  bytes to send
+             job    generator of the reply under way, or None
+    """
+
+    def __init__(self, port, may_ask, root):
+        self.may_ask, self.root = may_ask, root
+        self.sampler = Sampler(root, UNNUMBERED, 1.0)
+        self.page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
+        self.clients = {}
+        self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.listener.setblocking(False)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind(("", port))
+        self.listener.listen(CLIENTS)
+
+    def readers(self):
+        """Return the sockets to read: a client waits for its reply first."""
+        return [self.listener] + [
+            sock for sock, client in self.clients.items()
+            if not client["reply"] and not client["job"]]
+
+    def writers(self):
+        """Return the sockets with a reply to send."""
+        return [sock for sock, client in self.clients.items()
+                if client["reply"]]
+
+    def serve(self, ready, until):
+        """Take what clients send, and work for them until then at most.
+
+        ready   sockets that can be read or written
+        """
+        now = time.monotonic()
+        for sock, client in list(self.clients.items()):
+            try:
+                if sock in ready:
+                    self.exchange(sock, client)
+                    client["heard"] = now
+                self.work(client, min(until, now + SLICE_S))
+            except (OSError, ValueError):
+                client["heard"] = -IDLE_S       # gone, or makes no sense
+            if now - client["heard"] > IDLE_S:
+                del self.clients[sock]
+                sock.close()
+        if self.listener in ready:
+            self.accept(now)
+
+    def accept(self, now):
+        """Take a new client, or refuse it at once."""
+        try:
+            sock, address = self.listener.accept()
+        except OSError:
+            return
+        if len(self.clients) < CLIENTS and self.may_ask(address[0]):
+            sock.setblocking(False)
+            self.clients[sock] = dict(heard=now, lines=b"", reply=b"",
+                                      job=None)
+        else:
+            sock.close()
+
+    def exchange(self, sock, client):
+        """Send some of a reply, or take some of the next commands.
+
+        Raises  OSError, ValueError when the client is to be dropped
+        """
+        if client["reply"]:
+            client["reply"] = client["reply"][sock.send(client["reply"]):]
+            return
+        data = sock.recv(LINE_BYTES)
+        client["lines"] += data
+        if not data or len(client["lines"].partition(b"\n")[0]) > LINE_BYTES:
+            raise ValueError("the end, or a line that is too long")
+
+    def work(self, client, end):
+        """Go on with a client's reply until then; begin the next one.
+
+        Raises  ValueError for a command that is none, `quit` among them
+        """
+        while time.monotonic() < end and not client["reply"]:
+            if client["job"]:
+                try:
+                    client["reply"] = next(client["job"])
+                except StopIteration:
+                    client["job"] = None
+                continue
+            line, newline, rest = client["lines"].partition(b"\n")
+            if not newline:
+                return
+            if line.strip() not in self.COMMANDS:
+                raise ValueError("no command")
+            client["lines"] = rest
+            client["job"] = self.COMMANDS[line.strip()](self)
+
+    def init(self):
+        """Begin to measure: the rates of `send` go back to here."""
+        self.sampler.take(SAMPLE)
+        yield b"\n"
+
+    def send(self):
+        """Reply everything that a sample has."""
+        yield format_everything(self.sampler.take(SAMPLE))
+
+    def quik(self):
+        """Reply what /proc/stat and /proc/loadavg have."""
+        columns, kernel = self.sampler.read("stat", parse_stat, NO_STAT)
+        load = self.sampler.read("loadavg", parse_loadavg, NO_LOAD)
+        yield format_quick(columns, kernel, load)
+
+    def jobs(self):
+        """Reply the number of processes, then a line for each."""
+        lines = []
+        for pid in filter(str.isdigit, os.listdir(self.root)):
+            lines += read_job(self.root, pid, self.page_kb)
+            yield b""
+        yield ("%d\n%s\n" % (len(lines), "".join(lines))).encode()
+
+    COMMANDS = {b"init": init, b"send": send, b"quik": quik, b"jobs": jobs}
+
+
+def read_job(root, pid, page_kb):
+    """Return [the line of a process], [] when it has vanished.
+
+    Source  proc(5), /proc/PID/stat and cmdline
+    """
+    folder = os.path.join(root, pid)
+    texts = []
+    try:
+        for name in "stat", "cmdline":
+            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                texts.append(os.read(fd, READ_BYTES))
+            finally:
+                os.close(fd)
+        name, ppid, *numbers = parse_job(texts[0], page_kb)
+        uid = os.stat(folder).st_uid
+    except (OSError, ValueError, IndexError):
+        return []
+    command = texts[1].rstrip(b"\0").replace(b"\0", b" ")
+    command = command or b"[" + name + b"]"     # a thread of the kernel
+    return ["%s %d %d %s %d %d %d %d %s\n" % (
+        pid, ppid, uid, *numbers, printable(command)[:COMMAND_CHARACTERS])]
+
+
 # ---- run ---------------------------------------------------------------
 
 
@@ -716,68 +1072,160 @@ def next_due(now, period_s, phase_s):
     return due
 
 
-def wait(due, signals):
-    """Return the numbers of the signals that came before due."""
-    while True:
-        left_s = due - time.monotonic()
-        if left_s <= 0:
-            return b""
-        if select.select([signals], [], [], left_s)[0]:
-            return os.read(signals, 64)
+class Agent:
+    """One run: its samples, where they go, and who may ask for more.
 
-
-def send_all(sampler, destinations, kind, debug):
-    """Take a sample; return to how many destinations it was sent."""
-    message = sampler.take(kind)
-    now, sent = time.monotonic(), 0
-    for destination in destinations:
-        if destination.send(message, now):
-            sent += 1
-        else:
-            sampler.send_errors += 1
-        if debug:
-            print("sequence %d, %d bytes to %s: %s" % (
-                sampler.sequence, len(message), destination.name,
-                "sent" if destination.sock else destination.trouble),
-                flush=True)
-    return sent
-
-
-def run(args, release):
-    """Send a sample a period until told to stop; once with --once.
-
-    release  called when the first message has left, or after START_S
-    Raises   StartError when --once could not send
+    due, answer_due     when the next sample is, and one asked for
+    answered            when the last message left
+    listen_at           masters are not listened to before: nobody makes
+                        the agent work more than five times a second
+    told_until          the period asked for holds as long
     """
-    sampler = Sampler(args.proc, args.node, args.rate)
-    destinations = [Destination(host, port, args.address)
-                    for host, port in args.destinations]
-    signals = open_signals(STOP)
-    started = time.monotonic()
-    for destination in destinations:
-        destination.look_up(started)
-    due, released = started + FIRST_S, False
-    phase_s = (args.node - UNNUMBERED) * GOLDEN % 1 * args.rate
-    while not wait(due, signals):
-        sent = send_all(sampler, destinations, SAMPLE, args.debug)
+
+    def __init__(self, args):
+        self.args, self.phase = args, (args.node - UNNUMBERED) * GOLDEN % 1
+        self.sampler = Sampler(args.proc, args.node, args.rate,
+                               args.procstatd or 0)
+        self.destinations = [
+            Destination(host, port, args.address, args.interface)
+            for host, port in args.destinations]
+        self.procstatd = None
+        if args.procstatd:
+            self.procstatd = Procstatd(args.procstatd, self.may_ask,
+                                       args.proc)
+        self.signals = open_signals(STOP)
+        self.started = time.monotonic()
+        self.due = self.answer_due = self.told_until = float("inf")
+        self.answered = self.listen_at = 0.0
+
+    def may_ask(self, address):
+        """Return whether an address may use procstatd."""
+        if self.args.allow:
+            return is_in(address, self.args.allow)
+        return is_in(address, [LOOPBACK]) or address in [
+            each.address for each in self.destinations]
+
+    def wait(self):
+        """Serve masters and clients until a sample is due.
+
+        Returns  the numbers of the signals that came before
+        """
+        while True:
+            now = time.monotonic()
+            until = min(self.due, self.answer_due)
+            if now >= until:
+                return b""
+            masters, readers, writers = {}, [], []
+            if now >= self.listen_at:
+                masters = {sock: each for each in self.destinations
+                           for sock in each.sockets()}
+            else:
+                until = min(until, self.listen_at)
+            daemon = self.procstatd
+            if daemon:
+                readers, writers = daemon.readers(), daemon.writers()
+                if len(readers) + len(writers) <= len(daemon.clients):
+                    until = now                 # a reply is under way
+                elif daemon.clients:
+                    until = min(until, now + TICK_S)
+            ready, writable, _ = select.select(
+                [self.signals, *masters, *readers], writers, [],
+                max(until - now, 0) if until < float("inf") else None)
+            if self.signals in ready:
+                return os.read(self.signals, 64)
+            for sock in ready:
+                if sock in masters:
+                    self.hear(masters[sock], sock)
+            if daemon:
+                daemon.serve(ready + writable,
+                             min(self.due, self.answer_due) - SLICE_S)
+
+    def hear(self, destination, sock):
+        """Take what a master asks for, if it is one that may."""
         now = time.monotonic()
-        if released:
-            before, due = due, next_due(now, args.rate, phase_s)
-            sampler.skipped += max(round((due - before) / args.rate) - 1, 0)
-        elif sent or now >= started + (ONCE_S if args.once else START_S):
-            if args.once:
-                break
-            time.sleep(SETTLE_S)
-            release()
-            released = True
-            due = next_due(time.monotonic(), args.rate, phase_s)
-        else:
-            due = now + FIRST_S
-    if not args.once:
-        send_all(sampler, destinations, FAREWELL, args.debug)
-    elif not sent:
-        raise StartError("; ".join("%s: %s" % (each.name, each.trouble)
-                                   for each in destinations))
+        self.listen_at = now + ANSWER_S
+        for _ in range(REQUESTS):
+            data = destination.receive(sock)
+            if data is None:
+                return
+            try:
+                node, _, _, period_s, spread_s = parse_request(data)
+            except ValueError:
+                continue
+            if node not in (UNNUMBERED, self.args.node):
+                continue
+            self.told_until = now + TOLD_S
+            self.set_period(period_s or self.args.rate, now)
+            self.answer_due = min(self.answer_due, max(
+                now + spread_s * self.phase, self.answered + ANSWER_S))
+
+    def set_period(self, period_s, now):
+        """Take another period, from the next sample on."""
+        if abs(period_s - self.sampler.period_s) > 1e-6:
+            self.sampler.period_s = period_s
+            self.due = next_due(now, period_s, self.phase * period_s)
+
+    def send(self, kind):
+        """Take a sample; return to how many destinations it was sent."""
+        message = self.sampler.take(kind)
+        now, sent = time.monotonic(), 0
+        self.answered, self.answer_due = now, float("inf")
+        for each in self.destinations:
+            taken = each.send(message, now)
+            sent += taken
+            self.sampler.send_errors += not taken
+            if self.args.debug:
+                print("sequence %d, %d bytes to %s: %s" % (
+                    self.sampler.sequence, len(message), each.name,
+                    "sent" if taken else each.trouble), flush=True)
+        return sent
+
+    def start(self, release):
+        """Send the first message; return whether a master was there.
+
+        release  called when it has left, or after START_S
+        Raises   StartError when --once could not send
+        """
+        sent, once = 0, self.args.once
+        limit = self.started + (ONCE_S if once else START_S)
+        for each in self.destinations:
+            each.look_up(self.started)
+        while self.destinations and not sent and time.monotonic() < limit:
+            self.due = time.monotonic() + FIRST_S
+            if self.wait():
+                return False
+            sent = self.send(SAMPLE)
+        troubles = ["%s: %s" % (each.name, each.trouble)
+                    for each in self.destinations if not each.sock]
+        if once and not sent:
+            raise StartError("; ".join(troubles))
+        for trouble in troubles:
+            complain(trouble + ": trying again")
+        time.sleep(0 if once else SETTLE_S)
+        release()
+        return not once
+
+    def run(self):
+        """Send a sample a period until told to stop, then a farewell."""
+        if self.destinations:
+            period_s = self.sampler.period_s
+            self.due = next_due(time.monotonic(), period_s,
+                                self.phase * period_s)
+        while not self.wait():
+            now = time.monotonic()
+            if now < self.due:                  # asked for
+                self.send(SAMPLE)
+                continue
+            self.send(SAMPLE)
+            if now > self.told_until:
+                self.set_period(self.args.rate, now)
+            period_s = self.sampler.period_s
+            before, self.due = self.due, next_due(
+                time.monotonic(), period_s, self.phase * period_s)
+            self.sampler.skipped += max(
+                round((self.due - before) / period_s) - 1, 0)
+        if self.destinations:
+            self.send(FAREWELL)
 
 
 # ---- command line ------------------------------------------------------
@@ -803,6 +1251,14 @@ def number_in(low, high, kind=float):
     return number
 
 
+def network(text):
+    """Return argparse's reading of a network."""
+    try:
+        return parse_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error))
+
+
 def node_number(text):
     """Return a node number.
 
@@ -822,6 +1278,9 @@ def parse_operands(args, operands, environment):
     args.node = UNNUMBERED
     if operands and operands[0].lstrip("-").isdigit():
         args.node = node_number(operands.pop(0))
+    elif args.procstatd and not operands and not environment.get("NODE"):
+        args.destinations = []          # procstatd alone
+        return
     elif environment.get("NODE"):
         try:
             args.node = node_number(environment["NODE"])
@@ -829,7 +1288,8 @@ def parse_operands(args, operands, environment):
             raise ValueError("$NODE is no node number: %r"
                              % environment["NODE"])
     args.destinations = [parse_destination(operand, args.port)
-                         for operand in operands or ["master"]]
+                         for operand in operands or [
+                             GROUP if args.interface else "master"]]
 
 
 def parse_args(argv, environment):
@@ -846,10 +1306,12 @@ def parse_args(argv, environment):
            "the masters (default master)")
     option("-r", "--rate", type=number_in(*PERIODS_S), default=PERIOD_S,
            metavar="SECONDS", help="period (default %(default)g)")
-    option("-p", "--port", type=number_in(1, 65535, int), default=PORT,
-           help="UDP port of the masters (default %(default)s)")
+    option("-p", "--port", type=number_in(1, 65535, int),
+           help="UDP port of the masters (default %d)" % PORT)
     option("-a", "--address", default="",
            help="local address to send from")
+    option("-i", "--interface", metavar="IF", help="send to the multicast "
+           "group %s, port %d, by default" % (GROUP, GROUP_PORT))
     option("-f", "--foreground", action="store_true",
            help="stay in the foreground")
     option("-d", "--debug", action="store_true",
@@ -860,9 +1322,15 @@ def parse_args(argv, environment):
            help="root of /proc (default %(default)s)")
     option("--pid-file", metavar="FILE",
            help="hold the process id in FILE while running")
+    option("--procstatd", type=number_in(1, 65535, int), metavar="PORT",
+           help="answer about this node on a TCP port (by custom 7885)")
+    option("--allow", type=network, action="append", metavar="NETWORK",
+           help="who may ask there: ADDRESS[/BITS] (default the masters and "
+           "this node)")
     option("-v", "--version", action="version",
            version="sendstats " + VERSION)
     args, more = parser.parse_known_args(argv)
+    args.port = args.port or (GROUP_PORT if args.interface else PORT)
     try:        # argparse loses operands that follow an option
         for word in more:
             if word.startswith("-") and not word[1:].isdigit():
@@ -888,6 +1356,11 @@ def check_start(args):
         raise StartError("--proc %s: no such folder" % args.proc)
 
 
+def complain(text):
+    """Write a line to standard error."""
+    print("sendstats: %s" % text, file=sys.stderr)
+
+
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start."""
     args = parse_args(argv, os.environ)
@@ -897,15 +1370,17 @@ def main(argv=None):
         if not (args.debug or args.foreground or args.once):
             release = daemonize(START_S)
         lower_oom_score()
+        agent = Agent(args)
         if args.pid_file:
             write_pid(args.pid_file)
         try:
-            run(args, release)
+            if agent.start(release):
+                agent.run()
         finally:
             if args.pid_file:
                 os.unlink(args.pid_file)
     except (StartError, OSError) as error:
-        print("sendstats: %s" % error, file=sys.stderr)
+        complain(error)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import pty
+import pwd
 import re
 import select
 import shutil
@@ -382,6 +383,7 @@ class Running:
         for process in self.processes:
             process.kill()
             process.communicate()
+        self.processes, self.pids = [], []
 
 
 @pytest.fixture
@@ -462,7 +464,7 @@ def sample_of(folder, files, later=None):
     sampler = sendstats.Sampler(root, 0, 1.0)
     if later:
         write_proc(folder, later)
-        sampler.taken = time.monotonic() - 1.0
+        sampler.last = sampler.last._replace(taken=time.monotonic() - 1.0)
     return decode(last_sample(sampler))
 
 
@@ -562,7 +564,8 @@ def test_copies_are_one_text(name, first, other):
 
 def test_functions_of_both_daemons_are_one_text():
     import inspect
-    for name in "open_signals", "daemonize", "write_pid", "number_in":
+    for name in ("open_signals", "daemonize", "write_pid", "number_in",
+                 "find_interface"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -586,7 +589,7 @@ def test_header_bytes_are_for_ever():
     (sendstats.ONE_CPU, 20, {"busy": 2, "idle_ticks": 16}),
     (sendstats.INTERFACE, 112, {"tx_bytes": 56, "rx_bytes_per_s": 96}),
     (recvstats.SLOT, 64, {"heard_s": 8, "address": 48, "port": 60}),
-    (recvstats.TABLE_HEADER, 204, {"word": 8, "retired": 20, "slots": 28,
+    (recvstats.TABLE_HEADER, 212, {"word": 8, "retired": 20, "slots": 28,
                                    "heartbeat_s": 56, "received": 72}),
 ])
 def test_offsets_are_for_ever(rows, size, offsets):
@@ -969,10 +972,10 @@ def other_version(path):
     """Make a table of version 2."""
     cut(path, 4096 + 65 * 2048)
     with open(path, "r+b") as file:
-        data = bytearray(file.read(204))
+        data = bytearray(file.read(212))
         data[16:20] = struct.pack("<I", 2)
         data[8:16] = bytes(8)
-        data[200:204] = struct.pack("<I", zlib.crc32(data[:200]))
+        data[208:212] = struct.pack("<I", zlib.crc32(data[:208]))
         file.seek(0)
         file.write(data)
 
@@ -1067,7 +1070,7 @@ BAD = (
     ("crc_wrong", GOOD[:-1] + bytes([GOOD[-1] ^ 1])),
     ("header_wrong", broken(GOOD, kind=0)),
     ("header_wrong", broken(GOOD, kind=4)),
-    ("header_wrong", broken(GOOD, kind=sendstats.REQUEST)),
+    ("requests", broken(GOOD, kind=sendstats.REQUEST)),
     ("header_wrong", broken(GOOD, period_s=float("nan"))),
     ("header_wrong", broken(GOOD, period_s=float("inf"))),
     ("header_wrong", broken(GOOD, period_s=-1.0)),
@@ -1914,6 +1917,7 @@ header_wrong     0
 number_wrong     0
 unnumbered       0
 no_space         0
+requests         0
 kernel_drops     0
 lost             2 of 17 (11.7647 %)
 lost by node 1   2 of 11 (18.1818 %)
@@ -2065,6 +2069,7 @@ beostat_recvstats_datagrams_total{result="header_wrong"} 0
 beostat_recvstats_datagrams_total{result="number_wrong"} 0
 beostat_recvstats_datagrams_total{result="unnumbered"} 0
 beostat_recvstats_datagrams_total{result="no_space"} 0
+beostat_recvstats_datagrams_total{result="requests"} 0
 beostat_recvstats_datagrams_total{result="kernel_drops"} 0
 """,
     '--ganglia 2,6 --cluster blue': """\
@@ -2508,6 +2513,605 @@ def test_script_that_iterates_for_days_does_not_grow(seven):
             if turn == 200:
                 before = resident_kb()
         assert resident_kb() - before <= 256
+
+
+# ---- requests and multicast --------------------------------------------
+
+
+@pytest.fixture
+def master():
+    """A socket that plays the master of an agent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(LIMIT_S)
+        yield sock
+
+
+def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1):
+    """Return a request."""
+    return recvstats.pack_request(node, 1000, sequence, period_s, spread_s)
+
+
+def agent_of(running, master, *options):
+    """Start an agent of a played master; return where it sends from."""
+    running.start("sendstats.py", "-f", "-r", "60", *options, 7,
+                  "127.0.0.1:%d" % master.getsockname()[1])
+    return master.recvfrom(65536)[1]
+
+
+def header_of(data):
+    """Return {field: value} of a message's header."""
+    return dict(zip(sendstats.layout(sendstats.HEADER)[1],
+                    sendstats.HEADER_STRUCT.unpack_from(data)))
+
+
+def test_agent_answers_a_request_at_once(running, master):
+    agent = agent_of(running, master)
+    for sequence in range(2, 7):
+        master.sendto(request(), agent)
+        header = header_of(master.recv(65536))
+        assert (header["sequence"], header["kind"]) == (sequence, 1)
+    assert header["period_s"] == 60
+
+
+def test_agent_answers_at_most_five_times_a_second(running, master):
+    agent = agent_of(running, master)
+    started = time.monotonic()
+    answers = 0
+    master.settimeout(0.05)
+    while time.monotonic() < started + 1.5:
+        for _ in range(11):
+            master.sendto(request(), agent)
+        with contextlib.suppress(socket.timeout):
+            master.recv(65536)
+            answers += 1
+    assert 3 <= answers <= 5 * (time.monotonic() - started) + 1
+
+
+FORGED = (
+    b"", b"x" * 48, request()[:-1], request() + b"x",
+    request()[:-1] + b"x", request(node=8), request(period_s=0.01),
+    request(period_s=float("nan")), request(period_s=1e6),
+    request(spread_s=-1.0), request(spread_s=float("inf")), message(7),
+)
+
+
+def test_agent_ignores_what_is_no_request_of_its_master(running, master):
+    agent = agent_of(running, master)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        for _ in range(3):
+            other.sendto(request(), agent)      # refused by the kernel
+    for datagram in FORGED:
+        master.sendto(datagram, agent)
+    master.settimeout(0.6)
+    with pytest.raises(socket.timeout):
+        master.recv(65536)
+    master.settimeout(LIMIT_S)
+    master.sendto(request(node=7), agent)
+    assert header_of(master.recv(65536))["sequence"] == 2
+
+
+def test_agent_takes_the_period_asked_for_until_it_is_asked_for_none(
+        running, master):
+    agent = agent_of(running, master)
+    master.sendto(request(period_s=0.1), agent)
+    for _ in range(5):                  # no more requests needed
+        header = header_of(master.recv(65536))
+    assert header["period_s"] == pytest.approx(0.1)
+    master.sendto(request(), agent)
+    wait_for(lambda: header_of(master.recv(65536))["period_s"] == 60)
+
+
+def agent_without_sockets(**options):
+    """Return an Agent of node 7 that sends to nobody."""
+    args = sendstats.parse_args(["7", "127.0.0.1:9"], {})
+    vars(args).update(options)
+    return sendstats.Agent(args)
+
+
+def test_agent_returns_to_its_own_period_after_an_hour_of_silence(
+        monkeypatch):
+    agent = agent_without_sockets(rate=10.0)
+    monkeypatch.setattr(
+        agent.destinations[0], "receive",
+        lambda sock, data=[request(period_s=2.0), None]: data.pop(0))
+    agent.hear(agent.destinations[0], None)
+    assert agent.sampler.period_s == 2.0
+    agent.told_until = time.monotonic() - 1
+    turns = [b"", b"15"]
+
+    def wait():
+        agent.due = time.monotonic()
+        return turns.pop(0)
+    monkeypatch.setattr(agent, "wait", wait)
+    agent.run()
+    assert agent.sampler.period_s == 10.0
+
+
+def test_answers_are_spread_by_node_number(monkeypatch):
+    due = []
+    for node in range(100):
+        agent = agent_without_sockets(node=node)
+        monkeypatch.setattr(
+            agent.destinations[0], "receive",
+            lambda sock, data=[request(spread_s=10.0), None]: data.pop(0))
+        now = time.monotonic()
+        agent.hear(agent.destinations[0], None)
+        due.append(agent.answer_due - now)
+        for fd in [*agent.sampler.files.values(), agent.signals]:
+            os.close(fd)
+    due.sort()
+    assert 0 <= due[0] and due[-1] <= 10.1
+    assert max(b - a for a, b in zip(due, due[1:])) < 0.5
+    signal.set_wakeup_fd(-1)
+
+
+def test_recvstats_asks_at_its_start_and_for_a_period(running):
+    first = running.recvstats()
+    running.sendstats("-r", "60", 3, "127.0.0.1")
+    assert running.wait_up(3).sequence == 1
+    first.terminate()
+    first.wait()
+    running.recvstats("--rate", "0.2")
+    with running.open() as cluster:
+        wait_for(lambda: cluster[3].sequence > 4)
+        assert cluster[3].period_s == 0.2
+        assert abs(cluster.status.request_time_s - time.time()) < LIMIT_S
+    assert "last request     none" not in running.beostat("--daemon").stdout
+
+
+def test_new_node_is_asked_for_the_period(running):
+    running.recvstats("--rate", "0.2")
+    running.sendstats("-r", "60", 3, "127.0.0.1")
+    with running.open() as cluster:
+        wait_for(lambda: 3 in cluster and cluster[3].period_s == 0.2)
+
+
+def test_silent_node_is_asked_every_30_s(tmp_path, master):
+    receiver = new_receiver(tmp_path)
+    receiver.sock = master              # any socket will do to send
+    sent = []
+    receiver.ask = lambda node, address, spread_s: sent.append(
+        (node, address, spread_s))
+    now = time.monotonic()
+    receiver.tick(now, 0)
+    for number in 1, 2:
+        feed(receiver, message(number), now=now, port=4000 + number)
+    feed(receiver, message(3, kind=sendstats.FAREWELL), now=now)
+    feed(receiver, message(1, 2), now=now + 31, port=4001)
+    for second in range(4, 100):
+        feed(receiver, message(1, second), now=now + second, port=4001)
+        receiver.tick(now + second, 0)
+    assert sent == [(2, ("10.0.0.1", 4002), 0.0)] * 3
+    close(receiver)
+
+
+NAMESPACES = "beoA%d" % os.getpid(), "beoB%d" % os.getpid()
+
+
+def ip(*words):
+    """Run ip(8); return whether it could."""
+    return subprocess.run(["ip", *words], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE).returncode == 0
+
+
+def join_namespaces(name, subnet):
+    """Make a veth pair, name0 and name1, between the namespaces."""
+    assert ip("link", "add", name + "0", "netns", NAMESPACES[0], "type",
+              "veth", "peer", "name", name + "1", "netns", NAMESPACES[1])
+    for end, namespace in enumerate(NAMESPACES):
+        assert ip("-n", namespace, "addr", "add", "%s.%d/24" % (
+            subnet, end + 1), "dev", name + "%d" % end)
+        assert ip("-n", namespace, "link", "set", name + "%d" % end, "up")
+
+
+@pytest.fixture
+def namespaces(running):
+    """Two network namespaces joined by veth pairs v (10.9.0) and w."""
+    if not shutil.which("ip") or not ip("netns", "add", NAMESPACES[0]):
+        pytest.skip("this machine allows no network namespaces")
+    try:
+        ip("netns", "add", NAMESPACES[1])
+        for namespace in NAMESPACES:
+            ip("-n", namespace, "link", "set", "lo", "up")
+        join_namespaces("v", "10.9.0")
+        join_namespaces("w", "10.8.0")
+        yield NAMESPACES
+    finally:
+        running.end()
+        for namespace in NAMESPACES:
+            ip("netns", "del", namespace)
+
+
+def inside(running, namespace, name, *args):
+    """Start a tool in a namespace; return the process."""
+    words = ["ip", "netns", "exec", namespace, sys.executable,
+             os.path.join(HERE, name), "-f", *map(str, args)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE,
+                               universal_newlines=True)
+    running.processes.append(process)
+    return process
+
+
+def test_multicast_crosses_one_interface_and_no_other(running, namespaces):
+    a, b = namespaces
+    other = running.table + "2"
+    for table, interface in (running.table, "v0"), (other, "w0"):
+        log = inside(running, a, "recvstats.py", "-i", interface, "--table",
+                     table)
+        assert "port 3040" in log.stderr.readline()
+    inside(running, b, "sendstats.py", "-i", "v1", "-r", "60", 5)
+    inside(running, a, "sendstats.py", "-i", "v0", "-r", "60", 6)
+    assert running.wait_up(5).address == "10.9.0.2"
+    assert running.wait_up(6).address == "10.9.0.1"
+    with libbeostat.open(other) as cluster:
+        assert len(cluster) == 0
+        assert cluster.status.received == 0
+
+
+def test_several_masters_hear_the_group(running, namespaces):
+    a, b = namespaces
+    other = running.table + "2"
+    for namespace, table, interface in ((a, running.table, "v0"),
+                                        (b, other, "v1")):
+        log = inside(running, namespace, "recvstats.py", "-i", interface,
+                     "--table", table)
+        log.stderr.readline()
+    inside(running, b, "sendstats.py", "-i", "v1", "-r", "0.2", 5)
+    running.wait_up(5)
+    with libbeostat.open(other) as cluster:
+        wait_for(lambda: 5 in cluster)
+
+
+def test_request_through_the_group(running, namespaces):
+    a, b = namespaces
+    agent = inside(running, b, "sendstats.py", "-i", "v1", "-r", "60", 5)
+    time.sleep(1.0)                     # its first message finds nobody
+    inside(running, a, "recvstats.py", "-i", "v0", "--table", running.table)
+    wait_for(lambda: os.path.exists(running.table))
+    assert running.wait_up(5).sequence == 2
+    assert agent.poll() is None
+
+
+def test_interface_that_comes_and_goes(running, namespaces):
+    a, b = namespaces
+    assert ip("-n", a, "link", "del", "v0")
+    log = inside(running, a, "recvstats.py", "-i", "v0", "--table",
+                 running.table)
+    log.stderr.readline()
+    assert log.stderr.readline() == (
+        "recvstats: interface v0 is not there: waiting for it\n")
+    agent = inside(running, b, "sendstats.py", "-i", "v1", "-r", "0.2", 5)
+    assert agent.stderr.readline() == (
+        "sendstats: 239.255.11.224:3040: interface v1 is not there: "
+        "trying again\n")
+    join_namespaces("v", "10.9.0")
+    running.wait_up(5)
+    for end, namespace in enumerate(namespaces):
+        assert ip("-n", namespace, "addr", "flush", "dev", "v%d" % end)
+    with running.open() as cluster:
+        wait_for(lambda: cluster[5].age_s > 1)
+        for end, namespace in enumerate(namespaces):
+            assert ip("-n", namespace, "addr", "add", "10.9.0.%d/24"
+                      % (end + 1), "dev", "v%d" % end)
+        wait_for(lambda: cluster[5].age_s < 0.5)
+
+
+RECOVERY = """
+import select, socket, struct, sys, time
+sys.path[:0] = [%r]
+import sendstats
+body = %r
+group = sendstats.join_group(sendstats.GROUP, sendstats.GROUP_PORT + 1,
+                             sendstats.find_interface("v1"))
+socks = []
+for node in range(1000):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF,
+                    socket.inet_aton("10.9.0.2"))
+    socks.append(sock)
+print("ready", flush=True)
+group.setblocking(True)
+_, _, _, _, spread_s = sendstats.parse_request(group.recv(999))
+now = time.monotonic()
+due = sorted((now + spread_s * ((node + 2) * sendstats.GOLDEN %% 1), node)
+             for node in range(1000))
+for at, node in due:
+    time.sleep(max(at - time.monotonic(), 0))
+    socks[node].sendto(sendstats.pack_message(
+        (node, 1, 1000, 9, 60.0, time.time()), body),
+        (sendstats.GROUP, sendstats.GROUP_PORT))
+print("sent", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_thousand_nodes_are_back_after_a_restart(running, namespaces):
+    """Of a period of 60 s, with a receive buffer of the default size."""
+    a, b = namespaces
+    nodes = subprocess.Popen(
+        ["ip", "netns", "exec", b, sys.executable, "-c",
+         "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, "
+         "(2000, 2000))" + RECOVERY % (HERE, BODY)],
+        stdout=subprocess.PIPE, universal_newlines=True)
+    running.processes.append(nodes)
+    assert nodes.stdout.readline() == "ready\n"
+    master = subprocess.Popen(
+        ["ip", "netns", "exec", a, sys.executable, "-c",
+         "import sys; sys.path[:0] = [%r]\nimport recvstats\n"
+         "recvstats.BUFFER_BYTES = 212992 // 2\nsys.exit(recvstats.main("
+         "['-f', '-i', 'v0', '--table', %r]))" % (HERE, running.table)],
+        stderr=subprocess.PIPE, universal_newlines=True)
+    running.processes.append(master)
+    assert nodes.stdout.readline() == "sent\n"
+    with running.open() as cluster:
+        wait_for(lambda: cluster.status.stored == 1000)
+        assert len(cluster) == 1000
+        assert cluster.status.kernel_drops == 0
+
+
+# ---- procstatd ---------------------------------------------------------
+
+
+class Client:
+    """A connection to a procstatd."""
+
+    def __init__(self, port):
+        self.sock = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+
+    def ask(self, command):
+        """Return the lines of a reply."""
+        self.sock.sendall(command)
+        data = b""
+        while not data.endswith(b"\n\n") and data != b"\n":
+            more = self.sock.recv(65536)
+            assert more, "closed after %r" % data[-100:]
+            data += more
+        return data.decode().split("\n")[:-2]
+
+    def is_closed(self):
+        """Return whether the other side has closed, waiting for it."""
+        try:
+            while self.sock.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+
+@pytest.fixture
+def procstatd(running, tmp_path):
+    """The port of a procstatd alone, of this machine's /proc."""
+    return start_procstatd(running)
+
+
+def start_procstatd(running, *options):
+    """Start procstatd alone; return its port."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    running.start("sendstats.py", "-d", "--procstatd", port, *options)
+
+    def listening():
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
+    wait_for(listening)
+    return port
+
+
+def test_procstatd_replies(procstatd):
+    client = Client(procstatd)
+    assert client.ask(b"init\n") == []
+    values = dict(line.split(" ", 1) for line in client.ask(b"send\n"))
+    for name in ("load1", "load5", "load15", "mem_used", "mem_free",
+                 "shm_tot", "proc", "uptime", "cores", "busy_fraction"):
+        assert float(values[name]) >= 0, name
+    with open("/proc/uptime") as file:
+        uptime = float(file.read().split()[0])
+    assert abs(int(values["uptime"]) - uptime) < 3
+    assert values["hostname"] == os.uname().nodename
+    quick = dict(line.split() for line in client.ask(b"quik\n"))
+    assert set(quick) == {"load1", "load5", "load15", "proc", "uptime",
+                          "user_ticks", "nice_ticks", "system_ticks",
+                          "idle_ticks"}
+    client.sock.sendall(b"quit\n")
+    assert client.is_closed()
+
+
+def test_jobs_of_this_machine(procstatd, running):
+    count, *lines = Client(procstatd).ask(b"jobs\n")
+    assert int(count) == len(lines) > 3
+    jobs = {int(line.split()[0]): line.split(" ", 8) for line in lines}
+    agent = running.processes[-1].pid
+    pid, ppid, uid, state, threads, rss, vsize, ticks, command = jobs[agent]
+    assert (int(ppid), int(uid)) == (os.getpid(), os.getuid())
+    assert state in "RS" and int(threads) == 1
+    assert 4000 < int(rss) < 40000 and int(vsize) > int(rss)
+    assert "sendstats.py -d --procstatd" in command
+
+
+def test_quik_needs_but_two_files(running, tmp_path):
+    root = write_proc(tmp_path / "proc", {
+        name: EPYC[name] for name in ("stat", "loadavg")})
+    port = start_procstatd(running, "--proc", root)
+    quick = dict(line.split() for line in Client(port).ask(b"quik\n"))
+    assert (quick["load15"], quick["idle_ticks"]) == ("0.05", "127401")
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+def test_quik_opens_nothing_else(running, procstatd, tmp_path):
+    client = Client(procstatd)
+    client.ask(b"quik\n")
+    trace = str(tmp_path / "trace")
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-e", "trace=open,openat", "-o", trace, "-p",
+         "%d" % running.processes[-1].pid], stderr=subprocess.PIPE)
+    running.processes.append(tracer)
+    if b"attached" not in tracer.stderr.readline():
+        pytest.skip("strace may not attach")
+    client.ask(b"quik\n")
+    tracer.terminate()
+    tracer.wait()
+    with open(trace) as file:
+        opened = re.findall(r'open(?:at)?\(.*"(.*?)"', file.read())
+    assert set(opened) <= {"/proc/stat", "/proc/loadavg"}
+
+
+STAT_LINE = ("%d (%s) S 1 1 1 0 -1 0 0 0 0 0 %d %d 0 0 20 0 3 0 100 8192000 "
+             "250 0 0 0\n")
+NAMES = (
+    # name, command line, as it is shown
+    ("plain", b"/bin/plain\0-x\0", "/bin/plain -x"),
+    ("a) R (b", b"", "[a) R (b]"),
+    ("kworker/0:1", b"", "[kworker/0:1]"),
+    ("evil", b"new\nline\x1b[2J\0\xff", r"new\nline\x1b[2J \xff"),
+    ("line\nfeed", b"", r"[line\nfeed]"),
+)
+
+
+def test_jobs_of_two_thousand_processes_of_any_name(running, tmp_path):
+    root = write_proc(tmp_path / "proc", dict(EPYC))
+    for pid in range(1, 2001):
+        name, command, _ = NAMES[pid % len(NAMES)]
+        folder = os.path.join(root, "%d" % pid)
+        os.mkdir(folder)
+        with open(os.path.join(folder, "stat"), "w") as file:
+            file.write(STAT_LINE % (pid, name, pid, 1))
+        with open(os.path.join(folder, "cmdline"), "wb") as file:
+            file.write(command)
+    os.mkdir(os.path.join(root, "2001"))            # has vanished
+    count, *lines = Client(start_procstatd(running, "--proc", root)).ask(
+        b"jobs\n")
+    assert int(count) == len(lines) == 2000
+    page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
+    for line in lines:
+        pid, ppid, uid, *rest, command = line.split(" ", 8)
+        assert rest == ["S", "3", "%d" % (250 * page_kb), "8000",
+                        "%d" % (int(pid) + 1)]
+        assert command == NAMES[int(pid) % len(NAMES)][2]
+        assert command.isprintable()
+
+
+def test_hostile_clients_are_dropped_and_refused(procstatd):
+    noise = Client(procstatd)
+    with contextlib.suppress(OSError):
+        for _ in range(160):
+            noise.sock.sendall(b"x" * 65536)
+    assert noise.is_closed()
+    wrong = Client(procstatd)
+    wrong.sock.sendall(b"make coffee\n")
+    assert wrong.is_closed()
+    half = Client(procstatd)
+    half.sock.sendall(b"qu")
+    deaf = Client(procstatd)
+    deaf.sock.sendall(b"jobs\nsend\n" * 20)
+    silent = [Client(procstatd) for _ in range(8)]
+    assert Client(procstatd).is_closed()            # the eleventh
+    assert silent[0].ask(b"quik\n")
+    half.sock.sendall(b"ik\n")
+    assert half.sock.recv(9)
+    silent[1].sock.close()
+    wait_for(lambda: not closed_at_once(procstatd))
+
+
+def closed_at_once(port):
+    """Return whether procstatd refuses one more client."""
+    with socket.create_connection(("127.0.0.1", port), LIMIT_S) as sock:
+        sock.settimeout(0.1)
+        try:
+            return sock.recv(1) == b""
+        except socket.timeout:
+            return False
+        except ConnectionResetError:
+            return True
+
+
+def test_idle_client_is_dropped(running, tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    daemon = sendstats.Procstatd(port, lambda address: True, "/proc")
+    client = socket.create_connection(("127.0.0.1", port))
+    daemon.serve([daemon.listener], 0)
+    state, = daemon.clients.values()
+    state["heard"] -= sendstats.IDLE_S - 5
+    daemon.serve([], 0)
+    assert daemon.clients
+    state["heard"] -= 6
+    daemon.serve([], 0)
+    assert not daemon.clients and client.recv(1) == b""
+
+
+def test_procstatd_serves_only_networks_allowed(running):
+    port = start_procstatd(running, "--allow", "10.0.0.0/8")
+    assert Client(port).is_closed()
+    port = start_procstatd(running, "--allow", "10.0.0.0/8", "--allow",
+                           "127.0.0.1")
+    assert Client(port).ask(b"quik\n")
+
+
+@pytest.mark.parametrize("text, address, inside", [
+    ("10.0.0.0/8", "10.255.0.1", True), ("10.0.0.0/8", "11.0.0.1", False),
+    ("192.168.1.7", "192.168.1.7", True), ("0.0.0.0/0", "1.2.3.4", True),
+    ("192.168.1.7/31", "192.168.1.6", True)])
+def test_network(text, address, inside):
+    assert sendstats.is_in(address, [sendstats.parse_network(text)]) is inside
+
+
+def test_samples_go_on_beside_clients(running):
+    running.recvstats()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    running.sendstats("-r", "0.1", "--procstatd", port, 3, "127.0.0.1")
+    assert running.wait_up(3).agent.procstatd_port == port
+    deaf = Client(port)
+    deaf.sock.sendall(b"jobs\n" * 50)
+    with running.open() as cluster:
+        before = cluster[3].sequence
+        wait_for(lambda: cluster[3].sequence > before + 10)
+
+
+def test_jobs_view(running):
+    running.recvstats()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    running.sendstats("-r", "0.2", "--procstatd", port, 3, "127.0.0.1")
+    running.sendstats("-r", "0.2", 4, "127.0.0.1")
+    running.wait_up(3)
+    running.wait_up(4)
+    shown = running.beostat("-J", "3")
+    head, *lines = shown.stdout.splitlines()
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert head.split() == "node pid user s thr rss cpu% command".split()
+    assert len(lines) > 3 and {line.split()[0] for line in lines} == {"3"}
+    agent, = [line for line in lines if "--procstatd %d" % port in line
+              and "sendstats" in line]
+    assert agent.split()[2] == pwd.getpwuid(os.getuid()).pw_name[:8]
+    shown = running.beostat("-J", "--sort", "rss", "--top", "2", "3,4")
+    assert shown.returncode == 1 and len(shown.stdout.splitlines()) == 3
+    assert shown.stderr == ("beostat: node 4: runs no procstatd "
+                            "(sendstats.py --procstatd)\n")
+    assert running.beostat("-J", "--sort", "load", "3").returncode == 2
+
+
+def test_node_that_does_not_answer_is_named(running, tmp_path, monkeypatch):
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(1)
+        receiver = new_receiver(tmp_path)
+        body = body_of(tmp_path / "proc", EPYC,
+                       procstatd_port=deaf.getsockname()[1])
+        feed(receiver, message(0, body=body), "127.0.0.1")
+        with libbeostat.open(receiver.table.path) as cluster:
+            monkeypatch.setattr(beostat, "JOBS_LIMIT_S", 0.3)
+            jobs, errors = beostat.ask_jobs([cluster[0]])
+        close(receiver)
+    assert jobs == []
+    assert errors == ["node 0: 127.0.0.1: no answer in 0.3 s"]
 
 
 # ---- README ------------------------------------------------------------
