@@ -354,6 +354,11 @@ def format_daemon(picture, args):
     lines += [("lost by node %d" % node.number, "%d of %d (%.4f %%)" % (
         node.lost, node.lost + node.received,
         share(node.lost, node.lost + node.received))) for node in lost]
+    unverified = [node.number for node in picture.nodes
+                  if node.signature == "unverified"]
+    if unverified:
+        lines.append(("unverified", libbeostat.fold_nodes(unverified)
+                      + " sign, and recvstats has no --key-file"))
     costs = sorted((node.agent.cost_us, node.number)
                    for node in picture.nodes
                    if node.agent.cost_us is not None)
@@ -545,7 +550,7 @@ def node_document(node):
         (field, getattr(node, field)) for field in (
             "number", "state", "age_s", "heard_time_s", "time_s",
             "start_time_s", "period_s", "sequence", "address", "port",
-            "received", "lost", "restarts"))
+            "received", "lost", "restarts", "signature"))
     for part in libbeostat.PARTS:
         document[part] = getattr(node, part)._asdict()
     for part in "cpus", "interfaces":

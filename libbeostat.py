@@ -36,6 +36,7 @@ CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 CRC_BYTES = 4
 FLOAT = "%.7g"                  # what a 32-bit float can hold
 NODES_AT_MOST = 1000000         # a node list may name
+SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 PREFIXES = "", ".", "n", "node"
 MASTER_NAMES = "master", "-1"
 ITEMS = re.compile(r"(?:\[[^][]*\]|[^,])+")     # of a list, at its commas
@@ -174,6 +175,7 @@ INTERFACE = (
 TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
 TABLE_BYTES = 4096
 SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
+SIGNED, VERIFIED = 1, 2                 # flags of a slot
 STATUS = (
     ("magic", "8s", "", "b'BEOTABLE'"),
     ("word", "Q", "", "odd while the header is being written"),
@@ -206,6 +208,10 @@ COUNTERS = (
      "1; dropped"),
     ("unnumbered", "Q", "", "node number -2, and the sender's address not "
      "in --iprange; dropped"),
+    ("not_allowed", "Q", "", "from an address outside --allow; dropped"),
+    ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
+     "dropped"),
+    ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
     ("no_space", "Q", "", "no room in the file system for its slot; "
      "dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
@@ -226,7 +232,7 @@ SLOT = (
     ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
     ("restarts", "I", "", "starts of the agent after the first one seen"),
     ("port", "H", "", "UDP port of the sender"),
-    ("flags", "H", "", "0"),
+    ("flags", "H", "", "1 signed, 2 and verified with a key"),
 )
 
 # ---- parse -------------------------------------------------------------
@@ -496,6 +502,7 @@ class Node:
     period_s, sequence  between samples; this one's number
     address, port       of the sender
     received, lost, restarts  messages that came and did not, agent starts
+    signature           none, unverified (recvstats has no key), verified
     host, processor, kernel, cpu, load, memory, disk, network, agent
                         records of the kinds Host, Processor ...; a value
                         that the node does not know is None
@@ -504,7 +511,7 @@ class Node:
 
     def __init__(self, number, slot, now):
         (_, heard_s, self.heard_time_s, _, self.received, self.lost, address,
-         _, self.restarts, self.port, _, _, length, _, kind, _, start_us,
+         _, self.restarts, self.port, flags, _, length, _, kind, _, start_us,
          self.sequence, self.period_s, self.time_s) = STATE.unpack_from(slot)
         self.number = number
         self.period_s = float(FLOAT % self.period_s)
@@ -512,6 +519,7 @@ class Node:
         self.age_s = max(now - heard_s, 0.0)
         self.address = "%d.%d.%d.%d" % tuple(address)
         self.start_time_s = start_us / 1e6
+        self.signature = SIGNATURES[flags & (SIGNED | VERIFIED)]
         silence_s = max(SILENT_S, SILENT_PERIODS * self.period_s)
         self.state = ("left" if kind == FAREWELL else
                       "down" if self.age_s > silence_s else "up")

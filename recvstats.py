@@ -25,6 +25,7 @@ import sys
 import syslog
 import time
 import zlib
+from _operator import _compare_digest as compare_digest  # hmac's own
 
 # ---- constants ---------------------------------------------------------
 
@@ -37,7 +38,7 @@ FIRST_SLOT_BYTES = 2048
 MESSAGE_BYTES = 65000           # no message is longer
 PERIOD_MOST_S = 3600.0
 ASKED_PERIODS_S = 0.1, 3600.0
-CRC_BYTES = 4
+CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 BUFFER_BYTES = 16 << 20         # receive buffer to ask for
 NAP_S = 0.010                   # datagrams gather meanwhile
@@ -105,6 +106,7 @@ GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
 TABLE_BYTES = 4096
 SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
+SIGNED, VERIFIED = 1, 2                 # flags of a slot
 STATUS = (
     ("magic", "8s", "", "b'BEOTABLE'"),
     ("word", "Q", "", "odd while the header is being written"),
@@ -137,6 +139,10 @@ COUNTERS = (
      "1; dropped"),
     ("unnumbered", "Q", "", "node number -2, and the sender's address not "
      "in --iprange; dropped"),
+    ("not_allowed", "Q", "", "from an address outside --allow; dropped"),
+    ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
+     "dropped"),
+    ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
     ("no_space", "Q", "", "no room in the file system for its slot; "
      "dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
@@ -157,7 +163,7 @@ SLOT = (
     ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
     ("restarts", "I", "", "starts of the agent after the first one seen"),
     ("port", "H", "", "UDP port of the sender"),
-    ("flags", "H", "", "0"),
+    ("flags", "H", "", "1 signed, 2 and verified with a key"),
 )
 
 # ---- parse -------------------------------------------------------------
@@ -171,7 +177,8 @@ STATE, STATE_AT = layout(SLOT + HEADER)
 CAUSES = [field for field, *_ in COUNTERS]
 (RECEIVED, STORED, LATE, REPEATED, STALE, CONFLICT, SHORT, LONG, MAGIC_WRONG,
  VERSION_WRONG, CRC_WRONG, HEADER_WRONG, NUMBER_WRONG, NO_NUMBER,
- NO_SPACE, REQUESTS, KERNEL_DROPS) = range(len(CAUSES))
+ NOT_ALLOWED, UNSIGNED, SIGNATURE_WRONG, NO_SPACE, REQUESTS,
+ KERNEL_DROPS) = range(len(CAUSES))
 
 
 def parse_address(text):
@@ -180,6 +187,24 @@ def parse_address(text):
     Raises  OSError when text is none
     """
     return int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big")
+
+
+def parse_network(text):
+    """Return (address, mask) of `ADDRESS[/BITS]` as whole numbers.
+
+    Raises  ValueError
+    """
+    address, slash, bits = text.partition("/")
+    try:
+        number = int.from_bytes(socket.inet_pton(socket.AF_INET, address),
+                                "big")
+    except OSError:
+        raise ValueError("%s is not ADDRESS[/BITS]" % text)
+    bits = int(bits) if slash else 32
+    if not 0 <= bits <= 32:
+        raise ValueError("%s: 0 to 32 bits" % text)
+    mask = (1 << 32) - (1 << 32 - bits)
+    return number & mask, mask
 
 
 def silence_s(period_s):
@@ -198,8 +223,9 @@ def fault(size, data):
         return SHORT
     if magic != MAGIC:
         return VERSION_WRONG if magic[:3] == MAGIC[:3] else MAGIC_WRONG
-    if length != size or size > MESSAGE_BYTES:
+    if size - length not in (0, MAC_BYTES) or size > MESSAGE_BYTES:
         return SHORT if size < length else LONG
+    size = length
     if zlib.crc32(data[:size]) != CRC_RESIDUE:
         return CRC_WRONG
     kind, = struct.unpack_from("<H", data, HEADER_AT["kind"])
@@ -265,6 +291,58 @@ def unpack_table_header(data):
 
 class StartError(Exception):
     """What keeps the program from starting, and what to do."""
+
+
+class Keys:
+    """The keys of a file, one per line: the first signs, all verify.
+
+    Raises  StartError when others may read the file, or it holds none
+    """
+
+    def __init__(self, path):
+        # It loads OpenSSL, which costs 3 MB: only those who sign pay.
+        from hashlib import blake2b
+        self.blake2b, self.path, self.trouble = blake2b, path, ""
+        self.read()
+
+    def read(self):
+        """Read the file."""
+        try:
+            with open(self.path, "rb") as file:
+                found = os.fstat(file.fileno())
+                keys = file.read().split(b"\n")
+        except OSError as error:
+            raise StartError("%s: %s" % (self.path, error.strerror))
+        keys = [key.strip() for key in keys if key.strip()]
+        if found.st_mode & 0o007:
+            raise StartError("%s: others may read it: chmod o= %s"
+                             % (self.path, self.path))
+        if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
+            raise StartError("%s: must hold keys of 1 to %d bytes, one a "
+                             "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
+        self.keys = keys
+        self.seen = found.st_ino, found.st_mtime, found.st_size
+
+    def refresh(self):
+        """Read the file when it has changed; keep the old keys when the
+        new file will not do, and say so once in self.trouble."""
+        try:
+            found = os.stat(self.path)
+            if (found.st_ino, found.st_mtime, found.st_size) != self.seen:
+                self.read()
+                self.trouble = ""
+        except (OSError, StartError) as error:
+            self.trouble = str(error)
+
+    def sign(self, data, key=None):
+        """Return the MAC_BYTES to put behind a message."""
+        return self.blake2b(data, key=key or self.keys[0],
+                            digest_size=MAC_BYTES).digest()
+
+    def verify(self, data, mac):
+        """Return whether one of the keys made the MAC."""
+        return any([compare_digest(self.sign(data, key), mac)
+                    for key in self.keys])
 
 
 class Table:
@@ -333,9 +411,11 @@ class Table:
         length, = struct.unpack_from("<I", self.view,
                                      start + SLOT_AT["message_bytes"])
         message = self.view[body:min(body + length, start + self.slot_bytes)]
-        whole = (HEADER_STRUCT.size < length == len(message)
-                 and zlib.crc32(message) == CRC_RESIDUE)
-        if length and not whole:
+        whole = HEADER_STRUCT.size < length == len(message)
+        if whole:                       # as far as its CRC tells
+            length, = struct.unpack_from("<I", message, HEADER_AT["length"])
+            whole = zlib.crc32(message[:length]) == CRC_RESIDUE
+        if not whole:
             self.view[start + 8:body] = bytes(SLOT_STRUCT.size - 8)
         self.words[start // 8] += self.words[start // 8] & 1
         return whole
@@ -542,6 +622,8 @@ class Receiver:
         self.port, self.rate_s = args.port, args.rate or 0.0
         self.asked, self.ask_due, self.renew_due = 0, 0.0, 0.0
         self.start_us = int(time.time() * 1e6)
+        self.networks, self.known = args.allow, {}
+        self.keys = Keys(args.key_file) if args.key_file else None
         self.max_nodes, self.iprange = args.max_nodes, args.iprange
         self.buffer = memoryview(bytearray(SLOT_BODY.size + 65536))
         self.message = self.buffer[SLOT_BODY.size:]
@@ -556,12 +638,24 @@ class Receiver:
         now     CLOCK_MONOTONIC
         """
         message, table = self.message, self.table
+        address = self.known.get(sender[0]) or self.admit(sender[0])
+        if not address:
+            return NOT_ALLOWED
         magic, length, node, kind, _, start, sequence, period_s, _ = (
             HEADER_STRUCT.unpack_from(message))
-        if not (magic == MAGIC and length == size <= MESSAGE_BYTES
-                and zlib.crc32(message[:size]) == CRC_RESIDUE
-                and 0 < period_s <= PERIOD_MOST_S and 0 < kind < REQUEST):
+        flags = SIGNED if size == length + MAC_BYTES else 0
+        if not (magic == MAGIC and (length == size or flags)
+                and size <= MESSAGE_BYTES and 0 < kind < REQUEST
+                and 0 < period_s <= PERIOD_MOST_S
+                and (self.keys or zlib.crc32(message[:length])
+                     == CRC_RESIDUE)):
             return fault(size, message)
+        if self.keys:
+            if not flags:
+                return UNSIGNED
+            if not self.keys.verify(message[:length], message[length:size]):
+                return SIGNATURE_WRONG
+            flags |= VERIFIED
         if node == UNNUMBERED:
             node = self.number_of(sender[0])
         if not MASTER <= node < self.max_nodes:
@@ -573,7 +667,6 @@ class Receiver:
         place = TABLE_BYTES + (node + 1) * table.slot_bytes
         (_, _, _, window, received, lost, owner, _, restarts, _, _, _, _, _,
          _, _, last_start, last, _, _) = STATE.unpack_from(table.view, place)
-        address = socket.inet_aton(sender[0])
         gap = sequence - last & U32
         if start == last_start and address == owner and 0 < gap < HALF:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
@@ -582,17 +675,18 @@ class Receiver:
             cause = self.judge(node, place, address, start, sequence, now)
             if cause != STORED:
                 return cause
+            self.known[sender[0]] = address
             window = U64                # nothing before it is missed
             if last_start not in (0, start):
                 restarts += 1
             if 0 < last_start < start:
                 window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
-                lost += sequence - 1
+                lost += max(sequence - 1, 0)
         if node in self.silent or kind == FAREWELL or not received:
             self.note(node, kind, received)
         self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
             now, now + self.wall_s, window, received + 1, lost, address,
-            size, restarts, sender[1], 0)
+            size, restarts, sender[1], flags)
         self.publish(place, SLOT_BODY.size + size)
         return STORED
 
@@ -620,9 +714,11 @@ class Receiver:
         if alive and address != slot["address"]:
             self.conflicts[node] = address, slot["address"]
             return CONFLICT
-        if start == slot["start_us"] and (alive or left):
-            return self.late(place, slot, slot["sequence"] - sequence & U32)
-        if start < slot["start_us"] and alive:
+        if start == slot["start_us"] and (alive or left or self.keys):
+            behind = slot["sequence"] - sequence & U32
+            if not (self.keys and behind >= HALF):      # it is newer
+                return self.late(place, slot, behind)
+        if start < slot["start_us"] and (alive or self.keys):
             return STALE
         return STORED
 
@@ -638,6 +734,14 @@ class Receiver:
             *[slot[field] for field in [*SLOT_AT][1:]])
         self.publish(place, SLOT_BODY.size)
         return LATE
+
+    def admit(self, address):
+        """Return the bytes of an address, b"" when it may not send."""
+        number = parse_address(address)
+        if self.networks and not any(number & mask == network
+                                     for network, mask in self.networks):
+            return b""
+        return socket.inet_aton(address)
 
     def number_of(self, address):
         """Return the number of a node that does not know it, by address;
@@ -699,6 +803,11 @@ class Receiver:
         table = self.table
         self.wall_s = time.time() - time.monotonic()
         self.sweep(now)
+        if self.keys:
+            trouble = self.keys.trouble
+            self.keys.refresh()
+            if self.keys.trouble not in ("", trouble):
+                self.log("%s: the old keys stay" % self.keys.trouble)
         if self.sock:
             self.follow_interface()
             self.ask_nodes(now)
@@ -758,10 +867,12 @@ class Receiver:
     def ask(self, node, address, spread_s):
         """Send one request; one that is lost is sent again in its time."""
         self.asked = self.asked + 1 & U32
+        data = pack_request(node, self.start_us, self.asked, self.rate_s,
+                            spread_s)
+        if self.keys:
+            data += self.keys.sign(data)
         try:
-            self.sock.sendto(pack_request(
-                node, self.start_us, self.asked, self.rate_s, spread_s),
-                address)
+            self.sock.sendto(data, address)
             self.table.request_time_s = time.time()
         except OSError:
             pass
@@ -847,7 +958,9 @@ def run(args, receiver, sock, signals):
     while True:
         ready = poller.poll(max(tick_due - now, 0) * 1000)
         if any(fd == signals for fd, _ in ready):
-            return
+            if set(os.read(signals, 64)) - {signal.SIGHUP}:
+                return
+            tick_due = now              # which reads the keys again
         time.sleep(NAP_S)
         done = BATCH
         while done == BATCH and now <= tick_due:
@@ -907,6 +1020,14 @@ def number_in(low, high, kind=float):
     return number
 
 
+def network(text):
+    """Return argparse's reading of a network."""
+    try:
+        return parse_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error))
+
+
 def address_range(text):
     """Return (first, last) address of FIRST[-LAST] as whole numbers."""
     first, dash, last = text.partition("-")
@@ -949,6 +1070,10 @@ def parse_args(argv):
     option("--max-nodes", type=number_in(1, MOST_NODES, int),
            default=MAX_NODES, metavar="NODES",
            help="refuse higher node numbers (default %(default)s)")
+    option("--allow", type=network, action="append", metavar="NETWORK",
+           help="take messages only from ADDRESS[/BITS]; repeatable")
+    option("--key-file", metavar="FILE", help="take only messages signed "
+           "with a key of FILE")
     option("--rate", type=number_in(*ASKED_PERIODS_S), metavar="SECONDS",
            help="ask the nodes for this period")
     option("--pid-file", metavar="FILE",
@@ -984,7 +1109,7 @@ def main(argv=None):
     try:
         release = str if args.foreground else daemonize(None)
         receiver, sock = start(args, open_log(args.foreground))
-        signals = open_signals(STOP)
+        signals = open_signals(STOP + (signal.SIGHUP,))
         if args.pid_file:
             write_pid(args.pid_file)
         try:

@@ -23,6 +23,7 @@ import struct
 import sys
 import time
 import zlib
+from _operator import _compare_digest as compare_digest  # hmac's own
 
 # ---- constants ---------------------------------------------------------
 
@@ -37,12 +38,12 @@ SPREAD_MOST_S = 60.0
 FIRST_S = 0.2                   # from the start to the first message
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
 START_S = 1.0                   # the longest a daemon's parent waits
-ONCE_S = 3.0                    # the longest --once tries to send
+ONCE_S = 2.0                    # the longest --once tries to send
 IDENTITY_S = 60.0               # between two looks at /proc/cpuinfo
 LOOK_UP_S = 60.0                # between two look-ups of a master's name
 RETRY_S = 1.0                   # first wait after a failed look-up
 MESSAGE_BYTES = 65000           # no message is longer
-CRC_BYTES = 4
+CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 MOST_CPUS = 3000                # that one can hold
 READ_BYTES = 65536
@@ -697,7 +698,8 @@ class Sampler:
                 interfaces, before, now)
         self.last = Counters(now, *counters, net_bytes)
         room = (MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size
-                - len(cpus) - CRC_BYTES) // INTERFACE_STRUCT.size
+                - len(cpus) - CRC_BYTES - MAC_BYTES
+                ) // INTERFACE_STRUCT.size
         cpu_count = len(cpus) // CPU_BYTES
         clipped = len(records) > room or cpu_count < len(counters[0]) - 1
         disk = os.statvfs("/")
@@ -719,6 +721,58 @@ class Sampler:
 
 class StartError(Exception):
     """What keeps the program from starting, and what to do."""
+
+
+class Keys:
+    """The keys of a file, one per line: the first signs, all verify.
+
+    Raises  StartError when others may read the file, or it holds none
+    """
+
+    def __init__(self, path):
+        # It loads OpenSSL, which costs 3 MB: only those who sign pay.
+        from hashlib import blake2b
+        self.blake2b, self.path, self.trouble = blake2b, path, ""
+        self.read()
+
+    def read(self):
+        """Read the file."""
+        try:
+            with open(self.path, "rb") as file:
+                found = os.fstat(file.fileno())
+                keys = file.read().split(b"\n")
+        except OSError as error:
+            raise StartError("%s: %s" % (self.path, error.strerror))
+        keys = [key.strip() for key in keys if key.strip()]
+        if found.st_mode & 0o007:
+            raise StartError("%s: others may read it: chmod o= %s"
+                             % (self.path, self.path))
+        if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
+            raise StartError("%s: must hold keys of 1 to %d bytes, one a "
+                             "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
+        self.keys = keys
+        self.seen = found.st_ino, found.st_mtime, found.st_size
+
+    def refresh(self):
+        """Read the file when it has changed; keep the old keys when the
+        new file will not do, and say so once in self.trouble."""
+        try:
+            found = os.stat(self.path)
+            if (found.st_ino, found.st_mtime, found.st_size) != self.seen:
+                self.read()
+                self.trouble = ""
+        except (OSError, StartError) as error:
+            self.trouble = str(error)
+
+    def sign(self, data, key=None):
+        """Return the MAC_BYTES to put behind a message."""
+        return self.blake2b(data, key=key or self.keys[0],
+                            digest_size=MAC_BYTES).digest()
+
+    def verify(self, data, mac):
+        """Return whether one of the keys made the MAC."""
+        return any([compare_digest(self.sign(data, key), mac)
+                    for key in self.keys])
 
 
 def ask(host, answers):
@@ -779,8 +833,10 @@ class Destination:
         self.address = self.sock = self.group = None
         self.trouble = "name not looked up yet"
         self.answers, self.asking = [], False
+        self.last_request = []
         self.ask_due, self.retry_s = 0.0, RETRY_S
-        if is_address(host):
+        self.is_name = not is_address(host)
+        if not self.is_name:
             self.address, self.ask_due = host, float("inf")
 
     def look_up(self, now):
@@ -795,7 +851,7 @@ class Destination:
                 self.trouble = answer.strerror or str(answer)
                 self.ask_due = now + self.retry_s
                 self.retry_s = min(self.retry_s * 2, LOOK_UP_S)
-        elif now >= self.ask_due and not self.asking:
+        elif self.is_name and now >= self.ask_due and not self.asking:
             self.asking = True
             _thread.start_new_thread(ask, (self.host, self.answers))
 
@@ -830,7 +886,7 @@ class Destination:
     def receive(self, sock):
         """Return a datagram that a master may have sent, else None."""
         try:
-            data, sender = sock.recvfrom(REQUEST_BYTES + 1)
+            data, sender = sock.recvfrom(REQUEST_BYTES + MAC_BYTES + 1)
         except OSError as error:
             if not isinstance(error, BlockingIOError):
                 self.trouble, self.sock = error.strerror, None
@@ -854,7 +910,7 @@ class Destination:
                 return True
             except OSError as error:
                 self.trouble, self.sock = error.strerror, None
-                if not is_address(self.host):
+                if self.is_name:
                     self.ask_due = min(self.ask_due, now + RETRY_S)
         return False
 
@@ -1093,7 +1149,8 @@ class Agent:
         if args.procstatd:
             self.procstatd = Procstatd(args.procstatd, self.may_ask,
                                        args.proc)
-        self.signals = open_signals(STOP)
+        self.keys = Keys(args.key_file) if args.key_file else None
+        self.signals = open_signals(STOP + (signal.SIGHUP,))
         self.started = time.monotonic()
         self.due = self.answer_due = self.told_until = float("inf")
         self.answered = self.listen_at = 0.0
@@ -1149,15 +1206,31 @@ class Agent:
             if data is None:
                 return
             try:
-                node, _, _, period_s, spread_s = parse_request(data)
+                node, *order, period_s, spread_s = parse_request(
+                    self.verified(data))
             except ValueError:
                 continue
             if node not in (UNNUMBERED, self.args.node):
                 continue
+            if self.keys and order <= destination.last_request:
+                continue                        # replayed
+            destination.last_request = order
             self.told_until = now + TOLD_S
             self.set_period(period_s or self.args.rate, now)
             self.answer_due = min(self.answer_due, max(
                 now + spread_s * self.phase, self.answered + ANSWER_S))
+
+    def verified(self, data):
+        """Return a request without its MAC.
+
+        Raises  ValueError when it must have one, and has not
+        """
+        mac = data[REQUEST_BYTES:]
+        if len(mac) == MAC_BYTES:
+            data = data[:REQUEST_BYTES]
+        if self.keys and not self.keys.verify(data, mac):
+            raise ValueError("not signed with a key of ours")
+        return data
 
     def set_period(self, period_s, now):
         """Take another period, from the next sample on."""
@@ -1168,6 +1241,9 @@ class Agent:
     def send(self, kind):
         """Take a sample; return to how many destinations it was sent."""
         message = self.sampler.take(kind)
+        if self.keys:
+            self.keys.refresh()
+            message += self.keys.sign(message)
         now, sent = time.monotonic(), 0
         self.answered, self.answer_due = now, float("inf")
         for each in self.destinations:
@@ -1179,6 +1255,15 @@ class Agent:
                     self.sampler.sequence, len(message), each.name,
                     "sent" if taken else each.trouble), flush=True)
         return sent
+
+    def look_again(self, now):
+        """Look names up and read the keys again, as SIGHUP asks."""
+        if self.keys:
+            self.keys.refresh()
+        for each in self.destinations:
+            if each.is_name:
+                each.ask_due = min(each.ask_due, now)
+                each.look_up(now)
 
     def start(self, release):
         """Send the first message; return whether a master was there.
@@ -1192,7 +1277,7 @@ class Agent:
             each.look_up(self.started)
         while self.destinations and not sent and time.monotonic() < limit:
             self.due = time.monotonic() + FIRST_S
-            if self.wait():
+            if set(self.wait()) - {signal.SIGHUP}:
                 return False
             sent = self.send(SAMPLE)
         troubles = ["%s: %s" % (each.name, each.trouble)
@@ -1211,8 +1296,14 @@ class Agent:
             period_s = self.sampler.period_s
             self.due = next_due(time.monotonic(), period_s,
                                 self.phase * period_s)
-        while not self.wait():
+        while True:
+            told = self.wait()
+            if set(told) - {signal.SIGHUP}:
+                break
             now = time.monotonic()
+            if told:
+                self.look_again(now)
+                continue
             if now < self.due:                  # asked for
                 self.send(SAMPLE)
                 continue
@@ -1322,6 +1413,8 @@ def parse_args(argv, environment):
            help="root of /proc (default %(default)s)")
     option("--pid-file", metavar="FILE",
            help="hold the process id in FILE while running")
+    option("--key-file", metavar="FILE", help="sign messages with the first "
+           "key of FILE; take requests signed with any")
     option("--procstatd", type=number_in(1, 65535, int), metavar="PORT",
            help="answer about this node on a TCP port (by custom 7885)")
     option("--allow", type=network, action="append", metavar="NETWORK",

@@ -312,7 +312,7 @@ def wait_for(what, limit_s=LIMIT_S):
 def tool(name, *args, **more):
     """Run a tool to its end; return it, with text output."""
     return subprocess.run(
-        [sys.executable, os.path.join(HERE, name), *map(str, args)],
+        [sys.executable, "-S", os.path.join(HERE, name), *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30,
         universal_newlines=True, **more)
 
@@ -328,9 +328,9 @@ class Running:
     def start(self, name, *args, **more):
         """Start a tool in the foreground; return the process."""
         process = subprocess.Popen(
-            [sys.executable, os.path.join(HERE, name), *map(str, args)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, **more)
+            [sys.executable, "-S", os.path.join(HERE, name),
+             *map(str, args)], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True, **more)
         self.processes.append(process)
         return process
 
@@ -382,7 +382,10 @@ class Running:
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
             process.kill()
-            process.communicate()
+            process.wait()
+            for stream in process.stdout, process.stderr:
+                if stream:
+                    stream.close()
         self.processes, self.pids = [], []
 
 
@@ -565,7 +568,7 @@ def test_copies_are_one_text(name, first, other):
 def test_functions_of_both_daemons_are_one_text():
     import inspect
     for name in ("open_signals", "daemonize", "write_pid", "number_in",
-                 "find_interface"):
+                 "find_interface", "parse_network", "network", "Keys"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -589,7 +592,7 @@ def test_header_bytes_are_for_ever():
     (sendstats.ONE_CPU, 20, {"busy": 2, "idle_ticks": 16}),
     (sendstats.INTERFACE, 112, {"tx_bytes": 56, "rx_bytes_per_s": 96}),
     (recvstats.SLOT, 64, {"heard_s": 8, "address": 48, "port": 60}),
-    (recvstats.TABLE_HEADER, 212, {"word": 8, "retired": 20, "slots": 28,
+    (recvstats.TABLE_HEADER, 236, {"word": 8, "retired": 20, "slots": 28,
                                    "heartbeat_s": 56, "received": 72}),
 ])
 def test_offsets_are_for_ever(rows, size, offsets):
@@ -972,10 +975,10 @@ def other_version(path):
     """Make a table of version 2."""
     cut(path, 4096 + 65 * 2048)
     with open(path, "r+b") as file:
-        data = bytearray(file.read(212))
+        data = bytearray(file.read(236))
         data[16:20] = struct.pack("<I", 2)
         data[8:16] = bytes(8)
-        data[208:212] = struct.pack("<I", zlib.crc32(data[:208]))
+        data[232:236] = struct.pack("<I", zlib.crc32(data[:232]))
         file.seek(0)
         file.write(data)
 
@@ -1120,13 +1123,15 @@ def test_order(receiver):
         (dict(start=3000, sequence=4), "stored", 9, 102),
         (dict(start=3000, sequence=2), "late", 10, 101),
         (dict(start=3000, sequence=2), "repeated", 10, 101),
+        (dict(start=4000, sequence=0), "stored", 11, 101),
+        (dict(start=5000, sequence=4), "stored", 12, 104),
     )
     with libbeostat.open(receiver.table.path) as cluster:
         for change, counter, received, lost in steps:
             assert feed(receiver, message(7, **change)) == counter, change
             assert (cluster[7].received, cluster[7].lost) == (
                 received, lost), change
-        assert cluster[7].restarts == 2 and cluster[7].sequence == 4
+        assert cluster[7].restarts == 4 and cluster[7].sequence == 4
 
 
 def test_sequence_wraps(receiver):
@@ -1916,6 +1921,9 @@ crc_wrong        0
 header_wrong     0
 number_wrong     0
 unnumbered       0
+not_allowed      0
+unsigned         0
+signature_wrong  0
 no_space         0
 requests         0
 kernel_drops     0
@@ -2068,6 +2076,9 @@ beostat_recvstats_datagrams_total{result="crc_wrong"} 0
 beostat_recvstats_datagrams_total{result="header_wrong"} 0
 beostat_recvstats_datagrams_total{result="number_wrong"} 0
 beostat_recvstats_datagrams_total{result="unnumbered"} 0
+beostat_recvstats_datagrams_total{result="not_allowed"} 0
+beostat_recvstats_datagrams_total{result="unsigned"} 0
+beostat_recvstats_datagrams_total{result="signature_wrong"} 0
 beostat_recvstats_datagrams_total{result="no_space"} 0
 beostat_recvstats_datagrams_total{result="requests"} 0
 beostat_recvstats_datagrams_total{result="kernel_drops"} 0
@@ -2179,7 +2190,7 @@ def test_json_is_stable_and_evil_names_are_harmless(seven):
     assert list(node) == [
         "number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
         "period_s", "sequence", "address", "port", "received", "lost",
-        "restarts", *libbeostat.PARTS, "cpus", "interfaces"]
+        "restarts", "signature", *libbeostat.PARTS, "cpus", "interfaces"]
     assert node["host"]["hostname"] == EVIL
     assert document["nodes"][5]["load"]["one"] is None
     for words in ("", "-a", "-b", "--dots", "--daemon", "--prometheus",
@@ -2726,7 +2737,7 @@ def namespaces(running):
 
 def inside(running, namespace, name, *args):
     """Start a tool in a namespace; return the process."""
-    words = ["ip", "netns", "exec", namespace, sys.executable,
+    words = ["ip", "netns", "exec", namespace, sys.executable, "-S",
              os.path.join(HERE, name), "-f", *map(str, args)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE,
@@ -2792,7 +2803,7 @@ def test_interface_that_comes_and_goes(running, namespaces):
     for end, namespace in enumerate(namespaces):
         assert ip("-n", namespace, "addr", "flush", "dev", "v%d" % end)
     with running.open() as cluster:
-        wait_for(lambda: cluster[5].age_s > 1)
+        wait_for(lambda: cluster[5].age_s > 0.7)
         for end, namespace in enumerate(namespaces):
             assert ip("-n", namespace, "addr", "add", "10.9.0.%d/24"
                       % (end + 1), "dev", "v%d" % end)
@@ -3114,6 +3125,782 @@ def test_node_that_does_not_answer_is_named(running, tmp_path, monkeypatch):
     assert errors == ["node 0: 127.0.0.1: no answer in 0.3 s"]
 
 
+# ---- access ------------------------------------------------------------
+
+
+def write_key(folder, *keys, mode=0o600):
+    """Write a key file; return its path."""
+    path = os.path.join(str(folder), "keys")
+    with open(path, "wb") as file:
+        file.write(b"\n".join(keys) + b"\n")
+    os.chmod(path, mode)
+    return path
+
+
+def sign(data, key):
+    """Return a message with its MAC."""
+    import hashlib
+    return data + hashlib.blake2b(data, key=key, digest_size=16).digest()
+
+
+def test_mac_is_blake2b_of_all_bytes_before_it(tmp_path):
+    keys = sendstats.Keys(write_key(tmp_path, b"one", b"two"))
+    data = message(1)
+    assert data + keys.sign(data) == sign(data, b"one")
+    assert keys.verify(data, sign(data, b"two")[-16:])
+    assert not keys.verify(data, sign(data, b"six")[-16:])
+
+
+def test_keyed_receiver(tmp_path):
+    """Each datagram, and the counter it adds to."""
+    receiver = new_receiver(tmp_path, "--key-file",
+                            write_key(tmp_path, b"new", b"old"))
+    good = message(3, 5)
+    for data, counter in (
+            (good, "unsigned"),
+            (sign(good, b"bad"), "signature_wrong"),
+            (sign(good, b"new")[:-1], "long"),
+            (sign(good, b"new"), "stored"),
+            (sign(good, b"new"), "repeated"),
+            (sign(message(3, 6), b"old"), "stored"),
+            (sign(message(3, 6), b"old")[:-1] + b"x", "signature_wrong"),
+            (b"\0" + sign(good, b"new"), "magic_wrong"),
+            (sign(message(3, 7, kind=2), b"new"), "stored"),
+            (sign(message(3, 8, kind=2), b"bad"), "signature_wrong")):
+        assert feed(receiver, data) == counter
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert cluster[3].signature == "verified"
+        assert cluster[3].state == "left"
+
+
+def test_replay_is_refused_even_of_a_node_that_is_down(tmp_path):
+    path = write_key(tmp_path, b"key")
+    now = time.monotonic()
+    farewell = sign(message(3, 9, kind=2), b"key")
+    receiver = new_receiver(tmp_path, "--key-file", path)
+    assert feed(receiver, farewell, now=now - 100) == "stored"
+    later = sign(message(3, 1, start=2000), b"key")
+    assert feed(receiver, later, now=now - 90) == "stored"
+    close(receiver)
+    receiver = new_receiver(tmp_path, "--key-file", path)
+    assert feed(receiver, farewell, now=now) == "stale"
+    assert feed(receiver, later, now=now) == "repeated"
+    assert feed(receiver, later, "10.6.6.6", now=now) == "repeated"
+    assert feed(receiver, sign(message(3, 2, start=2000), b"key"),
+                "10.0.0.77", now=now) == "stored"
+    close(receiver)
+
+
+def test_signed_message_without_a_key_is_shown_as_unverified(receiver):
+    assert feed(receiver, sign(message(3), b"key")) == "stored"
+    assert feed(receiver, message(4)) == "stored"
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert cluster[3].signature == "unverified"
+        assert cluster[4].signature == "none"
+    assert "unverified       n3 sign," in shown(receiver, "--daemon")
+
+
+def test_keys_from_agent_to_table_and_back(running, tmp_path):
+    path = write_key(tmp_path, b"first")
+    running.recvstats("--key-file", path)
+    running.sendstats("-r", "0.2", "--key-file", path, 3, "127.0.0.1")
+    running.sendstats("-r", "0.2", 4, "127.0.0.1")
+    node = running.wait_up(3)
+    assert node.signature == "verified"
+    running.wait_count("unsigned", 3)
+    write_key(tmp_path, b"second", b"first")        # read again by both
+    running.wait_up(3)
+    with running.open() as cluster:
+        assert 4 not in cluster
+        before = cluster.status.stored
+        wait_for(lambda: cluster.status.stored > before + 3)
+        write_key(tmp_path, b"second")
+        wait_for(lambda: cluster.status.stored > before + 8)
+
+
+def test_signed_requests(running, master, tmp_path):
+    path = write_key(tmp_path, b"key")
+    agent = agent_of(running, master, "--key-file", path)
+    good = sign(request(sequence=5), b"key")
+    for data in (request(sequence=6), sign(request(sequence=6), b"bad"),
+                 good[:-1], good + b"x"):
+        master.sendto(data, agent)
+    master.settimeout(0.5)
+    with pytest.raises(socket.timeout):
+        master.recv(65536)
+    master.settimeout(LIMIT_S)
+    master.sendto(good, agent)
+    assert header_of(master.recv(65536))["sequence"] == 2
+    time.sleep(0.25)
+    master.sendto(good, agent)                      # replayed
+    master.settimeout(0.5)
+    with pytest.raises(socket.timeout):
+        master.recv(65536)
+    master.settimeout(LIMIT_S)
+    time.sleep(0.25)
+    master.sendto(sign(request(sequence=6), b"key"), agent)
+    assert header_of(master.recv(65536))["sequence"] == 3
+
+
+@pytest.mark.parametrize("keys, mode, text", [
+    ([b"key"], 0o644, "others may read it: chmod o= "),
+    ([b""], 0o600, "must hold keys of 1 to 64 bytes, one a line"),
+    ([b"x" * 65], 0o600, "must hold keys of 1 to 64 bytes"),
+    (None, 0, "No such file or directory")])
+def test_bad_key_file_is_one_line(tmp_path, keys, mode, text):
+    path = str(tmp_path / "keys")
+    if keys:
+        write_key(tmp_path, *keys, mode=mode)
+    for name, more in (("recvstats.py", ["--table", tmp_path / "t"]),
+                       ("sendstats.py", ["3", "127.0.0.1:9"])):
+        failed = tool(name, "-p", free_port(), "--key-file", path, *more)
+        assert failed.returncode == 1
+        assert failed.stderr.startswith("%s: %s: " % (name[:-3], path))
+        assert text in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_allow(tmp_path):
+    receiver = new_receiver(tmp_path, "--allow", "10.0.0.0/24", "--allow",
+                            "192.168.7.7")
+    for address, counter in (
+            ("10.0.0.9", "stored"), ("10.0.1.9", "not_allowed"),
+            ("192.168.7.7", "conflict"), ("192.168.7.8", "not_allowed")):
+        assert feed(receiver, message(3), address) == counter
+    assert list(receiver.known) == ["10.0.0.9"]     # forged ones are not
+
+
+def test_neither_daemon_needs_root(tmp_path):
+    if os.getuid():
+        pytest.skip("these tests are not run as root: the others show it")
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if not python:
+        pytest.skip("no Python that other users may run")
+    folder = "/tmp/beostat-test-%d" % os.getpid()
+    os.mkdir(folder)
+    running = Running(folder)
+    try:
+        for name in TOOLS:
+            shutil.copy(os.path.join(HERE, name), folder)
+        os.chown(folder, 65534, 65534)
+
+        def demote():
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        for name, more in (("recvstats.py", ["--table", running.table]),
+                           ("sendstats.py", ["3", "127.0.0.1"])):
+            running.processes.append(subprocess.Popen(
+                [python, os.path.join(folder, name), "-f", "-p", "%d" % running.port,
+                 *more], preexec_fn=demote, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, universal_newlines=True))
+            time.sleep(0.5)
+        running.wait_up(3)
+        assert os.stat(running.table).st_uid == 65534
+    finally:
+        running.end()
+        shutil.rmtree(folder)
+
+
+# ---- faults ------------------------------------------------------------
+# Each of these is also a part of `python3 test_all.py stress`, at length.
+
+
+def resident_kb(pid="self"):
+    """Return the resident memory of a process."""
+    with open("/proc/%s/statm" % pid) as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+READER = """
+import sys; sys.path[:0] = [%r]
+import libbeostat, time
+ages, seen, reads = {}, set(), 0
+with libbeostat.open(%r) as cluster:
+    print("ready", flush=True)
+    while time.time() < %r:
+        before, ages = ages, {}
+        for node in cluster:
+            ages[node.number] = node.heard_time_s
+            assert node.heard_time_s >= before.get(node.number, 0), "age"
+            reads += 1
+        assert set(ages) | set(cluster.refused) >= seen, "a node vanished"
+        assert not cluster.refused, cluster.refused
+        seen |= set(ages)
+print(reads, len(seen))
+"""
+
+
+def kill_often(running, times, nodes=101, rate=5000):
+    """Kill recvstats at random instants under load, readers beside it."""
+    import random
+    chance = random.Random(7)
+    process = running.recvstats()
+    running.send(*[message(number) for number in range(nodes)])
+    running.wait_count("stored", nodes)
+    end = time.time() + times * 0.26 + 1
+    readers = [subprocess.Popen(
+        [sys.executable, "-c", READER % (HERE, running.table, end)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True) for _ in range(3)]
+    running.processes += readers
+    for reader in readers:
+        assert reader.stdout.readline() == "ready\n"
+    sequence, killed = 1, 0
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    next_kill = time.monotonic() + 0.2
+    while time.time() < end:
+        sequence += 1
+        for number in range(nodes):
+            sock.sendto(message(number, sequence), ("127.0.0.1",
+                                                    running.port))
+        time.sleep(max(nodes / rate - 0.001, 0))
+        if killed < times and time.monotonic() > next_kill:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+            process = running.recvstats()
+            killed += 1
+            next_kill = time.monotonic() + chance.uniform(0.0, 0.2)
+    sock.close()
+    results = [reader.communicate() for reader in readers]
+    for out, error in results:
+        assert not error and out.split()[1] == "%d" % nodes, error
+    running.end()
+    return "%d kills, %d reads, no error, no node vanished" % (
+        killed, sum(int(out.split()[0]) for out, _ in results))
+
+
+WRITER = """
+import sys; sys.path[:0] = [%r]
+import test_all, time, zlib, struct
+receiver = test_all.new_receiver(%r)
+messages = [test_all.message(0, 1, body=bytes([n]) * 2 ** (n %% 3 + 8))
+            for n in range(64)]
+print("ready", flush=True)
+place = 4096 + 2048
+while True:
+    for data in messages:
+        size = 56 + len(data)
+        receiver.buffer[40 + 4:48] = struct.pack("<I", len(data))
+        receiver.buffer[56:size] = data
+        receiver.publish(place, size)
+"""
+TORN = """
+import sys; sys.path[:0] = [%r]
+import libbeostat, zlib
+reads = torn = gave_up = 0
+with libbeostat.open(%r) as cluster:
+    while reads < %d:
+        try:
+            slot = cluster.read_slot(0)
+        except libbeostat.SampleChanging:
+            gave_up += 1
+            continue
+        except libbeostat.NeverHeard:
+            continue
+        reads += 1
+        data = slot[64:64 + int.from_bytes(slot[68:72], "little")]
+        body = data[40:-4]
+        torn += len(set(body)) != 1 or len(body) != 2 ** (body[0] %% 3 + 8)
+print(reads, torn, gave_up)
+"""
+
+
+def read_torn(running, reads):
+    """Read beside a writer that never rests; count what is torn."""
+    folder = running.folder
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER % (HERE, folder)],
+        stdout=subprocess.PIPE, universal_newlines=True)
+    running.processes.append(writer)
+    assert writer.stdout.readline() == "ready\n"
+    readers = [subprocess.Popen(
+        [sys.executable, "-c", TORN % (HERE, os.path.join(folder, "t"),
+                                       reads // 2)],
+        stdout=subprocess.PIPE, universal_newlines=True) for _ in range(2)]
+    running.processes += readers
+    counts = [list(map(int, reader.communicate()[0].split()))
+              for reader in readers]
+    running.end()
+    done, torn, gave_up = map(sum, zip(*counts))
+    assert torn == 0 and done >= reads // 2 * 2
+    return "%d reads, %d torn, %d said that it kept changing" % (
+        done, torn, gave_up)
+
+
+def mutants(count, seed=13):
+    """Yield datagrams made from good ones by all kinds of damage."""
+    import random
+    chance = random.Random(seed)
+    good = [message(number, 5, body=body) for number, body in enumerate(
+        (BODY, body_of_cpus(64), BODY[:-112]))]
+    for _ in range(count):
+        data = bytearray(chance.choice(good))
+        for _ in range(chance.randrange(1, 4)):
+            kind = chance.randrange(7)
+            place = chance.randrange(len(data) or 1)
+            if kind == 0 and data:
+                data[place] ^= 1 << chance.randrange(8)
+            elif kind == 1:
+                del data[place:]
+            elif kind == 2:
+                data = data[:place] + chance.choice(good)[place:]
+            elif kind == 3 and len(data) > 50:
+                at = chance.choice((4, 8, 12, 16, 24, 28, 32))
+                data[at:at + 4] = struct.pack("<I", chance.choice(
+                    (0, 1, 2**31, 2**32 - 1, chance.getrandbits(32))))
+            elif kind == 4 and len(data) > 44:
+                data[40:-4] = bytes(chance.getrandbits(8) for _ in range(8)
+                                    ) * ((len(data) - 44) // 8)
+                data[4:8] = struct.pack("<I", len(data))
+            elif kind == 5 and len(data) > 44:
+                data[8:12] = struct.pack("<i", chance.randrange(-3, 65540))
+            else:
+                data += b"x" * chance.randrange(100)
+        if chance.random() < 0.5 and len(data) > 4:
+            data[-4:] = struct.pack("<I", zlib.crc32(data[:-4]))
+        yield bytes(data)
+
+
+def mutate_datagrams(folder, count):
+    """Feed a receiver with damaged datagrams from elsewhere."""
+    receiver = new_receiver(folder, "--max-nodes", "500")
+    honest = range(400, 500)
+    now = time.monotonic()
+    for number in honest:
+        feed(receiver, message(number, 2**31), "10.0.0.%d" % (number - 300),
+             now)
+    for data in mutants(3001):          # the table takes its size
+        feed(receiver, data, "10.6.6.6", now)
+    table = receiver.table
+    first = 4096 + 401 * table.slot_bytes
+    before = bytes(table.view[first:first + 100 * table.slot_bytes])
+    resident, size = resident_kb(), table.slot_bytes
+    counts = {}
+    for data in mutants(count, 17):
+        counter = feed(receiver, data, "10.6.6.6", now)
+        counts[counter] = counts.get(counter, 0) + 1
+    receiver.tick(now, 0)
+    grown = resident_kb() - resident
+    assert bytes(table.view[first:first + 100 * table.slot_bytes]) == before
+    assert grown <= 1024 and len(receiver.lines) <= 100
+    assert table.slot_bytes == size
+    with libbeostat.open(table.path) as cluster:
+        cluster.look_due = 0.0
+        numbers = [node.number for node in cluster]
+        for node in cluster:
+            for part in [*libbeostat.PARTS, "cpus", "interfaces"]:
+                getattr(node, part)
+        refused = len(cluster.refused)
+    assert set(honest) <= set(numbers)
+    close(receiver)
+    return "%d datagrams: %s; %d kB grown, %d log lines, %d nodes refused" % (
+        count, " ".join("%s %d" % pair for pair in sorted(counts.items())),
+        grown, len(receiver.lines), refused)
+
+
+def mutate_tables(folder, count):
+    """Read damaged table files: a result or a BeostatError."""
+    import random
+    chance = random.Random(19)
+    receiver = new_receiver(folder, "-N", "6")
+    for number in range(5):
+        feed(receiver, message(number))
+    with open(receiver.table.path, "rb") as file:
+        good = file.read()
+    close(receiver)
+    path = os.path.join(str(folder), "mutant")
+    opened = 0
+    for _ in range(count):
+        data = bytearray(good)
+        for _ in range(chance.randrange(1, 6)):
+            kind, place = chance.randrange(4), chance.choice((
+                chance.randrange(240), chance.randrange(4096, len(data) + 1)
+                if len(data) > 4096 else 0))
+            if kind == 0 and place < len(data):
+                data[place] ^= 1 << chance.randrange(8)
+            elif kind == 1:
+                data[place:place + 4] = struct.pack(
+                    "<I", chance.choice((0, 1, 2**31, 2**32 - 1)))
+            elif kind == 2 and not chance.randrange(5):
+                del data[place:]
+            else:
+                data[place:place + 8] = os.urandom(8)
+        if chance.random() < 0.7 and len(data) > 240:
+            data[232:236] = struct.pack("<I", zlib.crc32(
+                data[:8] + bytes(8) + data[16:232]))
+        with open(path, "wb") as file:
+            file.write(data)
+        try:
+            with libbeostat.open(path) as cluster:
+                cluster.status
+                for node in cluster:
+                    for part in [*libbeostat.PARTS, "cpus", "interfaces"]:
+                        getattr(node, part)
+                opened += 1
+        except libbeostat.BeostatError:
+            pass
+    return "%d tables: %d could be read, the others said why not" % (
+        count, opened)
+
+
+def relay_loss(running, count):
+    """Drop exactly 1 % of messages; see what --daemon says."""
+    running.recvstats()
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(("127.0.0.1", running.port))
+    for sequence in range(1, count + 1):
+        if sequence % 100 != 50:
+            sock.send(message(3, sequence))
+        if sequence % 500 == 0:
+            time.sleep(0.012)
+    sock.close()
+    running.wait_count("stored", count - count // 100)
+    line, = [line for line in running.beostat("--daemon").stdout.splitlines()
+             if line.startswith("lost by node 3")]
+    with running.open() as cluster:
+        node = cluster[3]
+        assert node.lost == count // 100
+        assert node.received + node.lost == count
+        assert cluster.status.kernel_drops == 0
+    return "1 %% of %d dropped: %s" % (count, " ".join(line.split()))
+
+
+def flood(running, seconds, nodes=1000):
+    """Send garbage as fast as it goes beside honest nodes."""
+    process = running.recvstats()
+    garbage = subprocess.Popen([sys.executable, "-c", (
+        "import socket, time\n"
+        "sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "sock.connect(('127.0.0.1', %d))\n"
+        "end, sent = time.time() + %g, 0\n"
+        "while time.time() < end:\n"
+        "    due = time.monotonic() + 0.005\n"
+        "    for _ in range(1000):\n"
+        "        sock.send(b'garbage' * 9)\n"
+        "        sent += 1\n"
+        "    time.sleep(max(due - time.monotonic(), 0))\n"
+        "print(sent)") % (running.port, seconds)], stdout=subprocess.PIPE)
+    running.processes.append(garbage)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sequence, worst = 0, 0
+    while garbage.poll() is None:
+        sequence += 1
+        due = time.monotonic() + 1
+        for number in range(nodes):
+            sock.sendto(message(number, sequence), ("127.0.0.1",
+                                                    running.port))
+            if number % 20 == 0:
+                time.sleep(0.01)
+        if sequence > 1:
+            with running.open() as cluster:
+                worst = max(worst, sum(node.state != "up"
+                                       for node in cluster))
+        time.sleep(max(due - time.monotonic(), 0))
+    sock.close()
+    sent = int(garbage.communicate()[0])
+    with running.open() as cluster:
+        status = cluster.status
+        assert len(cluster) == nodes and worst == 0
+    process.terminate()
+    _, log = process.communicate()
+    assert len(log.splitlines()) <= 100
+    return ("%d garbage datagrams a second for %g s: %d counted, %d dropped "
+            "by the kernel, %d honest nodes never down" % (
+                sent / seconds, seconds, status.magic_wrong + status.short,
+                status.kernel_drops, nodes))
+
+
+SENDER = """
+import sys; sys.path[:0] = [%r]
+import test_all, socket, time
+nodes, seconds = %d, %d
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect(("127.0.0.1", %d))
+slices = 200
+start = time.monotonic()
+for second in range(seconds):
+    for part in range(slices):
+        for number in range(part, nodes, slices):
+            sock.send(test_all.message(number, second + 1))
+        time.sleep(max(start + second + (part + 1) / slices
+                       - time.monotonic(), 0))
+"""
+
+
+def sustain(running, nodes, seconds):
+    """Simulate nodes at 1 Hz with spread phases."""
+    process = running.recvstats("-N", nodes)
+    sender = subprocess.Popen([sys.executable, "-c", SENDER % (
+        HERE, nodes, seconds, running.port)])
+    running.processes.append(sender)
+    time.sleep(min(3, seconds / 2))
+    before = resident_kb(process.pid)
+    cpu = cpu_s(process.pid)
+    sender.wait()
+    time.sleep(0.1)
+    grown = resident_kb(process.pid) - before
+    cpu = cpu_s(process.pid) - cpu
+    running.wait_count("stored", nodes * seconds)
+    with running.open() as cluster:
+        assert cluster.status.kernel_drops == 0
+        assert len(cluster) == nodes
+        assert sum(node.lost for node in cluster) == 0
+    assert grown <= 256
+    return ("%d nodes for %d s: none lost, recvstats used %.1f %% of a CPU, "
+            "%d kB resident, %d kB grown" % (
+                nodes, seconds, 100 * cpu / max(seconds - 3, 1),
+                before + grown, grown))
+
+
+def cpu_s(pid):
+    """Return the CPU time of a process so far."""
+    with open("/proc/%d/stat" % pid) as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_long(folder, times):
+    """Take samples and receive them; memory and descriptors stay."""
+    sampler = sendstats.Sampler("/proc", 3, 1.0)
+    receiver = new_receiver(folder)
+    for turn in range(times):
+        assert feed(receiver, sampler.take(sendstats.SAMPLE)) == "stored"
+        if turn % 1000 == 0:
+            receiver.tick(time.monotonic(), 0)
+            receiver.lines.clear()
+        if turn == times // 10:
+            before = resident_kb(), len(os.listdir("/proc/self/fd"))
+    grown = resident_kb() - before[0]
+    assert grown <= 256
+    assert len(os.listdir("/proc/self/fd")) == before[1]
+    for fd in sampler.files.values():
+        os.close(fd)
+    close(receiver)
+    return "%d samples taken and stored: %d kB grown" % (times, grown)
+
+
+def test_kill_often(running):
+    kill_often(running, 3)
+
+
+def test_no_torn_sample_is_accepted(running):
+    read_torn(running, 20000)
+
+
+def test_mutated_datagrams(tmp_path):
+    mutate_datagrams(tmp_path, 5000)
+
+
+def test_mutated_tables(tmp_path):
+    mutate_tables(tmp_path, 500)
+
+
+def test_losses_are_counted(running):
+    relay_loss(running, 10000)
+
+
+def test_flood_of_garbage(running):
+    flood(running, 1.5, 200)
+
+
+def test_sustained_load(running):
+    sustain(running, 2000, 1)
+
+
+def test_memory_is_flat(tmp_path):
+    run_long(tmp_path, 4000)
+
+
+@pytest.mark.parametrize("wreck", [row[1] for row in WRECKS],
+                         ids=[row[0] for row in WRECKS])
+def test_table_replaced_while_recvstats_runs(running, wreck, tmp_path):
+    running.recvstats()
+    running.send(message(3))
+    running.wait_up(3)
+    with running.open() as cluster:
+        other = str(tmp_path / "other")
+        os.mkdir(other)
+        wreck(os.path.join(other, "wreck"))
+        os.unlink(running.table)
+        os.rename(os.path.join(other, "wreck"), running.table)
+        running.send(message(3, 2))
+        wait_for(lambda: cluster[3].sequence == 2)
+        running.wait_up(3)
+        wait_for(lambda: cluster.status.running)
+        assert os.stat(running.table).st_mode & 0o777 == 0o644
+        assert not os.path.islink(running.table)
+
+
+def test_file_system_is_full(running, tmp_path):
+    folder = str(tmp_path / "small")
+    os.mkdir(folder)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none",
+                       folder], stderr=subprocess.PIPE).returncode:
+        pytest.skip("this machine allows no mount")
+    try:
+        running.table = os.path.join(folder, "table")
+        process = running.recvstats()
+        running.send(message(0), message(500), message(501))
+        running.wait_count("no_space", 2)
+        running.send(message(0, 2))
+        with running.open() as cluster:
+            wait_for(lambda: cluster[0].sequence == 2)
+            assert len(cluster) == 1
+        subprocess.check_call(["mount", "-o", "remount,size=8m", folder])
+        sequence = iter(range(2, 1000))
+
+        def again():
+            running.send(message(500, next(sequence)))
+            time.sleep(0.1)
+            with running.open() as cluster:
+                return 500 in cluster
+        wait_for(again)
+        process.terminate()
+        log = process.communicate()[1]
+        assert log.count("cannot grow: No space left on device") == 1
+    finally:
+        running.end()
+        subprocess.call(["umount", folder])
+
+
+@pytest.mark.parametrize("step_s", [36000, -36000])
+def test_clock_step(receiver, monkeypatch, step_s):
+    now = time.monotonic()
+    for number in 1, 2:
+        feed(receiver, message(number, 1), now=now)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step_s)
+    receiver.tick(now + 1, 0)
+    assert feed(receiver, message(1, 2), now=now + 1) == "stored"
+    assert feed(receiver, message(2, 2, time_s=1e9 + step_s),
+                now=now + 1) == "stored"
+    receiver.tick(now + 2, 0)
+    assert receiver.lines == ["up: n[1-2]"]
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert [node.state for node in cluster] == ["up", "up"]
+        assert abs(cluster[1].heard_time_s - real() - step_s) < 10
+
+
+def test_agent_that_is_restarted_often(running):
+    running.recvstats()
+    for _ in range(5):
+        assert tool("sendstats.py", "--once", "-p", running.port, 3,
+                    "127.0.0.1").returncode == 0
+    with running.open() as cluster:
+        wait_for(lambda: cluster[3].restarts == 4)
+        assert (cluster[3].received, cluster[3].lost) == (5, 0)
+
+
+def test_node_reboot_and_new_address_are_shown(receiver, tmp_path):
+    now = time.monotonic()
+    for step, (boot, address) in enumerate((
+            (1000, "10.0.0.1"), (2000, "10.0.0.2"))):
+        body = body_of(tmp_path / "proc", EPYC, boot_time_s=boot)
+        assert feed(receiver, message(3, 1, start=1000 + step, body=body),
+                    address, now + 10 * step) == "stored"
+        node, = json.loads(shown(receiver, "--json"))["nodes"]
+        assert node["kernel"]["boot_time_s"] == boot
+        assert node["address"] == address
+        assert node["restarts"] == step
+
+
+def test_forged_farewell_needs_the_nodes_address(receiver):
+    now = time.monotonic()
+    feed(receiver, message(3, 5), "10.0.0.1", now)
+    assert feed(receiver, message(3, 6, kind=2), "10.6.6.6", now) == (
+        "conflict")
+    assert feed(receiver, message(3, 4, kind=2), "10.0.0.1", now) == (
+        "repeated")
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert cluster[3].state == "up"
+
+
+def test_agent_outlives_its_network(running, namespaces):
+    """The link goes down and up, the address and the route vanish."""
+    a, b = namespaces
+    inside(running, a, "recvstats.py", "-p", running.port, "--table",
+           running.table).stderr.readline()
+    agent = inside(running, b, "sendstats.py", "-r", "0.2", "-p",
+                   running.port, 5, "10.9.0.1")
+    running.wait_up(5)
+    with running.open() as cluster:
+        for down, up in (
+                (["link", "set", "v1", "down"], ["link", "set", "v1", "up"]),
+                (["addr", "flush", "dev", "v1"],
+                 ["addr", "add", "10.9.0.3/24", "dev", "v1"]),
+                (["route", "del", "10.9.0.0/24"],
+                 ["route", "add", "10.9.0.0/24", "dev", "v1"])):
+            assert ip("-n", b, *down)
+            wait_for(lambda: cluster[5].age_s > 0.7)
+            assert ip("-n", b, *up)
+            wait_for(lambda: cluster[5].age_s < 0.5)
+        assert cluster[5].agent.send_errors > 0
+    assert agent.poll() is None
+
+
+def test_master_that_moves_behind_its_name(running, namespaces):
+    a, b = namespaces
+    hosts = os.path.join("/etc/netns", b)
+    os.makedirs(hosts)
+    try:
+        def name(address):
+            with open(os.path.join(hosts, "hosts"), "w") as file:
+                file.write("%s themaster\n" % address)
+        name("10.9.0.1")
+        for address in "10.9.0.1", "10.8.0.1":
+            assert ip("-n", a, "addr", "add", "10.7.0.%s/32" % address[3],
+                      "dev", "lo")
+        inside(running, a, "recvstats.py", "-p", running.port, "--table",
+               running.table).stderr.readline()
+        inside(running, b, "sendstats.py", "-r", "0.5", "-p", running.port,
+               5, "themaster")
+        running.wait_up(5)
+        with running.open() as cluster:
+            name("10.8.0.1")
+            assert ip("-n", a, "addr", "flush", "dev", "v0")
+            assert ip("-n", b, "addr", "flush", "dev", "v1")
+            wait_for(lambda: cluster[5].age_s < 0.5
+                     and cluster[5].address == "10.8.0.2")
+    finally:
+        shutil.rmtree(hosts)
+
+
+STRESS = (
+    # what, function, count, how much of the folder it needs
+    ("kill -9", lambda running: kill_often(running, 100)),
+    ("torn samples", lambda running: read_torn(running, 10 ** 7)),
+    ("mutated datagrams",
+     lambda running: mutate_datagrams(running.folder, 10 ** 6)),
+    ("mutated tables", lambda running: mutate_tables(running.folder, 10 ** 5)),
+    ("losses", lambda running: relay_loss(running, 10 ** 5)),
+    ("flood", lambda running: flood(running, 20)),
+    ("10,000 nodes", lambda running: sustain(running, 10000, 60)),
+    ("long run", lambda running: run_long(running.folder, 200000)),
+)
+
+
+def stress(names):
+    """Run the parts of the stress run named, or all; return the status."""
+    import tempfile
+    status = 0
+    for name, function in STRESS:
+        if names and name not in names:
+            continue
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            running = Running(folder)
+            try:
+                print("%-18s %s" % (name, function(running)), end="")
+            except AssertionError as error:
+                status = 1
+                print("%-18s FAILED: %s" % (name, error), end="")
+            finally:
+                running.end()
+        print(" (%.0f s)" % (time.monotonic() - started), flush=True)
+    return status
+
+
 # ---- README ------------------------------------------------------------
 
 
@@ -3183,3 +3970,9 @@ def test_readme_names_every_counter_and_error():
     for name, kind in vars(libbeostat).items():
         if isinstance(kind, type) and issubclass(kind, Exception):
             assert name in text
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["stress"]:
+        sys.exit("usage: python3 test_all.py stress [PART ...]")
+    sys.exit(stress(sys.argv[2:]))
