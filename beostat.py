@@ -31,6 +31,7 @@ WATCH_S = 2.0
 LEAST_WATCH_S = 0.1
 HISTORY = 300                   # instants in the line of CPU use
 BAR_CELLS, NAME_CELLS = 10, 10
+SUMS = 14                       # that measure() gives
 BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
 COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
            "yellow": "33"}
@@ -92,40 +93,6 @@ def total(values):
 def less(whole, part):
     """Return whole less part, None when one is unknown."""
     return None if None in (whole, part) else whole - part
-
-
-def used_memory(memory):
-    """Return the bytes in use that no cache would give back, as free(1).
-
-    Kernels before 3.14 do not say what is available: free memory, buffers
-    and caches stand in.
-    """
-    available = memory.available_bytes
-    if available is None and None not in (memory.free_bytes,
-                                          memory.cached_bytes):
-        available = total((memory.free_bytes, memory.buffers_bytes,
-                           memory.cached_bytes))
-    used = less(memory.total_bytes, available)
-    return None if used is None else max(used, 0)
-
-
-def used_swap(memory):
-    """Return the bytes of swap in use."""
-    return less(memory.swap_total_bytes, memory.swap_free_bytes)
-
-
-def used_disk(disk):
-    """Return (used, usable) bytes of / as df(1) counts them."""
-    used = less(disk.blocks, disk.free_blocks)
-    if None in (used, disk.available_blocks, disk.block_bytes):
-        return None, None
-    return (used * disk.block_bytes,
-            (used + disk.available_blocks) * disk.block_bytes)
-
-
-def percent(fraction):
-    """Return a fraction in percent."""
-    return None if fraction is None else 100 * fraction
 
 
 def format_age(age_s):
@@ -194,41 +161,55 @@ SORT_KEYS = [key for key, *_ in COLUMNS]
 CPU_COLUMN, MEMORY_COLUMN = SORT_KEYS.index("cpu"), SORT_KEYS.index("mem")
 
 
+PICK = libbeostat.picker((
+    "host.hostname", "cpu.busy_fraction", "load.one", "load.active",
+    "load.total", "memory.total_bytes", "memory.free_bytes",
+    "memory.available_bytes", "memory.buffers_bytes", "memory.cached_bytes",
+    "memory.swap_total_bytes", "memory.swap_free_bytes", "disk.block_bytes",
+    "disk.blocks", "disk.free_blocks", "disk.available_blocks",
+    "network.rx_bytes_per_s", "network.tx_bytes_per_s", "agent.cpus"))
+
+
 def measure(node):
-    """Return a node's values, in the order of COLUMNS."""
-    load, memory = node.load, node.memory
-    return (node.number, node.state, node.age_s, node.agent.cpus,
-            percent(node.cpu.busy_fraction), load.one, load.active,
-            load.total, share(used_memory(memory), memory.total_bytes),
-            share(used_swap(memory), memory.swap_total_bytes),
-            share(*used_disk(node.disk)), *node.network,
-            node.host.hostname)
+    """Return (host name, what of a node can be added up).
+
+    The latter are CPUs, their weight and how much of it is busy, load,
+    running and all processes, used and all memory, swap and disk in bytes,
+    and bytes a second in and out.
+    """
+    (name, busy, load, active, procs, memory, free, available, buffers,
+     cached, swap, swap_free, block, blocks, free_blocks, available_blocks,
+     rx, tx, cpus) = PICK(node)
+    weight = cpus or 1
+    if available is None and None not in (free, cached):
+        # Kernels before 3.14: free memory, buffers and caches stand in.
+        available = total((free, buffers, cached))
+    used_memory = less(memory, available)
+    used_disk = less(blocks, free_blocks)
+    known_disk = None not in (used_disk, available_blocks, block)
+    return libbeostat.unpack_text(name), (
+        cpus, weight, None if busy is None else busy * weight, load, active,
+        procs, None if used_memory is None else max(used_memory, 0), memory,
+        less(swap, swap_free), swap,
+        used_disk * block if known_disk else None,
+        (used_disk + available_blocks) * block if known_disk else None,
+        rx, tx)
 
 
-def measure_all(nodes):
-    """Return the sums and means of the nodes that are up, likewise."""
-    nodes = [node for node in nodes if node.state == "up"]
-    load, memory = [node.load for node in nodes], [
-        node.memory for node in nodes]
-    disk = [used_disk(node.disk) for node in nodes]
-    busy = [(node.agent.cpus, node.cpu.busy_fraction) for node in nodes
-            if node.cpu.busy_fraction is not None]
-    return (
-        "total", "%d up" % len(nodes), None,
-        total(node.agent.cpus for node in nodes),
-        share(total(cpus * fraction for cpus, fraction in busy),
-              total(cpus for cpus, _ in busy)),
-        total(each.one for each in load),
-        total(each.active for each in load),
-        total(each.total for each in load),
-        share(total(map(used_memory, memory)),
-              total(each.total_bytes for each in memory)),
-        share(total(map(used_swap, memory)),
-              total(each.swap_total_bytes for each in memory)),
-        share(total(used for used, _ in disk),
-              total(usable for _, usable in disk)),
-        total(node.network.rx_bytes_per_s for node in nodes),
-        total(node.network.tx_bytes_per_s for node in nodes), None)
+def derive(number, state, age_s, name, sums):
+    """Return values in the order of COLUMNS, of a node or of a sum."""
+    (cpus, weight, busy, load, active, procs, memory, all_memory, swap,
+     all_swap, disk, all_disk, rx, tx) = sums
+    return (number, state, age_s, cpus, share(busy, weight), load, active,
+            procs, share(memory, all_memory), share(swap, all_swap),
+            share(disk, all_disk), rx, tx, name)
+
+
+def measure_all(all_sums):
+    """Return the sums and means of what measure() gave, likewise."""
+    return derive("total", "%d up" % len(all_sums), None, None,
+                  [total(column) for column in zip(*all_sums)]
+                  or [None] * SUMS)
 
 
 def format_lists(picture):
@@ -268,9 +249,11 @@ def row_colour(node, args):
     """Return the colour of a node's row: watched, by its load per CPU."""
     if node.state != "up":
         return "dim"
+    if not args.live:
+        return ""
     load = (node.load.one or 0) / (node.agent.cpus or 1)
-    return "" if not args.live else "red" if load > OVER_LOAD else (
-        "yellow" if load > BUSY_LOAD else "green")
+    return ("red" if load > OVER_LOAD else "yellow" if load > BUSY_LOAD
+            else "green")
 
 
 def format_table(picture, args):
@@ -278,13 +261,17 @@ def format_table(picture, args):
     columns = choose_columns(args)
     row = " ".join("%%%ds" % width for _, _, width, _ in columns)
     lines = []
+    up = []
     for node in picture.nodes:
-        values = measure(node)
+        name, sums = measure(node)
+        if node.state == "up":
+            up.append(sums)
+        values = derive(node.number, node.state, node.age_s, name, sums)
         lines.append((row % tuple([form(values[place]) for place, _, _, form
                                    in columns]), row_colour(node, args)))
     if args.brief:
         return lines
-    values = measure_all(picture.nodes)
+    values = measure_all(up)
     totals = ["" if values[place] is None else
               values[place] if place < 2 else form(values[place])
               for place, _, _, form in columns]
@@ -743,7 +730,7 @@ GANGLIA = (
     ("disk_free", "double", "GB", True,
      size_of("free_blocks", 1e-9)),
     ("part_max_used", "float", "%", True,
-     lambda node: share(*used_disk(node.disk))),
+     lambda node: share(*measure(node)[1][10:12])),
     ("boottime", "uint32", "s", False, of("kernel", "boot_time_s")),
     ("machine_type", "string", "", False, of("host", "machine")),
     ("os_name", "string", "", False, lambda node: "Linux"),
@@ -828,7 +815,8 @@ def format_frame(lines, head, first, args):
 def format_head(picture, history, args):
     """Return the lines above a view that is watched."""
     states = [node.state for node in picture.nodes]
-    values = measure_all(picture.nodes)
+    values = measure_all([measure(node)[1] for node in picture.nodes
+                          if node.state == "up"])
     counts = ", ".join("%d %s" % (states.count(state), state)
                        for state in ("up", "down", "left")
                        if state in states) or "none heard"
@@ -968,12 +956,13 @@ def read_picture(cluster, args):
         key = args.sort.lstrip("-")
         place = SORT_KEYS.index(key)
         turned = args.sort.startswith("-") != args.reverse
-        pairs = [(measure(node)[place], node.number, node) for node in nodes]
-        unknown = [pair[2] for pair in pairs if pair[0] is None]
+        pairs = [(derive(node.number, node.state, node.age_s,
+                         *measure(node))[place], node) for node in nodes]
+        unknown = [node for value, node in pairs if value is None]
         pairs = sorted((pair for pair in pairs if pair[0] is not None),
                        key=lambda pair: pair[0],
                        reverse=COLUMNS[place][4] != turned)
-        nodes = [pair[2] for pair in pairs] + unknown
+        nodes = [node for _, node in pairs] + unknown
     elif args.reverse:
         nodes.reverse()
     if args.view is not format_jobs:

@@ -26,7 +26,8 @@ import zlib
 
 VERSION = "1.0"
 TABLE = "/dev/shm/beostat"
-TRIES = 1000                    # to find a slot that nobody is writing
+TRIES = 200                     # to find a slot that nobody is writing
+PAUSE_S = 0.0005                # after the first of them: its writer waits
 LOOK_S = 0.1                    # between two looks for a newer table
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
 CHUNK_BYTES = 65536             # slots are read this many bytes at a time
@@ -34,13 +35,13 @@ TIME_MOST_S = 1e12              # no clock and no value is beyond
 FULL = 10000                    # the busy share of a CPU that never idles
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 CRC_BYTES = 4
-FLOAT = "%.7g"                  # what a 32-bit float can hold
+ROUND = 1000                    # 32-bit floats hold 4 decimals below it
 NODES_AT_MOST = 1000000         # a node list may name
 SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 PREFIXES = "", ".", "n", "node"
 MASTER_NAMES = "master", "-1"
-ITEMS = re.compile(r"(?:\[[^][]*\]|[^,])+")     # of a list, at its commas
-ITEM = re.compile(r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])")
+ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
+ITEM = r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])"
 
 # ---- layout: rows ------------------------------------------------------
 # A row is (fields, code, unit, meaning); each of its fields has the code.
@@ -297,8 +298,8 @@ def expand_nodes(text):
     Raises  BadNodeList
     """
     names = []
-    for item in map(str.strip, ITEMS.findall(text)):
-        found = ITEM.fullmatch(item)
+    for item in map(str.strip, re.findall(ITEMS, text)):
+        found = re.fullmatch(ITEM, item)
         if item in MASTER_NAMES:
             names.append(item)
         elif not found:
@@ -388,13 +389,24 @@ def fold_nodes(nodes):
     return ",".join(folded)
 
 
-def record(name, rows):
-    """Return a namedtuple class of a table of fields, documented by it."""
-    fields = " ".join(fields for fields, *_ in rows)
-    made = collections.namedtuple(name, fields)
-    made.__doc__ = "\n".join("%s  %s (%s)" % (fields, meaning, unit or "-")
-                             for fields, _code, unit, meaning in rows)
-    return made
+def record(name, rows, made={}):
+    """Return the namedtuple class of a table of fields, documented by it.
+
+    It is made when first asked for: each costs a quarter of a millisecond,
+    and few programs need all.
+    """
+    if name not in made:
+        made[name] = collections.namedtuple(name, " ".join(
+            fields for fields, *_ in rows))
+        made[name].__doc__ = "\n".join(
+            "%s  %s (%s)" % (fields, meaning, unit or "-")
+            for fields, _code, unit, meaning in rows)
+    return made[name]
+
+
+def named(name, fields):
+    """Return the namedtuple class of one of the original's structures."""
+    return record(name, ((fields, "", "", "as the original's"),))
 
 
 def unknown(rows):
@@ -426,31 +438,46 @@ FLOATS = struct.Struct("<" + "".join(               # all fields but floats
 BUSY_CODE = "2xH%dx" % (CPU_STRUCT.size - 4)
 NAME_CODE = "16s%dx" % (INTERFACE_STRUCT.size - 16)
 
-Host = record("Host", HOST)
-Processor = record("Processor", PROCESSOR)
-Kernel = record("Kernel", KERNEL)
-Cpu = record("Cpu", CPU)
-Load = record("Load", LOAD)
-Memory = record("Memory", MEMORY)
-Disk = record("Disk", DISK)
-Network = record("Network", NETWORK)
-Agent = record("Agent", AGENT)
-OneCpu = record("OneCpu", (
+ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
-    ("busy_fraction", "", "", "0 to 1, of the last period")) + ONE_CPU[2:])
-Interface = record("Interface", INTERFACE)
-Status = record("Status", (
-    ("running", "", "", "whether recvstats is at work"),)
-    + STATUS[2:] + COUNTERS)
+    ("busy_fraction", "", "", "0 to 1, of the last period")) + ONE_CPU[2:]
+STATUS_SHOWN = (
+    ("running", "", "", "whether recvstats is at work"),
+    ) + STATUS[2:] + COUNTERS
 
-PARTS, _rows = {}, ()           # {attribute: (class, Struct, offset, absent)}
-for _made, _part in (
-        (Host, HOST), (Processor, PROCESSOR), (Kernel, KERNEL), (Cpu, CPU),
-        (Load, LOAD), (Memory, MEMORY), (Disk, DISK), (Network, NETWORK),
-        (Agent, AGENT)):
-    PARTS[_made.__name__.lower()] = (
-        _made, layout(_part)[0], BODY + layout(_rows)[0].size, unknown(_part))
-    _rows += _part
+PARTS, _before = {}, ()     # {attribute: (rows, Struct, offset, absent)}
+for _name, _rows in (
+        ("host", HOST), ("processor", PROCESSOR), ("kernel", KERNEL),
+        ("cpu", CPU), ("load", LOAD), ("memory", MEMORY), ("disk", DISK),
+        ("network", NETWORK), ("agent", AGENT)):
+    PARTS[_name] = (_rows, layout(_rows)[0], BODY + layout(_before)[0].size,
+                    unknown(_rows))
+    _before += _rows
+
+
+def picker(names):
+    """Return a function that gives some fields of a Node as a list.
+
+    It unpacks nothing else, which makes it the fast way to read many
+    nodes.  Floats are as precise as they were sent.
+    names   as in "load.one", in the order of the node record
+    """
+    code, end, absents = "<", 0, []
+    for name in names:
+        part, field = name.split(".")
+        rows, _, offset, absent = PARTS[part]
+        places = layout(rows)[1]
+        place = offset - BODY + places[field]
+        field_code = [row[1] for row in rows if field in row[0].split()][0]
+        code += "%dx%s" % (place - end, field_code)
+        end = place + struct.calcsize("<" + field_code)
+        absents.append(ABSENT.get(field_code))
+    struct_ = struct.Struct(code)
+
+    def pick(node):
+        return [None if value == absent else value for value, absent in zip(
+            struct_.unpack_from(node.message, BODY), absents)]
+    return pick
 
 
 def unpack_text(data):
@@ -514,7 +541,7 @@ class Node:
          _, self.restarts, self.port, flags, _, length, _, kind, _, start_us,
          self.sequence, self.period_s, self.time_s) = STATE.unpack_from(slot)
         self.number = number
-        self.period_s = float(FLOAT % self.period_s)
+        self.period_s = round(self.period_s, 4)
         self.message = slot[SLOT_STRUCT.size:SLOT_STRUCT.size + length]
         self.age_s = max(now - heard_s, 0.0)
         self.address = "%d.%d.%d.%d" % tuple(address)
@@ -527,18 +554,21 @@ class Node:
     def __getattr__(self, name):
         """Unpack a record when it is first asked for."""
         if name in PARTS:
-            made, struct_, offset, absent = PARTS[name]
+            rows, struct_, offset, absent = PARTS[name]
             values = struct_.unpack_from(self.message, offset)
-            value = made(*[
+            value = record(name.capitalize(), rows)(*[
                 None if value == unknown
-                else float(FLOAT % value) if isinstance(value, float)
+                else round(value, 4 if value < ROUND else 3)
+                if isinstance(value, float)
                 else unpack_text(value) if isinstance(value, bytes)
                 else value for value, unknown in zip(values, absent)])
         elif name == "cpus":
-            value = [OneCpu(cpu, busy / FULL, *ticks) for cpu, busy, *ticks
+            made = record("OneCpu", ONE_CPU_SHOWN)
+            value = [made(cpu, busy / FULL, *ticks) for cpu, busy, *ticks
                      in CPU_STRUCT.iter_unpack(self.records()[0])]
         elif name == "interfaces":
-            value = [Interface(unpack_text(name), *values) for name, *values
+            made = record("Interface", INTERFACE)
+            value = [made(unpack_text(name), *values) for name, *values
                      in INTERFACE_STRUCT.iter_unpack(self.records()[1])]
         else:
             raise AttributeError("a node has no " + name)
@@ -643,8 +673,9 @@ class Cluster:
         self.look(time.monotonic())
         header = read_header(self.fd, self.path)
         age_s = time.monotonic() - header["heartbeat_s"]
-        return Status(age_s <= HEARTBEAT_S,
-                      *[header[field] for field in Status._fields[1:]])
+        made = record("Status", STATUS_SHOWN)
+        return made(age_s <= HEARTBEAT_S,
+                    *[header[field] for field in made._fields[1:]])
 
     def is_whole(self, slot, number):
         """Return whether the bytes of a slot are one whole sample.
@@ -668,15 +699,16 @@ class Cluster:
             raise NoSuchNode("node %d: not in the table" % number)
         place = TABLE_BYTES + (number + 1) * self.slot_bytes
         last = None
-        for _ in range(TRIES):
+        for turn in range(TRIES):
             slot = self.read(self.slot_bytes, place)
             if slot[SIZE_AT:SIZE_AT + 4] == bytes(4):
                 raise NeverHeard("node %d: never heard" % number)
             if self.is_whole(slot, number):
                 return slot
-            if slot == last:
+            if slot == last and slot[0] % 2 == 0:   # nobody is writing
                 raise BadSample("node %d: damaged in the table" % number)
             last = slot
+            time.sleep(PAUSE_S if turn > TRIES // 10 else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
     def read(self, size, place):
@@ -778,19 +810,6 @@ def read_header(fd, path):
 # The original's C functions.  They use the table that open() finds, opened
 # when first needed, and raise a BeostatError where C returned -1.
 
-StatCpu = collections.namedtuple("StatCpu", "user system nice idle")
-LoadAvg = collections.namedtuple(
-    "LoadAvg", "load num_active_procs total_procs last_pid")
-MemUsage = collections.namedtuple("MemUsage", "used free")
-MemInfo = collections.namedtuple("MemInfo", "mem swap shared buffers cached")
-NetStat = collections.namedtuple(
-    "NetStat", "bytes packets errs drop fifo compressed")
-NetDev = collections.namedtuple(
-    "NetDev", "name recv frame multicast trans colls carrier")
-Statfs = collections.namedtuple(
-    "Statfs", "f_bsize f_blocks f_bfree f_bavail f_files f_ffree f_namelen")
-DiskUsage = collections.namedtuple("DiskUsage", "max curr")
-NodeTime = collections.namedtuple("NodeTime", "time")
 first_use = []                  # holds the Cluster, once there is one
 
 
@@ -825,24 +844,26 @@ def get_cpu_percent(node, cpu):
 def get_stat_cpu(node, cpu):
     """Return the StatCpu of a CPU: ticks since boot, they wrap at 2**32."""
     one = find_cpu(node, cpu)
-    return StatCpu(one.user_ticks, one.system_ticks, one.nice_ticks,
-                   one.idle_ticks)
+    return named("StatCpu", "user system nice idle")(
+        one.user_ticks, one.system_ticks, one.nice_ticks, one.idle_ticks)
 
 
 def get_loadavg(node):
     """Return the LoadAvg; load is the means of 1, 5 and 15 minutes."""
     load = cluster().node(node).load
-    return LoadAvg(load[:3], *load[3:])
+    return named("LoadAvg", "load num_active_procs total_procs last_pid")(
+        load[:3], *load[3:])
 
 
 def get_meminfo(node):
     """Return the MemInfo, all in bytes; used is all that is not free."""
     memory = cluster().node(node).memory
-    return MemInfo(
-        MemUsage(less(memory.total_bytes, memory.free_bytes),
-                 memory.free_bytes),
-        MemUsage(less(memory.swap_total_bytes, memory.swap_free_bytes),
-                 memory.swap_free_bytes),
+    usage = named("MemUsage", "used free")
+    return named("MemInfo", "mem swap shared buffers cached")(
+        usage(less(memory.total_bytes, memory.free_bytes),
+              memory.free_bytes),
+        usage(less(memory.swap_total_bytes, memory.swap_free_bytes),
+              memory.swap_free_bytes),
         memory.shared_bytes, memory.buffers_bytes, memory.cached_bytes)
 
 
@@ -853,13 +874,15 @@ def less(total, part):
 
 def get_net_dev(node):
     """Return a NetDev for each interface: counts since boot."""
-    return [NetDev(
+    stat = named("NetStat", "bytes packets errs drop fifo compressed")
+    dev = named("NetDev", "name recv frame multicast trans colls carrier")
+    return [dev(
         one.name,
-        NetStat(one.rx_bytes, one.rx_packets, one.rx_errors, one.rx_dropped,
-                one.rx_fifo, one.rx_compressed),
+        stat(one.rx_bytes, one.rx_packets, one.rx_errors, one.rx_dropped,
+             one.rx_fifo, one.rx_compressed),
         one.rx_frame, one.rx_multicast,
-        NetStat(one.tx_bytes, one.tx_packets, one.tx_errors, one.tx_dropped,
-                one.tx_fifo, one.tx_compressed),
+        stat(one.tx_bytes, one.tx_packets, one.tx_errors, one.tx_dropped,
+             one.tx_fifo, one.tx_compressed),
         one.tx_collisions, one.tx_carrier)
         for one in cluster().node(node).interfaces]
 
@@ -872,19 +895,21 @@ def get_net_rate(node):
 
 def get_statfs_p(node):
     """Return the Statfs of /; blocks are of f_bsize bytes."""
-    return Statfs(*cluster().node(node).disk)
+    return named("Statfs", "f_bsize f_blocks f_bfree f_bavail f_files "
+                 "f_ffree f_namelen")(*cluster().node(node).disk)
 
 
 def get_disk_usage(node):
     """Return the DiskUsage of /: its size and what is used, in bytes."""
     disk = cluster().node(node).disk
-    return DiskUsage(disk.blocks * disk.block_bytes,
-                     (disk.blocks - disk.free_blocks) * disk.block_bytes)
+    return named("DiskUsage", "max curr")(
+        disk.blocks * disk.block_bytes,
+        (disk.blocks - disk.free_blocks) * disk.block_bytes)
 
 
 def get_time(node):
     """Return the NodeTime of the sample: s since the epoch, its clock."""
-    return NodeTime(int(cluster().node(node).time_s))
+    return named("NodeTime", "time")(int(cluster().node(node).time_s))
 
 
 def get_name(node):
