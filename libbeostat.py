@@ -423,6 +423,7 @@ NODE_STRUCT, NODE_AT = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 WORD_BYTES, SIZE_AT = 8, SLOT_AT["message_bytes"]
+ADDRESS_AT = SLOT_AT["address"]
 MESSAGE_AT = SLOT_STRUCT.size
 LENGTH, LENGTH_AT = struct.Struct("<I"), MESSAGE_AT + HEADER_AT["length"]
 VERSION_AT = HEADER_AT["version"]
@@ -537,19 +538,22 @@ class Node:
     """
 
     def __init__(self, number, slot, now):
-        (_, heard_s, self.heard_time_s, _, self.received, self.lost, address,
+        (_, heard_s, self.heard_time_s, _, self.received, self.lost, _,
          _, self.restarts, self.port, flags, _, length, _, kind, _, start_us,
-         self.sequence, self.period_s, self.time_s) = STATE.unpack_from(slot)
+         self.sequence, period_s, self.time_s) = STATE.unpack_from(slot)
         self.number = number
-        self.period_s = round(self.period_s, 4)
+        self.period_s = round(period_s, 4)
+        self.packed_address = slot[ADDRESS_AT:ADDRESS_AT + 4]
         self.message = slot[SLOT_STRUCT.size:SLOT_STRUCT.size + length]
         self.age_s = max(now - heard_s, 0.0)
-        self.address = "%d.%d.%d.%d" % tuple(address)
         self.start_time_s = start_us / 1e6
         self.signature = SIGNATURES[flags & (SIGNED | VERIFIED)]
-        silence_s = max(SILENT_S, SILENT_PERIODS * self.period_s)
-        self.state = ("left" if kind == FAREWELL else
-                      "down" if self.age_s > silence_s else "up")
+        self.state = "up"
+        if kind == FAREWELL:
+            self.state = "left"
+        elif self.age_s > SILENT_S and (
+                self.age_s > SILENT_PERIODS * period_s):
+            self.state = "down"
 
     def __getattr__(self, name):
         """Unpack a record when it is first asked for."""
@@ -562,6 +566,8 @@ class Node:
                 if isinstance(value, float)
                 else unpack_text(value) if isinstance(value, bytes)
                 else value for value, unknown in zip(values, absent)])
+        elif name == "address":
+            value = "%d.%d.%d.%d" % tuple(self.packed_address)
         elif name == "cpus":
             made = record("OneCpu", ONE_CPU_SHOWN)
             value = [made(cpu, busy / FULL, *ticks) for cpu, busy, *ticks

@@ -174,6 +174,9 @@ SLOT_STRUCT, SLOT_AT = layout(SLOT)
 ASK_STRUCT, _ = layout(ASK)
 SLOT_BODY, _ = layout(SLOT[1:])         # all but the word
 STATE, STATE_AT = layout(SLOT + HEADER)
+# What of STATE each message needs: window to lost, address, restarts, start
+# and sequence of the last one.
+LAST = struct.Struct("<24x3Q4s4xI4x16xQI")
 CAUSES = [field for field, *_ in COUNTERS]
 (RECEIVED, STORED, LATE, REPEATED, STALE, CONFLICT, SHORT, LONG, MAGIC_WRONG,
  VERSION_WRONG, CRC_WRONG, HEADER_WRONG, NUMBER_WRONG, NO_NUMBER,
@@ -665,8 +668,8 @@ class Receiver:
                 and not self.make_room(node, size, now)):
             return NO_SPACE
         place = TABLE_BYTES + (node + 1) * table.slot_bytes
-        (_, _, _, window, received, lost, owner, _, restarts, _, _, _, _, _,
-         _, _, last_start, last, _, _) = STATE.unpack_from(table.view, place)
+        window, received, lost, owner, restarts, last_start, last = (
+            LAST.unpack_from(table.view, place))
         gap = sequence - last & U32
         if start == last_start and address == owner and 0 < gap < HALF:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1

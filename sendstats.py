@@ -645,6 +645,7 @@ class Sampler:
         if ids != before.ids:
             known = dict(zip(before.ids, used_before))
             used_before = [known.get(*pair) for pair in zip(ids, used)]
+        if ids != self.last.ids:
             self.identity_due = 0.0
         shares = busy_shares(used, used_before,
                              (now - before.taken) * self.identity[-1])

@@ -25,7 +25,19 @@ import textwrap
 import time
 import zlib
 
-import pytest
+try:
+    import pytest
+except ImportError:                     # bench and stress do without it
+    class pytest:
+        """Stands in for the decorators of the tests."""
+
+        def fixture(*_, **__):
+            return lambda function: function
+
+        class mark:
+            def parametrize(*_, **__):
+                return lambda function: function
+            skipif = parametrize
 
 import beostat
 import libbeostat
@@ -3477,11 +3489,13 @@ def mutate_datagrams(folder, count):
     for number in honest:
         feed(receiver, message(number, 2**31), "10.0.0.%d" % (number - 300),
              now)
-    for data in mutants(3001):          # the table takes its size
+    feed(receiver, message(399, body=body_of_cpus(100)), "10.6.6.6", now)
+    for data in mutants(3001):          # all sizes fit from here on
         feed(receiver, data, "10.6.6.6", now)
     table = receiver.table
     first = 4096 + 401 * table.slot_bytes
     before = bytes(table.view[first:first + 100 * table.slot_bytes])
+    assert sum(table.view[::4096]) >= 0         # all its pages are resident
     resident, size = resident_kb(), table.slot_bytes
     counts = {}
     for data in mutants(count, 17):
@@ -3490,7 +3504,8 @@ def mutate_datagrams(folder, count):
     receiver.tick(now, 0)
     grown = resident_kb() - resident
     assert bytes(table.view[first:first + 100 * table.slot_bytes]) == before
-    assert grown <= 1024 and len(receiver.lines) <= 100
+    assert grown <= 1024, grown
+    assert len(receiver.lines) <= 100, receiver.lines
     assert table.slot_bytes == size
     with libbeostat.open(table.path) as cluster:
         cluster.look_due = 0.0
@@ -3989,7 +4004,424 @@ def test_readme_names_every_counter_and_error():
             assert name in text
 
 
+
+# ---- benchmarks --------------------------------------------------------
+# `python3 test_all.py bench`.  Each figure is a median of at least five,
+# beside its reference of the same run.
+
+AGENT_LOOP = """
+import os, socket, statistics, struct, sys, time, zlib
+sys.path[:0] = [%(here)r]
+import sendstats
+root, rate, samples, bare = %(root)r, %(rate)r, %(samples)r, %(bare)r
+sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sink.bind(("127.0.0.1", 0))
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect(sink.getsockname())
+names = ("stat", "meminfo", "loadavg", "net/dev")
+if bare:
+    files = [os.open(os.path.join(root, name), os.O_RDONLY)
+             for name in names]
+    def sample():
+        # The least there is to do: each number of the cpu lines, of nine
+        # of meminfo and of the interfaces, packed at once, with a CRC.
+        stat, meminfo, load, net = [
+            os.pread(fd, 65536, 0).split() for fd in files]
+        numbers = [int(word) for word in stat[1:11]]
+        for place in range(11, stat.index(b"intr"), 11):
+            numbers += [int(word) for word in stat[place + 1:place + 11]]
+        numbers += [int(word) for word in meminfo[1:28:3]]
+        for place in range(20, len(net), 17):
+            numbers += [int(word) for word in net[place + 1:place + 17]]
+        numbers += os.statvfs("/")[:6]
+        data = struct.pack("<%%dQ" %% len(numbers), *numbers)
+        return data + zlib.crc32(data).to_bytes(4, "little")
+else:
+    sampler = sendstats.Sampler(root, 0, 1.0)
+    def sample():
+        return sampler.take(1)
+costs, due = [], time.monotonic()
+for _ in range(samples):
+    if rate:
+        due += 1 / rate
+        time.sleep(max(due - time.monotonic(), 0))
+    before = time.process_time()
+    sock.send(sample())
+    costs.append(time.process_time() - before)
+print(statistics.median(costs[1:]) * 1e6)
+"""
+BARE_RECEIVER = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)
+sock.bind(("127.0.0.1", %d))
+buffer, received, print_ = bytearray(65536), 0, print("ready", flush=True)
+receive = sock.recv_into
+while True:
+    size = receive(buffer)
+    if size == 3:
+        break
+    if not received:
+        before = time.process_time()
+    received += 1
+print((time.process_time() - before) / received * 1e6, received)
+"""
+BENCH_SENDER = """
+import socket, sys, time
+sys.path[:0] = [%(here)r]
+import hashlib, sendstats
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, 32, 16 << 20)
+sock.connect(("127.0.0.1", %(port)d))
+seconds, rate, key = %(seconds)r, %(rate)r, %(key)r
+total = int(seconds * (rate or 150000))
+body = sendstats.Sampler("/proc", 0, 1.0).take(1)[40:-4]
+data = [sendstats.pack_message((number %% 100, 1, 1000, number // 100 + 1
+                                + %(first)d, 1.0, 1e9), body)
+        for number in range(total)]
+if key:
+    data = [each + hashlib.blake2b(each, key=key, digest_size=16).digest()
+            for each in data]
+print("ready", flush=True)
+sys.stdin.readline()
+start, step = time.monotonic(), 1 if rate and rate <= 10000 else 50
+for first in range(0, total, step):
+    for each in data[first:first + step]:
+        sock.send(each)
+    if rate:
+        wait = start + (first + step) / rate - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
+    elif time.monotonic() - start > seconds:
+        break
+time.sleep(0.05)
+print(first + step)
+"""
+
+
+def run_code(code):
+    """Return the output of a Python program."""
+    return subprocess.run([sys.executable, "-S", "-c", code], check=True,
+                          stdout=subprocess.PIPE,
+                          universal_newlines=True).stdout
+
+
+def start_code(code):
+    """Return a Python program that runs."""
+    return subprocess.Popen([sys.executable, "-S", "-c", code],
+                            stdout=subprocess.PIPE, universal_newlines=True)
+
+
+def bench_agent(root, rate, samples):
+    """Return CPU us per sample (ours, bare), of both in turns."""
+    figures = []
+    for bare in False, True:
+        code = AGENT_LOOP % dict(here=HERE, root=root, rate=rate,
+                                 samples=samples, bare=bare)
+        if rate and rate < 5:           # long ones beside each other
+            figures.append(start_code(code))
+        else:
+            figures.append(median(float(run_code(code)) for _ in range(5)))
+    return [figure if isinstance(figure, float) else
+            float(figure.communicate()[0]) for figure in figures]
+
+
+def median(values):
+    """Return the median."""
+    values = sorted(values)
+    return values[len(values) // 2]
+
+
+def send_bench(port, seconds, rate, first, key=None, at_start=int):
+    """Send messages; return how many, and what at_start() returned."""
+    sender = subprocess.Popen(
+        [sys.executable, "-S", "-c", BENCH_SENDER % dict(
+            here=HERE, port=port, seconds=seconds, rate=rate, first=first,
+            key=key)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        universal_newlines=True)
+    assert sender.stdout.readline() == "ready\n"
+    before = at_start()
+    return int(sender.communicate("go\n")[0]), before
+
+
+def run_ns(pid):
+    """Return the time that a process has spent on a CPU."""
+    with open("/proc/%d/schedstat" % pid) as file:
+        return int(file.read().split()[0])
+
+
+def bench_receiver(running, seconds, rate, runs, *options, key=None):
+    """Return (CPU us per datagram of recvstats, share lost), medians."""
+    process = running.recvstats(*options)
+    figures, first = [], 0
+    for _ in range(runs):
+        with running.open() as cluster:
+            time.sleep(1.1)
+            before, dropped = cluster.status.stored, (
+                cluster.status.kernel_drops)
+            sent, spent = send_bench(running.port, seconds, rate, first, key,
+                                     lambda: run_ns(process.pid))
+            spent = run_ns(process.pid) - spent
+            time.sleep(1.1)
+            stored = cluster.status.stored - before
+            dropped = cluster.status.kernel_drops - dropped
+        first += 10 ** 7
+        figures.append((spent / 1e3 / max(stored, 1), dropped / sent))
+    process.terminate()
+    process.wait()
+    return tuple(map(median, zip(*figures)))
+
+
+def bench_bare(seconds, rate, runs):
+    """Return CPU us per datagram of a bare recv_into loop, the median."""
+    figures = []
+    for _ in range(runs):
+        port = free_port()
+        loop = start_code(BARE_RECEIVER % port)
+        assert loop.stdout.readline() == "ready\n"
+        send_bench(port, seconds, rate, 0)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"end", ("127.0.0.1", port))
+        figures.append(float(loop.communicate()[0].split()[0]))
+    return median(figures)
+
+
+def timed(function, times, runs=7):
+    """Return us per call, the median of runs."""
+    figures = []
+    for _ in range(runs):
+        before = time.perf_counter()
+        for _ in range(times):
+            function()
+        figures.append((time.perf_counter() - before) / times * 1e6)
+    return median(figures)
+
+
+def bench_command(words, runs):
+    """Return the ms of a command, the median."""
+    environment = {key: value for key, value in os.environ.items()
+                   if key != "PYTHONDONTWRITEBYTECODE"}
+    return timed(lambda: subprocess.call(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment), 1, runs) / 1e3
+
+
+def memory_kb(pid):
+    """Return (resident, unique) memory of a process."""
+    with open("/proc/%d/smaps_rollup" % pid) as file:
+        sizes = dict(re.findall(r"(\w+): +(\d+) kB", file.read()))
+    return int(sizes["Rss"]), int(sizes["Private_Dirty"]) + int(
+        sizes["Private_Clean"])
+
+
+class Bench:
+    """The figures so far; prints each as it comes."""
+
+    def __init__(self, as_json):
+        self.rows, self.as_json = [], as_json
+
+    def add(self, what, figure, unit, reference=None, limit=None, goal=""):
+        """Note a figure.
+
+        reference  its reference, of the same unit; limit is then a ratio
+        limit      the highest figure, or ratio, that meets the goal
+        """
+        ratio = figure / reference if reference else None
+        met = None if limit is None else (
+            (ratio if reference else figure) <= limit)
+        self.rows.append(dict(what=what, figure=figure, unit=unit,
+                              reference=reference, ratio=ratio, goal=goal,
+                              met=met))
+        if not self.as_json:
+            print("%-44s %9.1f %-5s %9s %6s  %-16s %s" % (
+                what, figure, unit,
+                "" if reference is None else "%.1f" % reference,
+                "" if ratio is None else "%.2f" % ratio, goal,
+                {None: "", True: "met", False: "NOT MET"}[met]), flush=True)
+
+
+def bench_all(bench, folder):
+    """Measure everything of DESIGN section 11."""
+    slow = [start_code(AGENT_LOOP % dict(
+        here=HERE, root="/proc", rate=1, samples=16, bare=bare))
+        for bare in (False, True)]
+    trees = {2: EPYC, 64: None, 256: None, 512: None}
+    time.sleep(17)                      # nothing else runs meanwhile
+    ours, bare = [float(each.communicate()[0]) for each in slow]
+    bench.add("agent, sample at 1 Hz, this machine", ours, "us", bare, 1.3,
+              "<= 1.3 x bare")
+    bench.add("agent, the same, as a figure", ours, "us", None, 350,
+              "<= 350 us")
+    for rate, samples in (10, 15), (50, 50), (None, 2000):
+        bench.add("agent, sample at %s" % (
+            "%d Hz" % rate if rate else "full speed"),
+            *interleave(bench_agent("/proc", rate, samples), "us"))
+    for cpus in trees:
+        root = write_proc(os.path.join(folder, "p%d" % cpus), dict(
+            EPYC, stat=stat_of(cpus)))
+        bench.add("agent, full speed, %d CPUs" % cpus,
+                  *interleave(bench_agent(root, None, 300), "us"))
+    bench_memory(bench, folder)
+    bench_network(bench, folder)
+    bench_library(bench, folder)
+
+
+def interleave(pair, unit):
+    """Return the arguments of Bench.add of a figure and its reference."""
+    return pair[0], unit, pair[1]
+
+
+def stat_of(cpus):
+    """Return /proc/stat of a machine."""
+    return "".join("cpu%s 1000 0 200 99999 10 0 3 0 0 0\n" % (
+        "%d" % cpu if cpu >= 0 else " ") for cpu in range(-1, cpus)) + (
+        "intr 5\nctxt 5\nbtime 1\nprocesses 1\nprocs_running 1\n"
+        "procs_blocked 0\n")
+
+
+def bench_memory(bench, folder):
+    """Measure what the agent takes of a node's memory."""
+    running = Running(folder)
+    for words in ["-I", "-S"], []:
+        running.processes.append(subprocess.Popen(
+            [sys.executable, *words, os.path.join(HERE, "sendstats.py"),
+             "-f", "-r", "0.01", "0", "127.0.0.1:9"]))
+    time.sleep(1)
+    before = [memory_kb(process.pid)[0] for process in running.processes]
+    time.sleep(9.5)                     # near 1,000 samples
+    for process, early, name, limit in zip(
+            running.processes, before, ("-I -S", "plain"), (12, None)):
+        resident, unique = memory_kb(process.pid)
+        bench.add("agent, resident, python3 " + name, resident / 1024, "MB",
+                  None, limit, "<= 12 MB" if limit else "")
+        bench.add("agent, of it unique", unique / 1024, "MB")
+        bench.add("agent, grown in 950 samples", resident - early, "kB")
+    running.end()
+    bench.add("message of this machine", len(message()), "bytes")
+
+
+def bench_network(bench, folder):
+    """Measure the receiver."""
+    path = write_key(folder, b"key")
+    bare = bench_bare(1.0, None, 5)
+    for what, options, key, limit in (
+            ("flat out", [], None, 2.5),
+            ("flat out, --allow", ["--allow", "127.0.0.0/8"], None, 2.5),
+            ("flat out, --key-file", ["--key-file", path], b"key", 4.0)):
+        running = Running(os.path.join(folder, what[-4:]))
+        os.makedirs(running.folder)
+        ours, _ = bench_receiver(running, 0.7, None, 5, *options, key=key)
+        bench.add("receiver, " + what, ours, "us", bare, limit,
+                  "<= %g x bare" % limit)
+        running.end()
+    for rate, limit in (1000, 0.7), (10000, 0.3):
+        bare = bench_bare(1.0, rate, 3)
+        running = Running(os.path.join(folder, "r%d" % rate))
+        os.makedirs(running.folder)
+        ours, _ = bench_receiver(running, 1.0, rate, 3)
+        bench.add("receiver, %d a second, even" % rate, ours, "us", bare,
+                  limit, "<= %g x bare" % limit)
+        running.end()
+    running = Running(os.path.join(folder, "sustained"))
+    os.makedirs(running.folder)
+    _, lost = bench_receiver(running, 5.0, 100000, 1)
+    bench.add("receiver, lost at 100,000 a second for 5 s", 100 * lost, "%",
+              None, 0, "0")
+    running.end()
+
+
+def fill(folder, nodes, cpus):
+    """Return a Receiver whose table holds nodes of some CPUs."""
+    receiver = new_receiver(os.path.join(folder, "f%d-%d" % (nodes, cpus)))
+    body, now = body_of_cpus(cpus), time.monotonic()
+    for number in range(nodes):
+        feed(receiver, message(number, body=body), now=now)
+    receiver.tick(now, 0)
+    return receiver
+
+
+def bench_library(bench, folder):
+    """Measure library, command and table."""
+    empty = bench_command([sys.executable, "-c", "pass"], 11)
+    bench.add("python3 -c pass", empty, "ms")
+    bench.add("python3 -I -S -c pass", bench_command(
+        [sys.executable, "-I", "-S", "-c", "pass"], 11), "ms")
+    for cpus in 8, 256:
+        os.makedirs(os.path.join(folder, "f1-%d" % cpus))
+        receiver = fill(folder, 1, cpus)
+        with libbeostat.open(receiver.table.path) as cluster:
+            if cpus == 8:
+                bench.add("library, one node's load", timed(
+                    lambda: cluster.node(0).load, 2000), "us", None, 5,
+                    "<= 5 us")
+
+            def everything():
+                node = cluster.node(0)
+                for part in [*libbeostat.PARTS, "cpus", "interfaces"]:
+                    getattr(node, part)
+            bench.add("library, all of a node of %d CPUs" % cpus, timed(
+                everything, 500), "us", None, 40 if cpus == 8 else None,
+                "<= 40 us" if cpus == 8 else "")
+        close(receiver)
+    for nodes in 100, 1000, 10000:
+        os.makedirs(os.path.join(folder, "f%d-8" % nodes))
+        before = time.perf_counter()
+        receiver = fill(folder, nodes, 8)
+        path = receiver.table.path
+        bench.add("table of %d nodes of 8 CPUs" % nodes,
+                  os.stat(path).st_size / 1e6, "MB", None,
+                  4.2 if nodes == 1000 else None,
+                  "<= 4 MB" if nodes == 1000 else "")
+        with libbeostat.open(path) as cluster:
+            bench.add("library, iterating %d nodes" % nodes, timed(
+                lambda: sum(1 for _ in cluster), 1, 5) / 1e3, "ms")
+        bench.add("receiver, the once-a-second work, %d nodes" % nodes,
+                  timed(lambda: receiver.tick(time.monotonic(), 0), 1) / 1e3,
+                  "ms")
+        table = receiver.table
+        if nodes == 1000:
+            bench.add("receiver, growing to 10,000 slots", timed(
+                lambda: table.make(10001, table.slot_bytes), 1, 1) / 1e3,
+                "ms")
+            bench.add("receiver, growing to larger slots", timed(
+                lambda: table.make(10001, 2 * table.slot_bytes), 1, 1) / 1e3,
+                "ms")
+        for words in ([], ["--json"], ["--prometheus"], ["-b", "--down"]):
+            receiver.table.write_header()
+            runs = 11 if nodes < 10000 else 5
+            ours = bench_command([sys.executable, os.path.join(
+                HERE, "beostat.py"), "--table", path] + words, runs)
+            goal = nodes == 1000 and not words
+            bench.add("beostat.py %s, %d nodes, more than pass" % (
+                " ".join(words) or "alone", nodes), ours - empty, "ms", None,
+                25 if goal else None, "<= 25 ms" if goal else "")
+        close(receiver)
+    process = Running(folder)
+    daemon = process.recvstats("-N", 1000)
+    process.send(*[message(number) for number in range(1000)])
+    process.wait_count("stored", 1000)
+    bench.add("recvstats, resident, 1,000 nodes", memory_kb(daemon.pid)[0]
+              / 1024, "MB", None, 15, "<= 15 MB")
+    process.end()
+
+
+def run_bench(as_json):
+    """Run the benchmarks; return the status: 0 all goals met."""
+    import tempfile
+    bench = Bench(as_json)
+    if not as_json:
+        print("%-44s %9s %-5s %9s %6s  %s" % (
+            "what", "figure", "", "reference", "ratio", "goal"))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        bench_all(bench, folder)
+    if as_json:
+        print(json.dumps(bench.rows, indent=1))
+    return 1 if any(row["met"] is False for row in bench.rows) else 0
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["stress"]:
-        sys.exit("usage: python3 test_all.py stress [PART ...]")
-    sys.exit(stress(sys.argv[2:]))
+    if sys.argv[1:2] == ["stress"]:
+        sys.exit(stress(sys.argv[2:]))
+    if sys.argv[1:] in (["bench"], ["bench", "--json"]):
+        sys.exit(run_bench("--json" in sys.argv))
+    sys.exit("usage: python3 test_all.py bench [--json] | stress [PART ...]")
