@@ -667,15 +667,24 @@ class Receiver:
              or SLOT_STRUCT.size + size > table.slot_bytes)
                 and not self.make_room(node, size, now)):
             return NO_SPACE
-        place = TABLE_BYTES + (node + 1) * table.slot_bytes
+        return self.store(size, sender, address, flags, node, kind, start,
+                          sequence, now)
+
+    def store(self, size, sender, address, flags, node, kind, start,
+              sequence, now):
+        """Put a good message into its slot, if it is newer than the last.
+
+        Returns  STORED, or the counter it adds to instead
+        """
+        place = TABLE_BYTES + (node + 1) * self.table.slot_bytes
         window, received, lost, owner, restarts, last_start, last = (
-            LAST.unpack_from(table.view, place))
+            LAST.unpack_from(self.table.view, place))
         gap = sequence - last & U32
         if start == last_start and address == owner and 0 < gap < HALF:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
             lost += gap - 1
         else:
-            cause = self.judge(node, place, address, start, sequence, now)
+            cause = self.judge(place, address, node, start, sequence, now)
             if cause != STORED:
                 return cause
             self.known[sender[0]] = address
@@ -704,7 +713,7 @@ class Receiver:
         self.table.view[place + 8:place + 8 + size] = self.buffer[:size]
         words[word] += 1
 
-    def judge(self, node, place, address, start, sequence, now):
+    def judge(self, place, address, node, start, sequence, now):
         """Return STORED when a message that does not follow the last one
         may take its place, else the counter it adds to."""
         slot = dict(zip(STATE_AT, STATE.unpack_from(
