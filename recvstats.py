@@ -1136,6 +1136,8 @@ def main(argv=None):
                 os.unlink(args.pid_file)
     except (StartError, OSError) as error:
         complain(error)
+        if not args.foreground:         # its terminal may be gone
+            syslog.syslog(syslog.LOG_ERR, "%s" % error)
         return 1
     return 0
 

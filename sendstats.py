@@ -51,6 +51,7 @@ WHOLE_BYTES = 2048              # a shorter read was all of the file
 FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
 FULL = 10000                    # the busy share of a CPU that never idles
 GOLDEN = 0.6180339887498949     # spreads whole numbers evenly over 0 to 1
+HOSTS = "/etc/hosts"
 OOM_SCORE = b"-900"
 STOP = signal.SIGTERM, signal.SIGINT
 REQUESTS = 64                   # read at a time
@@ -786,6 +787,14 @@ def ask(host, answers):
         answers.append(error)
 
 
+def read_hosts_time():
+    """Return when /etc/hosts was changed, 0 without it."""
+    try:
+        return os.stat(HOSTS).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def find_interface(name):
     """Return (index, network, mask) of an interface.
 
@@ -822,9 +831,9 @@ class Destination:
     """A master: its name, its address, and the socket connected to it.
 
     A name is looked up by a thread, so that a name server that does not
-    answer delays no sample: at the start, once a minute, after an error,
-    and with growing waits while there is no answer.  Meanwhile the last
-    address stays in use.
+    answer delays no sample: at the start, once a minute, when /etc/hosts
+    has changed, after an error, and with growing waits while there is no
+    answer.  Meanwhile the last address stays in use.
     """
 
     def __init__(self, host, port, local, interface=None):
@@ -833,10 +842,10 @@ class Destination:
         self.name = "%s:%d" % (host, port)
         self.address = self.sock = self.group = None
         self.trouble = "name not looked up yet"
-        self.answers, self.asking = [], False
+        self.answers, self.asking, self.asked = [], False, 0.0
         self.last_request = []
         self.ask_due, self.retry_s = 0.0, RETRY_S
-        self.is_name = not is_address(host)
+        self.is_name, self.hosts_time = not is_address(host), 0
         if not self.is_name:
             self.address, self.ask_due = host, float("inf")
 
@@ -852,8 +861,10 @@ class Destination:
                 self.trouble = answer.strerror or str(answer)
                 self.ask_due = now + self.retry_s
                 self.retry_s = min(self.retry_s * 2, LOOK_UP_S)
-        elif self.is_name and now >= self.ask_due and not self.asking:
-            self.asking = True
+        elif self.is_name and not self.asking and (
+                now >= self.ask_due or read_hosts_time() != self.hosts_time):
+            self.asking, self.asked = True, now
+            self.hosts_time = read_hosts_time()
             _thread.start_new_thread(ask, (self.host, self.answers))
 
     def connect(self):
@@ -911,8 +922,9 @@ class Destination:
                 return True
             except OSError as error:
                 self.trouble, self.sock = error.strerror, None
-                if self.is_name:
-                    self.ask_due = min(self.ask_due, now + RETRY_S)
+        if self.is_name and self.address:       # it may have moved
+            self.ask_due = min(self.ask_due, self.asked + RETRY_S)
+            self.look_up(now)
         return False
 
 

@@ -7,6 +7,7 @@ table in a temporary folder, and ends what it started.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -1485,10 +1486,10 @@ def test_several_masters_and_one_that_refuses_until_it_is_there(running):
         running.sendstats("-r", "0.1", 3, "127.0.0.1",
                           "127.0.0.1:%d" % other.port, "no.such.name")
         running.wait_up(3)
-        time.sleep(0.5)
+        time.sleep(0.2)
         other.recvstats()
         node = other.wait_up(3)
-        assert node.sequence > 3
+        assert node.sequence > 1
         assert node.agent.send_errors > 0           # the name
         with running.open() as cluster:
             assert cluster[3].lost == 0
@@ -2391,7 +2392,7 @@ def watch(receiver, *words, lines=20, columns=120, **environment):
     """Return a Terminal in which beostat watches a table."""
     return Terminal(lines, columns, [
         sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-        receiver.table.path, "-w", "0.2", *words],
+        receiver.table.path, "-w", "0.1", *words],
         **dict(dict(TERM="xterm", PYTHONIOENCODING="utf-8"), **environment))
 
 
@@ -2586,13 +2587,13 @@ def test_agent_answers_at_most_five_times_a_second(running, master):
     started = time.monotonic()
     answers = 0
     master.settimeout(0.05)
-    while time.monotonic() < started + 1.5:
+    while time.monotonic() < started + 1.0:
         for _ in range(11):
             master.sendto(request(), agent)
         with contextlib.suppress(socket.timeout):
             master.recv(65536)
             answers += 1
-    assert 3 <= answers <= 5 * (time.monotonic() - started) + 1
+    assert 2 <= answers <= 5 * (time.monotonic() - started) + 1
 
 
 FORGED = (
@@ -2611,7 +2612,7 @@ def test_agent_ignores_what_is_no_request_of_its_master(running, master):
             other.sendto(request(), agent)      # refused by the kernel
     for datagram in FORGED:
         master.sendto(datagram, agent)
-    master.settimeout(0.6)
+    master.settimeout(0.3)
     with pytest.raises(socket.timeout):
         master.recv(65536)
     master.settimeout(LIMIT_S)
@@ -2794,8 +2795,9 @@ def test_several_masters_hear_the_group(running, namespaces):
 
 def test_request_through_the_group(running, namespaces):
     a, b = namespaces
-    agent = inside(running, b, "sendstats.py", "-i", "v1", "-r", "60", 5)
-    time.sleep(1.0)                     # its first message finds nobody
+    agent = inside(running, b, "sendstats.py", "-d", "-i", "v1", "-r", "60",
+                   5)
+    assert "sequence 1" in agent.stdout.readline()      # finds nobody
     inside(running, a, "recvstats.py", "-i", "v0", "--table", running.table)
     wait_for(lambda: os.path.exists(running.table))
     assert running.wait_up(5).sequence == 2
@@ -3239,7 +3241,7 @@ def test_signed_requests(running, master, tmp_path):
     for data in (request(sequence=6), sign(request(sequence=6), b"bad"),
                  good[:-1], good + b"x"):
         master.sendto(data, agent)
-    master.settimeout(0.5)
+    master.settimeout(0.3)
     with pytest.raises(socket.timeout):
         master.recv(65536)
     master.settimeout(LIMIT_S)
@@ -3247,7 +3249,7 @@ def test_signed_requests(running, master, tmp_path):
     assert header_of(master.recv(65536))["sequence"] == 2
     time.sleep(0.25)
     master.sendto(good, agent)                      # replayed
-    master.settimeout(0.5)
+    master.settimeout(0.3)
     with pytest.raises(socket.timeout):
         master.recv(65536)
     master.settimeout(LIMIT_S)
@@ -3307,7 +3309,7 @@ def test_neither_daemon_needs_root(tmp_path):
                 [python, os.path.join(folder, name), "-f", "-p", "%d" % running.port,
                  *more], preexec_fn=demote, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, universal_newlines=True))
-            time.sleep(0.5)
+            wait_for(lambda: os.path.exists(running.table))
         running.wait_up(3)
         assert os.stat(running.table).st_uid == 65534
     finally:
@@ -3703,7 +3705,7 @@ def run_long(folder, times):
 
 
 def test_kill_often(running):
-    kill_often(running, 3)
+    kill_often(running, 2)
 
 
 def test_no_torn_sample_is_accepted(running):
@@ -3719,11 +3721,11 @@ def test_mutated_tables(tmp_path):
 
 
 def test_losses_are_counted(running):
-    relay_loss(running, 10000)
+    relay_loss(running, 5000)
 
 
 def test_flood_of_garbage(running):
-    flood(running, 1.5, 200)
+    flood(running, 1.0, 200)
 
 
 def test_sustained_load(running):
@@ -3853,7 +3855,7 @@ def test_agent_outlives_its_network(running, namespaces):
     a, b = namespaces
     inside(running, a, "recvstats.py", "-p", running.port, "--table",
            running.table).stderr.readline()
-    agent = inside(running, b, "sendstats.py", "-r", "0.2", "-p",
+    agent = inside(running, b, "sendstats.py", "-r", "0.1", "-p",
                    running.port, 5, "10.9.0.1")
     running.wait_up(5)
     with running.open() as cluster:
@@ -3864,11 +3866,52 @@ def test_agent_outlives_its_network(running, namespaces):
                 (["route", "del", "10.9.0.0/24"],
                  ["route", "add", "10.9.0.0/24", "dev", "v1"])):
             assert ip("-n", b, *down)
-            wait_for(lambda: cluster[5].age_s > 0.7)
+            wait_for(lambda: cluster[5].age_s > 0.4)
             assert ip("-n", b, *up)
-            wait_for(lambda: cluster[5].age_s < 0.5)
+            wait_for(lambda: cluster[5].age_s < 0.2)
         assert cluster[5].agent.send_errors > 0
     assert agent.poll() is None
+
+
+@pytest.mark.parametrize("number", [
+    errno.ENOBUFS, errno.EPERM, errno.ECONNREFUSED, errno.ENETUNREACH,
+    errno.EHOSTUNREACH, errno.EINVAL, errno.EMSGSIZE])
+def test_error_of_a_send_is_counted_and_not_fatal(master, monkeypatch,
+                                                  number):
+    class Broken:
+        def send(self, data):
+            raise OSError(number, os.strerror(number))
+    agent = agent_without_sockets(
+        destinations=[master.getsockname()])
+    destination, = agent.destinations
+    with monkeypatch.context() as patch:
+        patch.setattr(destination, "connect", Broken)
+        assert agent.send(sendstats.SAMPLE) == 0
+    assert destination.trouble == os.strerror(number)
+    assert agent.sampler.send_errors == 1
+    assert agent.send(sendstats.SAMPLE) == 1
+    assert decode(master.recv(65536)).agent.send_errors == 1
+    signal.set_wakeup_fd(-1)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has other users")
+def test_table_of_another_user_is_replaced_and_not_written(running):
+    receiver = new_receiver(running.folder)
+    feed(receiver, message(1))
+    close(receiver)
+    os.rename(receiver.table.path, running.table)
+    os.chown(running.table, 65534, 65534)
+    os.link(running.table, running.table + ".kept")
+    with open(running.table, "rb") as file:
+        before = file.read()
+    running.recvstats()
+    running.send(message(3))
+    running.wait_up(3)
+    assert os.stat(running.table).st_uid == 0
+    with open(running.table + ".kept", "rb") as file:
+        assert file.read() == before
+    with running.open() as cluster:
+        assert [node.number for node in cluster] == [3]
 
 
 def test_master_that_moves_behind_its_name(running, namespaces):
@@ -3878,22 +3921,23 @@ def test_master_that_moves_behind_its_name(running, namespaces):
     try:
         def name(address):
             with open(os.path.join(hosts, "hosts"), "w") as file:
-                file.write("%s themaster\n" % address)
-        name("10.9.0.1")
-        for address in "10.9.0.1", "10.8.0.1":
-            assert ip("-n", a, "addr", "add", "10.7.0.%s/32" % address[3],
-                      "dev", "lo")
+                file.write("%s\n" % address)
+        name("10.9.0.1 another")
+        with open(os.path.join(hosts, "resolv.conf"), "w") as file:
+            file.write("nameserver 127.0.0.1\n")   # refuses at once
         inside(running, a, "recvstats.py", "-p", running.port, "--table",
                running.table).stderr.readline()
         inside(running, b, "sendstats.py", "-r", "0.5", "-p", running.port,
                5, "themaster")
+        time.sleep(0.3)                 # its name is not known yet
+        name("10.9.0.1 themaster")
         running.wait_up(5)
         with running.open() as cluster:
-            name("10.8.0.1")
-            assert ip("-n", a, "addr", "flush", "dev", "v0")
-            assert ip("-n", b, "addr", "flush", "dev", "v1")
-            wait_for(lambda: cluster[5].age_s < 0.5
-                     and cluster[5].address == "10.8.0.2")
+            assert ip("-n", a, "addr", "del", "10.9.0.1/24", "dev", "v0")
+            assert ip("-n", a, "addr", "add", "10.9.0.7/24", "dev", "v0")
+            wait_for(lambda: cluster[5].age_s > 0.7)
+            name("10.9.0.7 themaster")
+            wait_for(lambda: cluster[5].age_s < 0.3)
     finally:
         shutil.rmtree(hosts)
 
