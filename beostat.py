@@ -940,7 +940,7 @@ def ask_jobs(nodes):
 def read_picture(cluster, args):
     """Return the Picture of the nodes selected, sorted."""
     missing, never, refused, jobs = [], [], {}, []
-    if args.nodes:
+    if args.nodes and args.view is not format_daemon:
         nodes, missing = read_named(cluster, args.nodes)
     else:
         nodes = list(cluster)

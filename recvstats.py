@@ -995,7 +995,11 @@ def start(args, log):
     sock = open_socket(args.port, args.interface)
     slots = (args.nodes or NODES) + 1
     if table.slots < slots:
-        table.make(slots, table.slot_bytes or FIRST_SLOT_BYTES)
+        try:
+            table.make(slots, table.slot_bytes or FIRST_SLOT_BYTES)
+        except OSError as error:
+            raise StartError("%s: cannot be made: %s" % (args.table,
+                                                         error.strerror))
     receiver = Receiver(table, args, log, sock)
     receiver.sweep(time.monotonic())
     receiver.news = {}                  # silent while nobody listened
@@ -1115,6 +1119,13 @@ def complain(text):
     print("recvstats: %s" % text, file=sys.stderr, flush=True)
 
 
+def explain(error):
+    """Return what an error at the start says, and of which file."""
+    if isinstance(error, OSError) and error.filename:
+        return "%s: %s" % (error.filename, error.strerror)
+    return str(error)
+
+
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start."""
     args = parse_args(argv)
@@ -1135,9 +1146,10 @@ def main(argv=None):
             if args.pid_file:
                 os.unlink(args.pid_file)
     except (StartError, OSError) as error:
-        complain(error)
+        text = explain(error)
+        complain(text)
         if not args.foreground:         # its terminal may be gone
-            syslog.syslog(syslog.LOG_ERR, "%s" % error)
+            syslog.syslog(syslog.LOG_ERR, text)
         return 1
     return 0
 

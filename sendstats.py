@@ -997,8 +997,11 @@ class Procstatd:
         self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.listener.setblocking(False)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind(("", port))
-        self.listener.listen(CLIENTS)
+        try:
+            self.listener.bind(("", port))
+            self.listener.listen(CLIENTS)
+        except OSError as error:
+            raise StartError("--procstatd %d: %s" % (port, error.strerror))
 
     def readers(self):
         """Return the sockets to read: a client waits for its reply first."""
@@ -1467,6 +1470,13 @@ def complain(text):
     print("sendstats: %s" % text, file=sys.stderr)
 
 
+def explain(error):
+    """Return what an error at the start says, and of which file."""
+    if isinstance(error, OSError) and error.filename:
+        return "%s: %s" % (error.filename, error.strerror)
+    return str(error)
+
+
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start."""
     args = parse_args(argv, os.environ)
@@ -1486,7 +1496,7 @@ def main(argv=None):
             if args.pid_file:
                 os.unlink(args.pid_file)
     except (StartError, OSError) as error:
-        complain(error)
+        complain(explain(error))
         return 1
     return 0
 
