@@ -17,7 +17,6 @@ import os
 import re
 import select
 import signal
-import socket
 import sys
 import time
 
@@ -210,6 +209,20 @@ def measure_all(all_sums):
     return derive("total", "%d up" % len(all_sums), None, None,
                   [total(column) for column in zip(*all_sums)]
                   or [None] * SUMS)
+
+
+def sort_nodes(nodes, key, reverse):
+    """Return nodes by a column, -KEY turned round; unknown values last."""
+    if not key:
+        return nodes[::-1] if reverse else nodes
+    place = SORT_KEYS.index(key.lstrip("-"))
+    pairs = [(derive(node.number, node.state, node.age_s,
+                     *measure(node))[place], node) for node in nodes]
+    known = sorted((pair for pair in pairs if pair[0] is not None),
+                   key=lambda pair: pair[0],
+                   reverse=COLUMNS[place][4] ^ (key[0] == "-") ^ reverse)
+    return [node for _, node in known] + [
+        node for value, node in pairs if value is None]
 
 
 def format_lists(picture):
@@ -863,12 +876,11 @@ def read_named(cluster, operands):
 class Question:
     """A connection to one node's procstatd, asked for its jobs twice."""
 
-    def __init__(self, node, now):
-        self.node, self.limit = node, now + JOBS_LIMIT_S
+    def __init__(self, node, sock, now):
+        self.node, self.sock, self.limit = node, sock, now + JOBS_LIMIT_S
         self.answers, self.data, self.ask_due = [], b"", now
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self.sock.setblocking(False)
-        self.sock.connect_ex((node.address, node.agent.procstatd_port))
+        sock.setblocking(False)
+        sock.connect_ex((node.address, node.agent.procstatd_port))
 
     def go_on(self, event, now):
         """Take what is there, or ask when it is time.
@@ -892,7 +904,8 @@ class Question:
 
 def ask_jobs(nodes):
     """Return ([(node number, Job)], errors) of the nodes, asked at once."""
-    import pwd
+    import pwd                          # these are for this view alone
+    import socket
     names, jobs, errors, questions = {}, [], [], {}
 
     def user_name(uid):
@@ -909,7 +922,7 @@ def ask_jobs(nodes):
                 node.number, "runs no procstatd (sendstats.py --procstatd)"
                 if node.state == "up" else node.state))
             continue
-        question = Question(node, time.monotonic())
+        question = Question(node, socket.socket(), time.monotonic())
         questions[question.sock.fileno()] = question
     while questions:
         now = time.monotonic()
@@ -952,21 +965,8 @@ def read_picture(cluster, args):
             more, errors = ask_jobs(nodes[first:first + JOBS_AT_ONCE])
             jobs += more
             missing += errors
-    elif args.sort:
-        key = args.sort.lstrip("-")
-        place = SORT_KEYS.index(key)
-        turned = args.sort.startswith("-") != args.reverse
-        pairs = [(derive(node.number, node.state, node.age_s,
-                         *measure(node))[place], node) for node in nodes]
-        unknown = [node for value, node in pairs if value is None]
-        pairs = sorted((pair for pair in pairs if pair[0] is not None),
-                       key=lambda pair: pair[0],
-                       reverse=COLUMNS[place][4] != turned)
-        nodes = [node for _, node in pairs] + unknown
-    elif args.reverse:
-        nodes.reverse()
-    if args.view is not format_jobs:
-        nodes = nodes[:args.top]
+    else:
+        nodes = sort_nodes(nodes, args.sort, args.reverse)[:args.top]
     return Picture(cluster.path, time.time(), cluster.status, nodes, never,
                    refused, missing, jobs)
 

@@ -786,9 +786,11 @@ class Cluster:
     def never(self):
         """Return the numbers of nodes that are expected and were never
         heard."""
+        expected = self.status.expected
+        if not expected:
+            return []
         heard = {number for number, _ in self.slots_in_use()}
-        return [number for number in range(self.status.expected)
-                if number not in heard]
+        return [number for number in range(expected) if number not in heard]
 
 
 def read_header(fd, path):
