@@ -555,8 +555,30 @@ def open_socket(port, shared):
     try:
         sock.bind(("", port))
     except OSError as error:
-        raise StartError("UDP port %d: %s" % (port, error.strerror))
+        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
+                                                find_user(port)))
     return sock
+
+
+def find_user(port):
+    """Return " by pid ..." of who uses a UDP port, "" if nobody can tell.
+
+    Source  proc(5), /proc/net/udp and /proc/PID/fd
+    """
+    with open("/proc/net/udp") as file:
+        rows = [line.split() for line in file][1:]
+    links = {"socket:[%s]" % row[9] for row in rows
+             if int(row[1].partition(":")[2], 16) == port}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        folder = "/proc/%s/fd" % pid
+        try:
+            for fd in os.listdir(folder):
+                if os.readlink(os.path.join(folder, fd)) in links:
+                    return (" by pid %s: end it, or choose another with -p"
+                            % pid)
+        except OSError:
+            pass                        # it has ended, or is another user's
+    return ""
 
 
 def read_drops(sock):
@@ -1004,9 +1026,9 @@ def start(args, log):
     receiver.sweep(time.monotonic())
     receiver.news = {}                  # silent while nobody listened
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    log("%s: port %d, %s: %d slots of %d bytes, %d samples taken over" % (
-        VERSION, args.port, args.table, table.slots, table.slot_bytes,
-        samples))
+    log("version %s, port %d, %s: %d slots of %d bytes, %d samples taken "
+        "over" % (VERSION, args.port, args.table, table.slots,
+                  table.slot_bytes, samples))
     if size < BUFFER_BYTES:
         log("receive buffer is %d bytes, not %d: run as root or raise "
             "net.core.rmem_max" % (size, BUFFER_BYTES))

@@ -1394,14 +1394,15 @@ def test_start_error_is_one_line(name, options, want):
 
 
 def test_port_in_use(running):
-    running.recvstats()
+    first = running.recvstats()
     for more in [], ["-f"]:
         other = os.path.join(running.folder, "other")
         shown = tool("recvstats.py", *more, "-p", running.port, "--table",
                      other)
         assert shown.returncode == 1
-        assert shown.stderr == ("recvstats: UDP port %d: Address already in "
-                                "use\n" % running.port)
+        assert shown.stderr == (
+            "recvstats: UDP port %d: Address already in use by pid %d: end "
+            "it, or choose another with -p\n" % (running.port, first.pid))
         assert not os.path.exists(other)
 
 
@@ -4009,6 +4010,87 @@ def test_readme_formats_are_the_layouts(rows):
 
 def test_readme_fits_a_terminal():
     assert max(map(len, readme().splitlines())) <= 79
+
+
+def readme_programs(first):
+    """Return the indented texts of README whose first line is this."""
+    blocks = re.findall(r"(?:^        .*\n|^\n(?=        ))+", readme(), re.M)
+    blocks = [textwrap.dedent(block).strip("\n") + "\n" for block in blocks]
+    return [block for block in blocks if block.startswith(first)]
+
+
+@pytest.mark.parametrize("text", readme_programs("#!/bin/sh"))
+def test_readme_start_script_is_shell(text):
+    subprocess.run(["sh", "-n"], input=text, check=True,
+                   universal_newlines=True)
+
+
+def test_readme_has_both_start_scripts():
+    assert len(readme_programs("#!/bin/sh")) == 2
+
+
+@pytest.mark.parametrize("text", readme_programs("[Unit]"))
+def test_readme_unit_is_valid(text, tmp_path):
+    path = tmp_path / "test.service"
+    path.write_text(text.replace("/usr/bin/recvstats", "/bin/true").replace(
+        "/usr/bin/sendstats", "/bin/true"))
+    checked = subprocess.run(
+        [installed("systemd-analyze"), "verify", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        universal_newlines=True)
+    assert "test.service" not in checked.stdout
+
+
+@pytest.mark.parametrize("text", readme_programs("#!/usr/bin/env python3"))
+def test_readme_script_runs(seven, text, monkeypatch, tmp_path):
+    """Once: their loops end after the first turn."""
+    monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
+    path = tmp_path / "script.py"
+    path.write_text(text.replace("while True:", "for _ in range(2):")
+                    .replace("sleep(60)", "sleep(0)")
+                    .replace('["mail"', '["echo"'))
+    ended = subprocess.run(
+        [sys.executable, str(path)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True,
+        env=dict(os.environ, PYTHONPATH=HERE))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout
+
+
+def test_agent_under_a_minimal_python(running):
+    """Debian's python3-minimal alone, where its packages can be had."""
+    folder = running.folder
+    try:
+        subprocess.run(
+            ["apt-get", "download", "python3.11-minimal",
+             "libpython3.11-minimal"], cwd=folder, check=True, timeout=20,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for name in os.listdir(folder):
+            if name.endswith(".deb"):
+                subprocess.check_call(["dpkg", "-x", name, "."], cwd=folder)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("its packages cannot be had")
+    shutil.copy(os.path.join(HERE, "sendstats.py"), folder)
+    usr = os.path.join(folder, "usr")
+
+    def run(*words):
+        return subprocess.run(
+            [os.path.join(usr, "bin", "python3.11"), "-S", "sendstats.py",
+             *map(str, words)], cwd=folder, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True, timeout=20,
+            env=dict(PYTHONHOME=usr))
+    assert "examples:" in run("--help").stdout
+    refused = run("--nonsense")
+    assert refused.returncode == 2 and "usage:" in refused.stderr
+    running.recvstats()
+    key = write_key(folder, b"key")
+    pid = os.path.join(folder, "pid")
+    started = run("-r", "0.2", "-p", running.port, "--pid-file", pid,
+                  "--key-file", key, "--procstatd", 7887, 3, "127.0.0.1")
+    with open(pid) as file:
+        running.pids.append(int(file.read()))
+    assert (started.returncode, started.stderr) == (0, "")
+    assert running.wait_up(3).signature == "unverified"
 
 
 README_VIEWS = dict(re.findall(
