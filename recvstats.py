@@ -727,8 +727,8 @@ class Receiver:
     def publish(self, place, size):
         """Replace a slot by the buffer; readers see the old or the new.
 
-        Only slice copies touch the table: struct.pack_into would show
-        readers zeros.
+        Only slice copies touch the table: a Struct that packs in place
+        fills its target with zeros first, and readers see them.
         """
         word, words = place >> 3, self.table.words
         words[word] += 1

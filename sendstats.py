@@ -458,6 +458,9 @@ INTERFACE_STRUCT, _ = layout(INTERFACE)
 CPU_CODES = "".join(codes(ONE_CPU))
 REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
 CPU_BYTES = struct.calcsize("<" + CPU_CODES)
+RECORDS_BYTES = (               # for all CPUs and interfaces of a message
+    MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size - CRC_BYTES
+    - MAC_BYTES)
 NO_CPU, NO_LOAD, NO_MEMORY, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
     absent(CPU), absent(LOAD), absent(MEMORY), absent(NETWORK),
     absent(PROCESSOR)[:-1], (None, absent(KERNEL)))
@@ -502,40 +505,50 @@ def printable(data):
                    char.encode("unicode_escape").decode() for char in text)
 
 
+def known(code, value):
+    """Return a field's value as text or number, None when it is absent."""
+    if isinstance(value, bytes):
+        return value.rstrip(b"\0").decode() or None
+    return None if value == ABSENT[code] else value
+
+
 def format_values(pairs):
     """Return a procstatd reply: a line per value that is known."""
-    lines = ["%s %s" % (name, "%g" % value if isinstance(value, float)
-                        else value) for name, value in pairs
-             if value not in (None, "", *ABSENT.values())]
+    lines = ["%s %s" % (name, "%.7g" % value if isinstance(value, float)
+                        else value)
+             for name, value in pairs if value is not None]
     return ("\n".join(lines) + "\n\n").encode()
 
 
 def format_everything(message):
     """Return the values of a message under procstatd's names, then all
     under their own."""
-    offset = HEADER_STRUCT.size
-    node = dict(zip(NODE_AT, NODE_STRUCT.unpack_from(message, offset)))
-    known = [
+    values = NODE_STRUCT.unpack_from(message, HEADER_STRUCT.size)
+    node = dict(zip(NODE_AT, map(known, codes(NODE), values)))
+    total, free = node["total_bytes"], node["free_bytes"]
+    boot_time_s = node["boot_time_s"]
+    return format_values([
         ("load1", node["one"]), ("load5", node["five"]),
         ("load15", node["fifteen"]),
-        ("mem_used", node["total_bytes"] - node["free_bytes"]),
-        ("mem_free", node["free_bytes"]), ("shm_tot", node["shared_bytes"]),
+        ("mem_used", None if None in (total, free) else total - free),
+        ("mem_free", free), ("shm_tot", node["shared_bytes"]),
         ("proc", node["total"]),
-        ("uptime", int(time.time()) - node["boot_time_s"])]
-    return format_values(known + [
-        (field, value.rstrip(b"\0").decode() if isinstance(value, bytes)
-         else value) for field, value in node.items()])
+        ("uptime", None if boot_time_s is None
+         else int(time.time()) - boot_time_s)] + list(node.items()))
 
 
 def format_quick(columns, kernel, load):
     """Return procstatd's short reply, from /proc/stat and /proc/loadavg."""
-    values = [("load1", load[0]), ("load5", load[1]), ("load15", load[2]),
-              ("proc", load[4])]
+    load1, load5, load15, _, proc, _ = map(known, codes(LOAD), load)
+    values = [("load1", load1), ("load5", load5), ("load15", load15),
+              ("proc", proc)]
     if columns:
         _, user, nice, system, idle = [column[0] for column
                                        in fold_ticks(columns)]
-        values += [("uptime", int(time.time()) - kernel[0]),
-                   ("user_ticks", user), ("nice_ticks", nice),
+        boot_time_s = known("Q", kernel[0])
+        if boot_time_s is not None:
+            values.append(("uptime", int(time.time()) - boot_time_s))
+        values += [("user_ticks", user), ("nice_ticks", nice),
                    ("system_ticks", system), ("idle_ticks", idle)]
     return format_values(values)
 
@@ -699,11 +712,9 @@ class Sampler:
             network, records, net_bytes = self.take_interfaces(
                 interfaces, before, now)
         self.last = Counters(now, *counters, net_bytes)
-        room = (MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size
-                - len(cpus) - CRC_BYTES - MAC_BYTES
-                ) // INTERFACE_STRUCT.size
-        cpu_count = len(cpus) // CPU_BYTES
-        clipped = len(records) > room or cpu_count < len(counters[0]) - 1
+        room = (RECORDS_BYTES - len(cpus)) // INTERFACE_STRUCT.size
+        clipped = (len(records) > room
+                   or len(cpus) < (len(counters[0]) - 1) * CPU_BYTES)
         disk = os.statvfs("/")
         cost_s, self.cost_s = self.cost_s, time.process_time()
         node = pack_record(NODE_STRUCT, NODE, (
@@ -713,8 +724,8 @@ class Sampler:
             disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
             disk.f_files, disk.f_ffree, disk.f_namemax, *network,
             int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, self.procstatd_port, CLIPPED if clipped else 0, cpu_count,
-            len(records[:room])))
+            self.skipped, self.procstatd_port, CLIPPED if clipped else 0,
+            len(cpus) // CPU_BYTES, len(records[:room])))
         self.sequence = self.sequence + 1 & ABSENT["I"]
         return pack_message(
             (self.node, kind, self.start_us, self.sequence, self.period_s,

@@ -2951,6 +2951,16 @@ def test_procstatd_replies(procstatd):
     assert client.is_closed()
 
 
+def test_reply_leaves_out_what_is_absent_and_nothing_else(tmp_path):
+    stat = EPYC["stat"].replace("processes 2055", "processes 65535")
+    root = write_proc(tmp_path, {"stat": stat})
+    data = last_sample(sendstats.Sampler(root, 0, 1.0))
+    values = dict(line.split(" ", 1) for line in sendstats.format_everything(
+        data).decode().splitlines() if line)
+    assert values["forks"] == "65535" and int(values["uptime"]) > 0
+    assert not {"load1", "mem_used", "proc", "mhz"} & set(values)
+
+
 def test_jobs_of_this_machine(procstatd, running):
     count, *lines = Client(procstatd).ask(b"jobs\n")
     assert int(count) == len(lines) > 3
