@@ -62,6 +62,7 @@ LINE_BYTES = 256                # a command is no longer
 SLICE_S = 0.003                 # of work for clients between two looks
 COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
 LOOPBACK = 0x7f000000, 0xff000000       # 127.0.0.0/8
+GROUPS = 0xe0000000, 0xf0000000         # 224.0.0.0/4
 TTL = 1                         # the group is of one network
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
 
@@ -576,6 +577,11 @@ def is_address(host):
         return False
 
 
+def is_group(host):
+    """Return whether host is a multicast address."""
+    return is_address(host) and is_in(host, [GROUPS])
+
+
 def read_all(fd):
     """Return the bytes of a /proc file.
 
@@ -849,7 +855,8 @@ class Destination:
 
     def __init__(self, host, port, local, interface=None):
         self.host, self.port, self.local = host, port, local
-        self.interface, self.place = interface, None
+        self.interface = interface if is_group(host) else None
+        self.place = None
         self.name = "%s:%d" % (host, port)
         self.address = self.sock = self.group = None
         self.trouble = "name not looked up yet"

@@ -2781,6 +2781,16 @@ def test_multicast_crosses_one_interface_and_no_other(running, namespaces):
         assert cluster.status.received == 0
 
 
+def test_interface_does_not_matter_to_a_master_that_is_no_group(
+        running, namespaces):
+    a, b = namespaces
+    inside(running, a, "recvstats.py", "-p", running.port, "--table",
+           running.table).stderr.readline()
+    inside(running, b, "sendstats.py", "-i", "v1", "-p", running.port, 5,
+           "10.9.0.1")
+    running.wait_up(5)
+
+
 def test_several_masters_hear_the_group(running, namespaces):
     a, b = namespaces
     other = running.table + "2"
