@@ -958,6 +958,8 @@ def test_slot_left_odd_by_a_killed_writer(tmp_path):
         assert cluster[0].state == "up"
         assert [node.number for node in cluster] == [0]
         assert set(cluster.refused) == {1}
+        # Its writer may only be off the CPU: not "damaged".
+        assert isinstance(cluster.refused[1], libbeostat.SampleChanging)
     close(receiver)
     receiver = new_receiver(tmp_path)
     assert feed(receiver, message(1)) == "stored"
@@ -3368,44 +3370,64 @@ print(reads, len(seen))
 """
 
 
+LOAD = """
+import sys; sys.path[:0] = [%r]
+import sendstats, socket, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect(("127.0.0.1", %d))
+nodes, rate, end = %d, %d, %r
+body = sendstats.Sampler("/proc", 0, 1.0).take(1)[40:-4]
+start, sent, errors = time.monotonic(), 0, 0
+while time.time() < end:
+    data = sendstats.pack_message((sent %% nodes, 1, 1000,
+                                   2 + sent // nodes, 1.0, 1e9), body)
+    try:
+        sock.send(data)
+    except OSError:
+        errors += 1                     # nobody listens at the moment
+    sent += 1
+    wait = start + sent / rate - time.monotonic()
+    if wait > 0:
+        time.sleep(wait)
+print(sent / (time.monotonic() - start))
+"""
+
+
 def kill_often(running, times, nodes=101, rate=5000):
-    """Kill recvstats at random instants under load, readers beside it."""
+    """Kill recvstats at random instants under load, readers beside it.
+
+    Readers and load are processes of their own: neither waits for a kill.
+    """
     import random
     chance = random.Random(7)
     process = running.recvstats()
     running.send(*[message(number) for number in range(nodes)])
     running.wait_count("stored", nodes)
-    end = time.time() + times * 0.26 + 1
-    readers = [subprocess.Popen(
-        [sys.executable, "-c", READER % (HERE, running.table, end)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True) for _ in range(3)]
-    running.processes += readers
+    end = time.time() + times * 0.3 + 1
+    readers = [start_code(READER % (HERE, running.table, end))
+               for _ in range(3)]
+    load = start_code(LOAD % (HERE, running.port, nodes, rate, end))
+    running.processes += readers + [load]
     for reader in readers:
         assert reader.stdout.readline() == "ready\n"
-    sequence, killed = 1, 0
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    next_kill = time.monotonic() + 0.2
-    while time.time() < end:
-        sequence += 1
-        for number in range(nodes):
-            sock.sendto(message(number, sequence), ("127.0.0.1",
-                                                    running.port))
-        time.sleep(max(nodes / rate - 0.001, 0))
-        if killed < times and time.monotonic() > next_kill:
-            process.kill()
-            process.wait()
-            process.stderr.close()
-            process = running.recvstats()
-            killed += 1
-            next_kill = time.monotonic() + chance.uniform(0.0, 0.2)
-    sock.close()
-    results = [reader.communicate() for reader in readers]
-    for out, error in results:
-        assert not error and out.split()[1] == "%d" % nodes, error
+    time.sleep(0.3)
+    for killed in range(1, times + 1):
+        time.sleep(chance.uniform(0.0, 0.2))
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        process = running.recvstats()
+        if time.time() > end - 0.5:
+            break
+    results = [reader.communicate()[0].split() for reader in readers]
+    assert all(reader.returncode == 0 for reader in readers)
+    assert {int(seen) for _, seen in results} == {nodes}
+    sent_a_second = float(load.communicate()[0])
+    assert killed == times
     running.end()
-    return "%d kills, %d reads, no error, no node vanished" % (
-        killed, sum(int(out.split()[0]) for out, _ in results))
+    return "%d kills under %d messages a second, %d reads, no error, no " \
+        "node vanished" % (killed, sent_a_second,
+                           sum(int(reads) for reads, _ in results))
 
 
 WRITER = """
@@ -4167,8 +4189,14 @@ names = ("stat", "meminfo", "loadavg", "net/dev")
 if bare:
     files = [os.open(os.path.join(root, name), os.O_RDONLY)
              for name in names]
+    record = struct.Struct("<130Q")
+    def least():
+        # The design's reference: pread, split, one pack.
+        for fd in files:
+            os.pread(fd, 65536, 0).split()
+        return record.pack(*[0] * 130)
     def sample():
-        # The least there is to do: each number of the cpu lines, of nine
+        # The least there is to do for what a message holds: each number of the cpu lines, of nine
         # of meminfo and of the interfaces, packed at once, with a CRC.
         stat, meminfo, load, net = [
             os.pread(fd, 65536, 0).split() for fd in files]
@@ -4181,6 +4209,8 @@ if bare:
         numbers += os.statvfs("/")[:6]
         data = struct.pack("<%%dQ" %% len(numbers), *numbers)
         return data + zlib.crc32(data).to_bytes(4, "little")
+    if bare == "least":
+        sample = least
 else:
     sampler = sendstats.Sampler(root, 0, 1.0)
     def sample():
@@ -4260,7 +4290,7 @@ def start_code(code):
 def bench_agent(root, rate, samples):
     """Return CPU us per sample (ours, bare), of both in turns."""
     figures = []
-    for bare in False, True:
+    for bare in False, "least":
         code = AGENT_LOOP % dict(here=HERE, root=root, rate=rate,
                                  samples=samples, bare=bare)
         if rate and rate < 5:           # long ones beside each other
@@ -4302,16 +4332,14 @@ def bench_receiver(running, seconds, rate, runs, *options, key=None):
     for _ in range(runs):
         with running.open() as cluster:
             time.sleep(1.1)
-            before, dropped = cluster.status.stored, (
-                cluster.status.kernel_drops)
+            before = cluster.status.stored
             sent, spent = send_bench(running.port, seconds, rate, first, key,
                                      lambda: run_ns(process.pid))
             spent = run_ns(process.pid) - spent
             time.sleep(1.1)
             stored = cluster.status.stored - before
-            dropped = cluster.status.kernel_drops - dropped
         first += 10 ** 7
-        figures.append((spent / 1e3 / max(stored, 1), dropped / sent))
+        figures.append((spent / 1e3 / max(stored, 1), 1 - stored / sent))
     process.terminate()
     process.wait()
     return tuple(map(median, zip(*figures)))
@@ -4389,12 +4417,14 @@ def bench_all(bench, folder):
     """Measure everything of DESIGN section 11."""
     slow = [start_code(AGENT_LOOP % dict(
         here=HERE, root="/proc", rate=1, samples=16, bare=bare))
-        for bare in (False, True)]
+        for bare in (False, "least", True)]
     trees = {2: EPYC, 64: None, 256: None, 512: None}
     time.sleep(17)                      # nothing else runs meanwhile
-    ours, bare = [float(each.communicate()[0]) for each in slow]
-    bench.add("agent, sample at 1 Hz, this machine", ours, "us", bare, 1.3,
-              "<= 1.3 x bare")
+    ours, least, bare = [float(each.communicate()[0]) for each in slow]
+    bench.add("agent, at 1 Hz, of pread, split, one pack", ours, "us", least,
+              1.3, "<= 1.3 x bare")
+    bench.add("agent, of that with conversions, CRC, statvfs", ours, "us",
+              bare)
     bench.add("agent, the same, as a figure", ours, "us", None, 350,
               "<= 350 us")
     for rate, samples in (10, 15), (50, 50), (None, 2000):
@@ -4515,7 +4545,7 @@ def bench_library(bench, folder):
         path = receiver.table.path
         bench.add("table of %d nodes of 8 CPUs" % nodes,
                   os.stat(path).st_size / 1e6, "MB", None,
-                  4.2 if nodes == 1000 else None,
+                  4 if nodes == 1000 else None,
                   "<= 4 MB" if nodes == 1000 else "")
         with libbeostat.open(path) as cluster:
             bench.add("library, iterating %d nodes" % nodes, timed(
