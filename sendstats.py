@@ -76,8 +76,8 @@ CPUINFO = (                     # keys of one value, in order of preference
 MEMINFO = (b"MemTotal:", b"MemFree:", b"MemAvailable:", b"Buffers:",
            b"Cached:", b"Shmem:", b"SReclaimable:", b"SwapTotal:",
            b"SwapFree:")
-STAT = (b"btime ", b"ctxt ", b"intr ", b"processes ", b"procs_running ",
-        b"procs_blocked ")
+STAT = (b"btime", b"ctxt", b"intr", b"processes", b"procs_running",
+        b"procs_blocked")
 
 # ---- layout: rows ------------------------------------------------------
 # A row is (fields, code, unit, meaning); each of its fields has the code.
@@ -230,22 +230,14 @@ def fitting(code, value):
     return value
 
 
-def parse_counts(text, keys):
+def parse_counts(words, step, keys):
     """Return the number behind each key, ABSENT["Q"] where there is none.
 
-    text    lines of `key number ...`
+    words   a key, its number and what else makes step words, repeated
     Raises  ValueError when something else follows a key
     """
-    counts = []
-    text = b"\n" + text
-    for key in keys:
-        start = text.find(b"\n" + key)
-        if start < 0:
-            counts.append(ABSENT["Q"])
-        else:
-            start += len(key) + 1
-            counts.append(int(text[start:start + 32].split(None, 1)[0]))
-    return counts
+    found = dict(zip(words[::step], words[1::step]))
+    return [int(found.get(key, ABSENT["Q"])) for key in keys]
 
 
 def parse_meminfo(text):
@@ -254,21 +246,21 @@ def parse_meminfo(text):
     Raises  ValueError when a number is none
     Source  proc(5), /proc/meminfo, whose unit is the kB of 1,024 bytes
     """
-    unknown = ABSENT["Q"]
-    return [kb if kb == unknown else kb * 1024
-            for kb in parse_counts(text, MEMINFO)]
+    return [ABSENT["Q"] if kb == ABSENT["Q"] else kb * 1024
+            for kb in parse_counts(text[text.find(MEMINFO[0]):].split(), 3,
+                                   MEMINFO)]
 
 
 def parse_loadavg(text):
     """Return the values of LOAD.
 
     Raises  ValueError when these are not the columns we know
-    Source  proc(5), /proc/loadavg
+    Source  proc(5), /proc/loadavg, whose means have two decimals
     """
-    one, five, fifteen, processes, last_pid = text.split()
-    active, total = processes.split(b"/")
-    return (*[fitting("f", float(mean)) for mean in (one, five, fifteen)],
-            max(int(active) - 1, 0), int(total), int(last_pid))
+    one, cents1, five, cents5, fifteen, cents15, active, total, last_pid = map(
+        int, text.replace(b".", b" ").replace(b"/", b" ").split())
+    return (one + cents1 / 100, five + cents5 / 100, fifteen + cents15 / 100,
+            active - (active > 0), total, last_pid)
 
 
 def parse_stat(text):
@@ -282,17 +274,18 @@ def parse_stat(text):
     """
     end = text.find(b"\n", text.rfind(b"\ncpu") + 1)
     lines = text[:end].replace(b"cpu ", b"-1 ", 1).replace(b"cpu", b"")
-    width = len(lines.split(b"\n", 1)[0].split())
-    numbers = [int(number) for number in lines.split()]
-    if width < 5 or len(numbers) % width:
-        raise ValueError("/proc/stat: cpu lines of different width")
-    if max(numbers[::width]) >= ABSENT["H"]:
-        raise ValueError("/proc/stat: CPU number too high")
-    kernel = parse_counts(text[end + 1:], STAT)
-    if 0 < kernel[4] < ABSENT["Q"]:
-        kernel[4] -= 1
-    kernel[4:] = [min(count, ABSENT["I"]) for count in kernel[4:]]
-    return [numbers[column::width] for column in range(width)], kernel
+    numbers = list(map(int, lines.split()))
+    width = len(numbers) // (lines.count(b"\n") + 1)
+    ids = numbers[::width]
+    if width < 5 or len(numbers) % width or ids[-1] >= ABSENT["H"]:
+        raise ValueError("/proc/stat: cpu lines of no known kind")
+    start = text.find(b"\nintr ")       # a long line, but for its sum
+    *counts, running, blocked = parse_counts(
+        text[start:start + 32].split()[:2]
+        + text[text.rfind(b"\nctxt "):].split(), 2, STAT)
+    return ([ids] + [numbers[column::width] for column in range(1, width)],
+            (*counts, running - (0 < running < ABSENT["Q"]) & ABSENT["I"],
+             blocked & ABSENT["I"]))
 
 
 def fold_ticks(columns):
@@ -302,21 +295,20 @@ def fold_ticks(columns):
     as idle; guest time is in user and nice already.
     """
     ids, user, nice, system, idle, *rest = columns
-    return (ids, user, nice,
-            [sum(ticks) for ticks in zip(system, *rest[1:4])],
-            [sum(ticks) for ticks in zip(idle, *rest[:1])])
+    return (ids, user, nice, list(map(sum, zip(system, *rest[1:4]))),
+            list(map(sum, zip(idle, *rest[:1]))))
 
 
-def busy_shares(counters, before, period_ticks):
+def busy_shares(ticks, before, period_ticks):
     """Return each CPU's busy share of a period, 0 to FULL.
 
-    counters      (used, idle) ticks of each CPU
+    ticks         (used, idle) ticks of each CPU
     before        the same a period ago
     period_ticks  length of the period, which stands in for an idle
                   counter that went backwards
     """
     shares = []
-    for (used, idle), (used_before, idle_before) in zip(counters, before):
+    for (used, idle), (used_before, idle_before) in zip(ticks, before):
         used -= used_before
         idle -= idle_before
         if idle < 0:
@@ -330,29 +322,43 @@ def split_shares(busy, sums, before):
 
     sums, before  the ten tick counters of all CPUs, now and a period ago
     """
-    grown = [max(now - then, 0) for now, then in zip(sums, before or sums)]
-    user, nice, system, idle, iowait, irq, softirq, steal = grown[:8]
-    used = user, nice, system + irq + softirq + steal
-    waiting = (ABSENT["f"] if sums[4] == ABSENT["Q"]
-               else (1 - busy) * iowait / (idle + iowait or 1))
-    return ([busy] + [busy * ticks / (sum(used) or 1) for ticks in used]
-            + [waiting])
+    user, nice, system, idle, iowait, irq, softirq, steal, *_ = [
+        now - then if now > then else 0 for now, then in zip(sums, before)]
+    system += irq + softirq + steal
+    used = (user + nice + system) or 1
+    return [busy, busy * user / used, busy * nice / used,
+            busy * system / used,
+            ABSENT["f"] if sums[4] == ABSENT["Q"]
+            else (1 - busy) * iowait / (idle + iowait or 1)]
 
 
 def parse_net_dev(text):
-    """Return [(interface name, its 16 columns)].
+    """Return (interface names, their columns, a list each).
 
     Raises  ValueError when the kernel's columns are not the 16 we know
     Source  proc(5), /proc/net/dev
     """
-    interfaces = []
-    for line in text.splitlines()[2:]:              # two heading lines
-        name, _, counters = line.rpartition(b":")
-        columns = [int(number) for number in counters.split()]
-        if len(columns) != 16:
-            raise ValueError("/proc/net/dev: %d columns" % len(columns))
-        interfaces.append((name.strip(), columns))
-    return interfaces
+    words = text[text.rfind(b"|"):].replace(b":", b" ").split()
+    names = words[8::17]                # behind the last of the headings
+    if len(words) != 8 + 17 * len(names):
+        raise ValueError("/proc/net/dev: not 16 columns")
+    return names, [list(map(int, words[column::17]))
+                   for column in range(9, 25)]
+
+
+def rates(counts, before, elapsed_s):
+    """Return the rates a second of counters; 0 after a reset."""
+    return [int((now - then) / elapsed_s) if now > then else 0
+            for now, then in zip(counts, before)]
+
+
+def align(names, values, names_before, before):
+    """Return the values of a period ago in the order of names; what is
+    new has its value of now."""
+    if names == names_before:
+        return before
+    known = dict(zip(names_before, before))
+    return [known.get(*pair) for pair in zip(names, values)]
 
 
 def parse_cpuinfo(text):
@@ -377,11 +383,6 @@ def parse_cpuinfo(text):
             fitting("f", float(bogomips or ABSENT["f"])),
             len({socket_id for socket_id, _ in cores}) or ABSENT["H"],
             len(cores) or ABSENT["H"])
-
-
-def rate(count, before, elapsed_s):
-    """Return a counter's rate a second; 0 after a reset."""
-    return int((count - before) / elapsed_s) if count > before else 0
 
 
 def parse_request(data):
@@ -456,7 +457,7 @@ HEADER_STRUCT, _ = layout(HEADER)
 ASK_STRUCT, _ = layout(ASK)
 NODE_STRUCT, NODE_AT = layout(NODE)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
-CPU_CODES = "".join(codes(ONE_CPU))
+CPU_CODES, INTERFACE_CODES = map("".join, map(codes, (ONE_CPU, INTERFACE)))
 REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
 CPU_BYTES = struct.calcsize("<" + CPU_CODES)
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
@@ -465,6 +466,7 @@ RECORDS_BYTES = (               # for all CPUs and interfaces of a message
 NO_CPU, NO_LOAD, NO_MEMORY, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
     absent(CPU), absent(LOAD), absent(MEMORY), absent(NETWORK),
     absent(PROCESSOR)[:-1], (None, absent(KERNEL)))
+NO_CPUS, NO_INTERFACES = ([], [], None), ([], [])
 
 
 def text_bytes(text, size):
@@ -475,26 +477,28 @@ def text_bytes(text, size):
             .decode("utf-8", "ignore").encode("utf-8"))
 
 
-def pack_record(record, rows, values):
-    """Return the bytes of a record, whatever /proc made us count."""
-    try:
-        return record.pack(*values)
-    except (struct.error, OverflowError):
-        return record.pack(*map(fitting, codes(rows), values))
+def flatten(columns, most):
+    """Return the values of records, row by row, and how many there are.
 
-
-def pack_cpus(ids, shares, ticks):
-    """Return the bytes of all CPU records.
-
-    ticks   lists (user, nice, system, idle)
+    columns  a list for each field, the first most of which are taken
     """
-    width = len(CPU_CODES)
-    values = [0] * (width * len(ids))
-    for place, column in enumerate((ids, shares) + ticks):
-        values[place::width] = column
-    wrap = ABSENT["I"]
-    return struct.pack("<" + CPU_CODES * len(ids),
-                       *[value & wrap for value in values])
+    rows = list(zip(*columns))[:most]
+    return [value for row in rows for value in row], len(rows)
+
+
+def pack_records(values, cpus, interfaces, structs={}):
+    """Return the bytes of a node's records, whatever /proc made us count."""
+    shape = cpus, interfaces
+    if shape not in structs:
+        structs.clear()
+        structs[shape] = struct.Struct(
+            NODE_STRUCT.format + CPU_CODES * cpus
+            + INTERFACE_CODES * interfaces)
+    try:
+        return structs[shape].pack(*values)
+    except (struct.error, OverflowError):
+        rows = NODE + ONE_CPU * cpus + INTERFACE * interfaces
+        return structs[shape].pack(*map(fitting, codes(rows), values))
 
 
 def printable(data):
@@ -595,17 +599,6 @@ def read_all(fd):
     return data
 
 
-Counters = collections.namedtuple(
-    "Counters", "taken ids used sums net_bytes")
-Counters.__doc__ = """What the rates of a later sample are computed from.
-
-taken      when it was read, CLOCK_MONOTONIC
-ids, used  of each cpu line, -1 the sums: its id, its (used, idle) ticks
-sums       the ten tick counters of all CPUs
-net_bytes  {interface: (received, sent)}
-"""
-
-
 class Sampler:
     """The node's /proc files, kept open, and the last counters read.
 
@@ -622,7 +615,7 @@ class Sampler:
         self.cost_s = time.process_time()
         self.identity = b""
         self.identity_due = 0.0
-        self.last = self.older = Counters(0.0, [], [], None, {})
+        self.last = self.older = 0.0, NO_CPUS, NO_INTERFACES
         self.take(SAMPLE)               # so that the first rates are real
         self.sequence = 0
 
@@ -656,44 +649,36 @@ class Sampler:
             text_bytes(model, 64)) + tuple(numbers) + (
                 os.sysconf("SC_CLK_TCK"),)
 
-    def take_cpus(self, columns, before, now):
-        """Return (values of CPU, CPU records, their counters)."""
-        ids, *ticks = fold_ticks(columns)
-        used = [(user + nice + system, idle)
-                for user, nice, system, idle in zip(*ticks)]
-        used_before = before.used
-        if ids != before.ids:
-            known = dict(zip(before.ids, used_before))
-            used_before = [known.get(*pair) for pair in zip(ids, used)]
-        if ids != self.last.ids:
+    def take_cpus(self, columns, before, elapsed_s):
+        """Return (values of CPU, columns of ONE_CPU, their counters)."""
+        ids_before, ticks_before, sums_before = before
+        ids, user, nice, system, idle = fold_ticks(columns)
+        ticks = list(zip(map(sum, zip(user, nice, system)), idle))
+        shares = busy_shares(ticks, align(ids, ticks, ids_before,
+                                          ticks_before),
+                             elapsed_s * self.identity[-1])
+        if ids != self.last[1][0]:
             self.identity_due = 0.0
-        shares = busy_shares(used, used_before,
-                             (now - before.taken) * self.identity[-1])
         sums = [column[0] for column in columns[1:11]]
         sums += [ABSENT["Q"]] * (10 - len(sums))
-        some = slice(1, MOST_CPUS + 1)
-        return (sums + split_shares(shares[0] / FULL, sums, before.sums),
-                pack_cpus(ids[some], shares[some],
-                          tuple(column[some] for column in ticks)),
-                (ids, used, sums))
+        wrapped = [[count & ABSENT["I"] for count in column[1:]]
+                   for column in (user, nice, system, idle)]
+        return (sums + split_shares(shares[0] / FULL, sums,
+                                    sums_before or sums),
+                [ids[1:], shares[1:]] + wrapped, (ids, ticks, sums))
 
-    def take_interfaces(self, interfaces, before, now):
-        """Return (values of NETWORK, interface records, their bytes)."""
-        records, rx_sum, tx_sum, net_bytes = [], 0, 0, {}
-        elapsed_s = max(now - before.taken, 1e-3)
-        for name, columns in interfaces:
-            count = columns[0], columns[8]
-            rx, tx = [rate(*pair, elapsed_s) for pair in zip(
-                count, before.net_bytes.get(name, count))]
-            net_bytes[name] = count
-            if name != b"lo":
-                rx_sum += rx
-                tx_sum += tx
-            if not name.isalnum():
-                name = text_bytes(name, 16)
-            records.append(pack_record(INTERFACE_STRUCT, INTERFACE,
-                                       [name] + columns + [rx, tx]))
-        return (rx_sum, tx_sum), records, net_bytes
+    def take_interfaces(self, interfaces, before, elapsed_s):
+        """Return (values of NETWORK, columns of INTERFACE, their counters)."""
+        names, columns = interfaces
+        counts = list(zip(columns[0], columns[8]))
+        both = rates(sum(counts, ()), sum(align(names, counts, *before), ()),
+                     elapsed_s)
+        rx, tx = both[::2], both[1::2]
+        summed = [sum([rate for name, rate in zip(names, way)
+                       if name != b"lo"]) for way in (rx, tx)]
+        shown = [name if name.isalnum() else text_bytes(name, 16)
+                 for name in names]
+        return summed, [shown] + columns + [rx, tx], (names, counts)
 
     def take(self, kind):
         """Return the message of a new sample.
@@ -702,40 +687,44 @@ class Sampler:
         to the one before that.
         """
         now = time.monotonic()
-        if now - self.last.taken >= FIRST_S * 0.9:
+        if now - self.last[0] >= FIRST_S * 0.9:
             self.older = self.last
-        before = self.older
+        taken, cpus_before, interfaces_before = self.older
+        elapsed_s = now - taken or 1.0
         if now >= self.identity_due:
             self.read_identity()
             self.identity_due = now + IDENTITY_S
         columns, kernel = self.read("stat", parse_stat, NO_STAT)
         interfaces = self.read("net/dev", parse_net_dev, None)
-        cpu, cpus, counters = NO_CPU, b"", ([], [], None)
-        network, records, net_bytes = NO_NETWORK, [], {}
+        cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
+        network, records, interfaces_now = NO_NETWORK, [], NO_INTERFACES
         if columns:
-            cpu, cpus, counters = self.take_cpus(columns, before, now)
-        if interfaces is not None:
-            network, records, net_bytes = self.take_interfaces(
-                interfaces, before, now)
-        self.last = Counters(now, *counters, net_bytes)
-        room = (RECORDS_BYTES - len(cpus)) // INTERFACE_STRUCT.size
-        clipped = (len(records) > room
-                   or len(cpus) < (len(counters[0]) - 1) * CPU_BYTES)
+            cpu, cpus, cpus_now = self.take_cpus(columns, cpus_before,
+                                                 elapsed_s)
+        if interfaces:
+            network, records, interfaces_now = self.take_interfaces(
+                interfaces, interfaces_before, elapsed_s)
+        self.last = now, cpus_now, interfaces_now
+        cpus, cpu_count = flatten(cpus, MOST_CPUS)
+        room = RECORDS_BYTES - cpu_count * CPU_BYTES
+        records, count = flatten(records, room // INTERFACE_STRUCT.size)
+        clipped = (count < len(interfaces_now[0])
+                   or cpu_count < len(cpus_now[0]) - 1)
         disk = os.statvfs("/")
         cost_s, self.cost_s = self.cost_s, time.process_time()
-        node = pack_record(NODE_STRUCT, NODE, (
-            *self.identity, *kernel, *cpu,
-            *self.read("loadavg", parse_loadavg, NO_LOAD),
-            *self.read("meminfo", parse_meminfo, NO_MEMORY),
-            disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
-            disk.f_files, disk.f_ffree, disk.f_namemax, *network,
-            int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, self.procstatd_port, CLIPPED if clipped else 0,
-            len(cpus) // CPU_BYTES, len(records[:room])))
         self.sequence = self.sequence + 1 & ABSENT["I"]
         return pack_message(
             (self.node, kind, self.start_us, self.sequence, self.period_s,
-             time.time()), node + cpus + b"".join(records[:room]))
+             time.time()), pack_records((
+                 *self.identity, *kernel, *cpu,
+                 *self.read("loadavg", parse_loadavg, NO_LOAD),
+                 *self.read("meminfo", parse_meminfo, NO_MEMORY),
+                 disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
+                 disk.f_files, disk.f_ffree, disk.f_namemax, *network,
+                 int((self.cost_s - cost_s) * 1e6), self.send_errors,
+                 self.skipped, self.procstatd_port,
+                 CLIPPED if clipped else 0, cpu_count, count,
+                 *cpus, *records), cpu_count, count))
 
 
 class StartError(Exception):

@@ -480,7 +480,7 @@ def sample_of(folder, files, later=None):
     sampler = sendstats.Sampler(root, 0, 1.0)
     if later:
         write_proc(folder, later)
-        sampler.last = sampler.last._replace(taken=time.monotonic() - 1.0)
+        sampler.last = (time.monotonic() - 1.0,) + sampler.last[1:]
     return decode(last_sample(sampler))
 
 
@@ -802,7 +802,8 @@ def test_strange_text_is_absent_and_never_fatal(tmp_path, name, text):
 
 def test_interfaces_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
     line = " veth%d: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"
-    many = "a\nb\n" + "".join(line % number for number in range(701))
+    many = "\n".join(EPYC["net/dev"].split("\n")[:2] + [""]) + "".join(
+        line % number for number in range(701))
     node = sample_of(tmp_path, dict(EPYC, **{"net/dev": many}))
     assert len(node.message) <= 65000
     assert node.agent.flags == sendstats.CLIPPED
@@ -927,10 +928,10 @@ def test_table_grows_while_a_reader_iterates(tmp_path):
 
 def body_of_cpus(count):
     """Return the body of a message with that many CPUs."""
-    columns = list(range(count)), [0] * count, tuple([[7] * count] * 4)
     node = bytearray(BODY[:566])
     node[562:566] = struct.pack("<HH", count, 0)
-    return bytes(node) + sendstats.pack_cpus(*columns)
+    return bytes(node) + b"".join(
+        struct.pack("<HH4I", cpu, 0, 7, 7, 7, 7) for cpu in range(count))
 
 
 def test_restart_adopts_the_table(tmp_path):
