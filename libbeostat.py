@@ -37,6 +37,7 @@ CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 CRC_BYTES = 4
 ROUND = 1000                    # 32-bit floats hold 4 decimals below it
 NODES_AT_MOST = 1000000         # a node list may name
+SHAPES = 100                    # numbers of CPUs and interfaces to remember
 SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 PREFIXES = "", ".", "n", "node"
 MASTER_NAMES = "master", "-1"
@@ -396,8 +397,9 @@ def record(name, rows, made={}):
     and few programs need all.
     """
     if name not in made:
-        made[name] = collections.namedtuple(name, " ".join(
-            fields for fields, *_ in rows))
+        made[name] = collections.namedtuple(
+            name[0].upper() + name[1:],
+            " ".join(fields for fields, *_ in rows))
         made[name].__doc__ = "\n".join(
             "%s  %s (%s)" % (fields, meaning, unit or "-")
             for fields, _code, unit, meaning in rows)
@@ -409,10 +411,16 @@ def named(name, fields):
     return record(name, ((fields, "", "", "as the original's"),))
 
 
-def unknown(rows):
-    """Return the absent value of each field of a table, in order."""
-    return [ABSENT.get(code) for fields, code, *_ in rows
-            for _ in fields.split()]
+def unpack_text(data):
+    """Return the text of a field padded with zeros."""
+    return data.rstrip(b"\0").decode()
+
+
+def rounded(value):
+    """Return a 32-bit float in as many decimals as it holds."""
+    if 0 <= value < ROUND:
+        return int(value * 1e4 + 0.5) / 1e4     # a third of round's time
+    return round(value, 3)
 
 
 HEADER_STRUCT, HEADER_AT = layout(HEADER)
@@ -430,11 +438,13 @@ VERSION_AT = HEADER_AT["version"]
 BODY = HEADER_STRUCT.size
 COUNTS = struct.Struct("<HH")                       # cpus, interfaces
 COUNTS_AT = BODY + NODE_AT["cpus"]
+SHAPE = struct.Struct("<%dxH%dxHH" % (VERSION_AT, COUNTS_AT - VERSION_AT - 2))
 TEXTS_END = BODY + NODE_AT["mhz"]                   # texts come first
 CPUS_AT = BODY + NODE_STRUCT.size
-FLOATS = struct.Struct("<" + "".join(               # all fields but floats
+FLOATS = "<%dxd" % HEADER_AT["time_s"] + "".join(   # no fields but floats
     "f" if code == "f" else "%dx" % struct.calcsize("<" + code)
-    for fields, code, *_ in NODE for _ in fields.split()))
+    for fields, code, *_ in NODE for _ in fields.split())
+FLOAT_COUNT = FLOATS.count("f") + 1
 # For one record of many: its busy share, its name.
 BUSY_CODE = "2xH%dx" % (CPU_STRUCT.size - 4)
 NAME_CODE = "16s%dx" % (INTERFACE_STRUCT.size - 16)
@@ -446,13 +456,18 @@ STATUS_SHOWN = (
     ("running", "", "", "whether recvstats is at work"),
     ) + STATUS[2:] + COUNTERS
 
-PARTS, _before = {}, ()     # {attribute: (rows, Struct, offset, absent)}
+# {attribute: (rows, Struct, offset, absent values, [(place, conversion)])}
+PARTS, _before = {}, ()
 for _name, _rows in (
         ("host", HOST), ("processor", PROCESSOR), ("kernel", KERNEL),
         ("cpu", CPU), ("load", LOAD), ("memory", MEMORY), ("disk", DISK),
         ("network", NETWORK), ("agent", AGENT)):
-    PARTS[_name] = (_rows, layout(_rows)[0], BODY + layout(_before)[0].size,
-                    unknown(_rows))
+    _codes = [code for fields, code, *_ in _rows for _ in fields.split()]
+    PARTS[_name] = (
+        _rows, layout(_rows)[0], BODY + layout(_before)[0].size,
+        [ABSENT.get(code) for code in _codes],
+        [(place, rounded if code == "f" else unpack_text)
+         for place, code in enumerate(_codes) if code[-1] in "fs"])
     _before += _rows
 
 
@@ -466,7 +481,7 @@ def picker(names):
     code, end, absents = "<", 0, []
     for name in names:
         part, field = name.split(".")
-        rows, _, offset, absent = PARTS[part]
+        rows, _, offset, *_ = PARTS[part]
         places = layout(rows)[1]
         place = offset - BODY + places[field]
         field_code = [row[1] for row in rows if field in row[0].split()][0]
@@ -481,41 +496,43 @@ def picker(names):
     return pick
 
 
-def unpack_text(data):
-    """Return the text of a field padded with zeros."""
-    return data.rstrip(b"\0").decode()
+def suspects(cpus, interfaces, structs={}):
+    """Return the Struct of all in a message that could be nonsense: its
+    floats, each CPU's busy share, each interface's name."""
+    shape = cpus, interfaces
+    if shape not in structs:
+        if len(structs) > SHAPES:
+            structs.clear()
+        structs[shape] = struct.Struct(FLOATS + BUSY_CODE * cpus
+                                       + NAME_CODE * interfaces)
+    return structs[shape]
 
 
-def check(message, time_s):
+def check(message):
     """See that a message whose CRC is right says what can be.
-
-    time_s  of its header
 
     Raises  BadSample, OtherVersion
     """
-    version = message[VERSION_AT] + 256 * message[VERSION_AT + 1]
+    if len(message) < CPUS_AT + CRC_BYTES:
+        raise BadSample("sample is cut off")
+    version, cpus, interfaces = SHAPE.unpack_from(message)
     if version != RECORDS_VERSION:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
                            "update the older" % (version, RECORDS_VERSION))
-    if len(message) < CPUS_AT + CRC_BYTES:
-        raise BadSample("sample is cut off")
-    cpus, interfaces = COUNTS.unpack_from(message, COUNTS_AT)
-    interfaces_at = CPUS_AT + cpus * CPU_STRUCT.size
-    if len(message) != (interfaces_at + interfaces * INTERFACE_STRUCT.size
-                        + CRC_BYTES):
+    if len(message) != (CPUS_AT + cpus * CPU_STRUCT.size
+                        + interfaces * INTERFACE_STRUCT.size + CRC_BYTES):
         raise BadSample("sample does not hold the records it counts")
-    floats = FLOATS.unpack_from(message, BODY) + (time_s,)
+    found = suspects(cpus, interfaces).unpack_from(message)
+    floats = found[:FLOAT_COUNT]
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a number that is none")
-    busy = struct.unpack_from("<" + BUSY_CODE * cpus, message, CPUS_AT)
-    if cpus and max(busy) > FULL:
+    names_at = FLOAT_COUNT + cpus
+    if cpus and max(found[FLOAT_COUNT:names_at]) > FULL:
         raise BadSample("sample with a CPU that is over 100 % busy")
-    names = struct.unpack_from("<" + NAME_CODE * interfaces, message,
-                               interfaces_at)
     try:
         message[BODY:TEXTS_END].decode()
-        b"".join(names).decode()
+        b"".join(found[names_at:]).decode()
     except UnicodeDecodeError:
         raise BadSample("sample with a name that is not UTF-8")
 
@@ -542,7 +559,7 @@ class Node:
          _, self.restarts, self.port, flags, _, length, _, kind, _, start_us,
          self.sequence, period_s, self.time_s) = STATE.unpack_from(slot)
         self.number = number
-        self.period_s = round(period_s, 4)
+        self.period_s = rounded(period_s)
         self.packed_address = slot[ADDRESS_AT:ADDRESS_AT + 4]
         self.message = slot[SLOT_STRUCT.size:SLOT_STRUCT.size + length]
         self.age_s = max(now - heard_s, 0.0)
@@ -558,14 +575,7 @@ class Node:
     def __getattr__(self, name):
         """Unpack a record when it is first asked for."""
         if name in PARTS:
-            rows, struct_, offset, absent = PARTS[name]
-            values = struct_.unpack_from(self.message, offset)
-            value = record(name.capitalize(), rows)(*[
-                None if value == unknown
-                else round(value, 4 if value < ROUND else 3)
-                if isinstance(value, float)
-                else unpack_text(value) if isinstance(value, bytes)
-                else value for value, unknown in zip(values, absent)])
+            value = self.unpack(name)
         elif name == "address":
             value = "%d.%d.%d.%d" % tuple(self.packed_address)
         elif name == "cpus":
@@ -580,6 +590,16 @@ class Node:
             raise AttributeError("a node has no " + name)
         setattr(self, name, value)
         return value
+
+    def unpack(self, part):
+        """Return one of the records, values that are absent as None."""
+        rows, struct_, offset, absent, special = PARTS[part]
+        values = [None if value == unknown else value for value, unknown
+                  in zip(struct_.unpack_from(self.message, offset), absent)]
+        for place, convert in special:
+            if values[place] is not None:
+                values[place] = convert(values[place])
+        return record(part, rows)(*values)
 
     def records(self):
         """Return the bytes of the CPU and of the interface records."""
@@ -751,7 +771,7 @@ class Cluster:
                 if not self.is_whole(slot, number):
                     slot = self.read_slot(number)
                 node = Node(number, slot, time.monotonic())
-                check(node.message, node.time_s)
+                check(node.message)
             except BeostatError as error:
                 self.refused[number] = error
             else:
@@ -767,7 +787,7 @@ class Cluster:
         if now >= self.look_due or number >= self.slots - 1:
             self.look(now)
         node = Node(number, self.read_slot(number), time.monotonic())
-        check(node.message, node.time_s)
+        check(node.message)
         return node
 
     __getitem__ = node

@@ -467,7 +467,7 @@ def decode(data, number=0):
         2, time.monotonic(), time.time(), 1, 1, 0, bytes([10, 0, 0, 1]),
         len(data), 0, 4000, 0) + data
     node = libbeostat.Node(number, slot, time.monotonic())
-    libbeostat.check(node.message, node.time_s)
+    libbeostat.check(node.message)
     return node
 
 
