@@ -546,29 +546,36 @@ def format_jobs(picture, args):
 
 def node_document(node):
     """Return what --json says of one node."""
-    document = collections.OrderedDict(
-        (field, getattr(node, field)) for field in (
-            "number", "state", "age_s", "heard_time_s", "time_s",
-            "start_time_s", "period_s", "sequence", "address", "port",
-            "received", "lost", "restarts", "signature"))
+    document = {field: getattr(node, field) for field in (
+        "number", "state", "age_s", "heard_time_s", "time_s",
+        "start_time_s", "period_s", "sequence", "address", "port",
+        "received", "lost", "restarts", "signature")}
     for part in libbeostat.PARTS:
-        document[part] = getattr(node, part)._asdict()
+        record = getattr(node, part)
+        document[part] = dict(zip(record._fields, record))
     for part in "cpus", "interfaces":
-        document[part] = [each._asdict() for each in getattr(node, part)]
+        document[part] = [dict(zip(each._fields, each))
+                          for each in getattr(node, part)]
     return document
 
 
 def format_json(picture, args):
-    """Return one JSON document of all there is; null is unknown."""
+    """Return one JSON document of all there is; null is unknown.
+
+    A node has a line of its own, but where each document must be a line.
+    """
     import json                         # costs more than the status view
-    return [(json.dumps(collections.OrderedDict((
-        ("path", picture.path), ("time_s", picture.time_s),
-        ("recvstats", picture.status._asdict()),
-        ("nodes", [node_document(node) for node in picture.nodes]),
-        ("never", picture.never),
-        ("refused", {"%d" % number: str(error) for number, error
-                     in sorted(picture.refused.items())}),
-    )), indent=None if args.watch else 1), "")]
+    text = json.JSONEncoder(check_circular=False).encode
+    new_line = "" if args.watch else "\n"
+    nodes = [text(node_document(node)) for node in picture.nodes]
+    return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
+             '"never": %s, "refused": %s}' % (
+                 text(picture.path), text(picture.time_s),
+                 text(picture.status._asdict()),
+                 new_line + (", " + new_line).join(nodes) + new_line,
+                 text(picture.never),
+                 text({"%d" % number: str(error) for number, error
+                       in sorted(picture.refused.items())})), "")]
 
 
 def escape_label(text):

@@ -4252,26 +4252,26 @@ sock.connect(("127.0.0.1", %(port)d))
 seconds, rate, key = %(seconds)r, %(rate)r, %(key)r
 total = int(seconds * (rate or 150000))
 body = sendstats.Sampler("/proc", 0, 1.0).take(1)[40:-4]
-data = [sendstats.pack_message((number %% 100, 1, 1000, number // 100 + 1
-                                + %(first)d, 1.0, 1e9), body)
-        for number in range(total)]
-if key:
-    data = [each + hashlib.blake2b(each, key=key, digest_size=16).digest()
-            for each in data]
+def make(number):
+    data = sendstats.pack_message((number %% 100, 1, 1000, number // 100 + 1
+                                   + %(first)d, 1.0, 1e9), body)
+    return data + hashlib.blake2b(data, key=key, digest_size=16).digest(
+        ) if key else data
+step = 1 if rate and rate <= 10000 else 50
+ready = [] if rate else [make(number) for number in range(total)]
 print("ready", flush=True)
 sys.stdin.readline()
-start, step = time.monotonic(), 1 if rate and rate <= 10000 else 50
+start = time.monotonic()
 for first in range(0, total, step):
-    for each in data[first:first + step]:
+    for each in ready[first:first + step] or map(make, range(
+            first, first + step)):
         sock.send(each)
+    spent = time.monotonic() - start
     if rate:
-        wait = start + (first + step) / rate - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)
-    elif time.monotonic() - start > seconds:
+        time.sleep(max((first + step) / rate - spent, 0))
+    elif spent > seconds:
         break
-time.sleep(0.05)
-print(first + step)
+print(first + step, time.monotonic() - start)
 """
 
 
@@ -4309,7 +4309,8 @@ def median(values):
 
 
 def send_bench(port, seconds, rate, first, key=None, at_start=int):
-    """Send messages; return how many, and what at_start() returned."""
+    """Send messages of 100 nodes; return (how many, the seconds it took,
+    what at_start() returned)."""
     sender = subprocess.Popen(
         [sys.executable, "-S", "-c", BENCH_SENDER % dict(
             here=HERE, port=port, seconds=seconds, rate=rate, first=first,
@@ -4317,7 +4318,8 @@ def send_bench(port, seconds, rate, first, key=None, at_start=int):
         universal_newlines=True)
     assert sender.stdout.readline() == "ready\n"
     before = at_start()
-    return int(sender.communicate("go\n")[0]), before
+    sent, took_s = sender.communicate("go\n")[0].split()
+    return int(sent), float(took_s), before
 
 
 def run_ns(pid):
@@ -4327,20 +4329,21 @@ def run_ns(pid):
 
 
 def bench_receiver(running, seconds, rate, runs, *options, key=None):
-    """Return (CPU us per datagram of recvstats, share lost), medians."""
+    """Return medians: CPU us per datagram of recvstats, share lost, and
+    the rate that the sender reached."""
     process = running.recvstats(*options)
-    figures, first = [], 0
-    for _ in range(runs):
-        with running.open() as cluster:
-            time.sleep(1.1)
-            before = cluster.status.stored
-            sent, spent = send_bench(running.port, seconds, rate, first, key,
-                                     lambda: run_ns(process.pid))
+    figures = []
+    with running.open() as cluster:
+        for turn in range(runs):
+            before = sum(node.received for node in cluster)
+            sent, took_s, spent = send_bench(
+                running.port, seconds, rate, turn * 10 ** 7, key,
+                lambda: run_ns(process.pid))
+            time.sleep(0.2)             # it naps, then empties its buffer
             spent = run_ns(process.pid) - spent
-            time.sleep(1.1)
-            stored = cluster.status.stored - before
-        first += 10 ** 7
-        figures.append((spent / 1e3 / max(stored, 1), 1 - stored / sent))
+            stored = sum(node.received for node in cluster) - before
+            figures.append((spent / 1e3 / max(stored, 1), 1 - stored / sent,
+                            sent / took_s))
     process.terminate()
     process.wait()
     return tuple(map(median, zip(*figures)))
@@ -4371,13 +4374,20 @@ def timed(function, times, runs=7):
     return median(figures)
 
 
-def bench_command(words, runs):
-    """Return the ms of a command, the median."""
+def bench_commands(commands):
+    """Return the ms of each command, medians of 100 runs, or of as many
+    as 10 seconds allow: each in its turn, so that all see the same."""
     environment = {key: value for key, value in os.environ.items()
                    if key != "PYTHONDONTWRITEBYTECODE"}
-    return timed(lambda: subprocess.call(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=environment), 1, runs) / 1e3
+    figures, end = [[] for _ in commands], time.monotonic() + 10.0
+    while len(figures[0]) < 100 and (time.monotonic() < end
+                                     or len(figures[0]) < 5):
+        for words, runs in zip(commands, figures):
+            before = time.perf_counter()
+            subprocess.call(words, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, env=environment)
+            runs.append((time.perf_counter() - before) * 1e3)
+    return [median(runs) for runs in figures]
 
 
 def memory_kb(pid):
@@ -4437,9 +4447,9 @@ def bench_all(bench, folder):
             EPYC, stat=stat_of(cpus)))
         bench.add("agent, full speed, %d CPUs" % cpus,
                   *interleave(bench_agent(root, None, 300), "us"))
-    bench_memory(bench, folder)
-    bench_network(bench, folder)
-    bench_library(bench, folder)
+    for part in (bench_memory, bench_network, bench_library, bench_growth,
+                 bench_views, bench_master):
+        part(bench, folder)
 
 
 def interleave(pair, unit):
@@ -4478,32 +4488,63 @@ def bench_memory(bench, folder):
 
 def bench_network(bench, folder):
     """Measure the receiver."""
+    def receive(what, *words, **more):
+        running = Running(os.path.join(folder, what))
+        os.makedirs(running.folder)
+        try:
+            return bench_receiver(running, *words, **more)
+        finally:
+            running.end()
     path = write_key(folder, b"key")
-    bare = bench_bare(1.0, None, 5)
+    bare = bench_bare(0.7, None, 5)
     for what, options, key, limit in (
             ("flat out", [], None, 2.5),
             ("flat out, --allow", ["--allow", "127.0.0.0/8"], None, 2.5),
             ("flat out, --key-file", ["--key-file", path], b"key", 4.0)):
-        running = Running(os.path.join(folder, what[-4:]))
-        os.makedirs(running.folder)
-        ours, _ = bench_receiver(running, 0.7, None, 5, *options, key=key)
+        ours, *_ = receive(what, 0.7, None, 5, *options, key=key)
         bench.add("receiver, " + what, ours, "us", bare, limit,
                   "<= %g x bare" % limit)
-        running.end()
     for rate, limit in (1000, 0.7), (10000, 0.3):
-        bare = bench_bare(1.0, rate, 3)
-        running = Running(os.path.join(folder, "r%d" % rate))
-        os.makedirs(running.folder)
-        ours, _ = bench_receiver(running, 1.0, rate, 3)
+        bare = bench_bare(1.0, rate, 5)
+        ours, *_ = receive("%d" % rate, 1.0, rate, 5)
         bench.add("receiver, %d a second, even" % rate, ours, "us", bare,
                   limit, "<= %g x bare" % limit)
+    highest = 0
+    for rate in range(100000, 400000, 25000):
+        _, lost, reached = receive("s%d" % rate, 5.0, rate, 1)
+        if rate == 100000:
+            bench.add("receiver, lost at 100,000 a second for 5 s",
+                      100 * lost, "%", None, 0, "0")
+        if lost:
+            break
+        highest = reached
+        if reached < rate * 0.98:       # the sender's limit
+            break
+    bench.add("receiver, highest rate without loss for 5 s", highest, "/s")
+
+
+def bench_master(bench, folder):
+    """Measure what a master's memory holds."""
+    for nodes, cpus in (1000, 8), (1000, 128), (10000, 8), (10000, 128):
+        running = Running(os.path.join(folder, "m%d-%d" % (nodes, cpus)))
+        os.makedirs(running.folder)
+        daemon = running.recvstats("-N", nodes)
+        body = body_of_cpus(cpus)
+        for first in range(0, nodes, 1000):
+            running.send(*[message(number, body=body)
+                           for number in range(first, first + 1000)])
+            running.wait_count("stored", first + 1000)
+        what = "%d nodes of %d CPUs" % (nodes, cpus)
+        goal = (nodes, cpus) == (1000, 8)
+        bench.add("table of " + what, os.stat(running.table).st_size / 1e6,
+                  "MB", None, 4 if goal else None, "<= 4 MB" if goal else "")
+        # The table's pages are resident in it too, and counted above.
+        with open("/proc/%d/status" % daemon.pid) as file:
+            sizes = dict(re.findall(r"Rss(\w+):\s+(\d+) kB", file.read()))
+        bench.add("recvstats beside it, resident",
+                  (int(sizes["Anon"]) + int(sizes["File"])) / 1024, "MB",
+                  None, 15 if goal else None, "<= 15 MB" if goal else "")
         running.end()
-    running = Running(os.path.join(folder, "sustained"))
-    os.makedirs(running.folder)
-    _, lost = bench_receiver(running, 5.0, 100000, 1)
-    bench.add("receiver, lost at 100,000 a second for 5 s", 100 * lost, "%",
-              None, 0, "0")
-    running.end()
 
 
 def fill(folder, nodes, cpus):
@@ -4517,68 +4558,71 @@ def fill(folder, nodes, cpus):
 
 
 def bench_library(bench, folder):
-    """Measure library, command and table."""
-    empty = bench_command([sys.executable, "-c", "pass"], 11)
-    bench.add("python3 -c pass", empty, "ms")
-    bench.add("python3 -I -S -c pass", bench_command(
-        [sys.executable, "-I", "-S", "-c", "pass"], 11), "ms")
+    """Measure the library on one node."""
     for cpus in 8, 256:
         os.makedirs(os.path.join(folder, "f1-%d" % cpus))
         receiver = fill(folder, 1, cpus)
         with libbeostat.open(receiver.table.path) as cluster:
-            if cpus == 8:
-                bench.add("library, one node's load", timed(
-                    lambda: cluster.node(0).load, 2000), "us", None, 5,
-                    "<= 5 us")
+            def load():
+                node = cluster.node(0)
+                return node.state, node.load
 
             def everything():
                 node = cluster.node(0)
                 for part in [*libbeostat.PARTS, "cpus", "interfaces"]:
                     getattr(node, part)
-            bench.add("library, all of a node of %d CPUs" % cpus, timed(
-                everything, 500), "us", None, 40 if cpus == 8 else None,
-                "<= 40 us" if cpus == 8 else "")
+            goal = cpus == 8
+            bench.add("library, one node's load, %d CPUs" % cpus,
+                      timed(load, 2000), "us", None, 5 if goal else None,
+                      "<= 5 us" if goal else "")
+            bench.add("library, all of a node of %d CPUs" % cpus,
+                      timed(everything, 500), "us", None,
+                      40 if goal else None, "<= 40 us" if goal else "")
         close(receiver)
+
+
+def bench_growth(bench, folder):
+    """Measure how long recvstats stands still while its table grows."""
+    for what, slots, factor in (("1,000 to 10,000 slots", 10001, 1),
+                                ("slots of twice the size", 1001, 2)):
+        figures = []
+        for turn in range(5):
+            os.makedirs(os.path.join(folder, what, "%d" % turn, "f1000-8"))
+            receiver = fill(os.path.join(folder, what, "%d" % turn), 1000, 8)
+            table = receiver.table
+            figures.append(timed(lambda: table.make(
+                max(slots, table.slots), factor * table.slot_bytes),
+                1, 1) / 1e3)
+            close(receiver)
+        bench.add("receiver, pause to grow, " + what, median(figures), "ms")
+
+
+def bench_views(bench, folder):
+    """Measure library and command on many nodes."""
+    views = [], ["--json"], ["--prometheus"], ["-b", "--down"]
     for nodes in 100, 1000, 10000:
         os.makedirs(os.path.join(folder, "f%d-8" % nodes))
-        before = time.perf_counter()
         receiver = fill(folder, nodes, 8)
         path = receiver.table.path
-        bench.add("table of %d nodes of 8 CPUs" % nodes,
-                  os.stat(path).st_size / 1e6, "MB", None,
-                  4 if nodes == 1000 else None,
-                  "<= 4 MB" if nodes == 1000 else "")
         with libbeostat.open(path) as cluster:
             bench.add("library, iterating %d nodes" % nodes, timed(
-                lambda: sum(1 for _ in cluster), 1, 5) / 1e3, "ms")
+                lambda: sum(1 for _ in cluster), 1) / 1e3, "ms")
         bench.add("receiver, the once-a-second work, %d nodes" % nodes,
                   timed(lambda: receiver.tick(time.monotonic(), 0), 1) / 1e3,
                   "ms")
-        table = receiver.table
-        if nodes == 1000:
-            bench.add("receiver, growing to 10,000 slots", timed(
-                lambda: table.make(10001, table.slot_bytes), 1, 1) / 1e3,
-                "ms")
-            bench.add("receiver, growing to larger slots", timed(
-                lambda: table.make(10001, 2 * table.slot_bytes), 1, 1) / 1e3,
-                "ms")
-        for words in ([], ["--json"], ["--prometheus"], ["-b", "--down"]):
-            receiver.table.write_header()
-            runs = 11 if nodes < 10000 else 5
-            ours = bench_command([sys.executable, os.path.join(
-                HERE, "beostat.py"), "--table", path] + words, runs)
+        empty, bare, *figures = bench_commands([
+            [sys.executable, "-c", "pass"],
+            [sys.executable, "-I", "-S", "-c", "pass"]] + [
+                [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
+                 path] + words for words in views])
+        bench.add("python3 -c pass", empty, "ms")
+        bench.add("python3 -I -S -c pass", bare, "ms")
+        for words, figure in zip(views, figures):
             goal = nodes == 1000 and not words
             bench.add("beostat.py %s, %d nodes, more than pass" % (
-                " ".join(words) or "alone", nodes), ours - empty, "ms", None,
-                25 if goal else None, "<= 25 ms" if goal else "")
+                " ".join(words) or "alone", nodes), figure - empty, "ms",
+                None, 25 if goal else None, "<= 25 ms" if goal else "")
         close(receiver)
-    process = Running(folder)
-    daemon = process.recvstats("-N", 1000)
-    process.send(*[message(number) for number in range(1000)])
-    process.wait_count("stored", 1000)
-    bench.add("recvstats, resident, 1,000 nodes", memory_kb(daemon.pid)[0]
-              / 1024, "MB", None, 15, "<= 15 MB")
-    process.end()
 
 
 def run_bench(as_json):
