@@ -1,14 +1,28 @@
 #!/usr/bin/env python3
 """beostat - show the statistics of the cluster's nodes
 
-    beostat.py [view] [selection] [NODES ...]
+usage: beostat.py [view] [selection] [NODES ...]
 
-Reads the table of recvstats by way of libbeostat, which must lie beside
-this file.  NODES are numbers, ranges, lists and host names: 3 0-31,40
-n[0-3,8] .7 master -1 login.
-
-Exit status: 0 every node asked for is up, 1 some are not, 2 usage, 3 no
-data: no table, or recvstats is gone.
+A line per node; NODES are numbers, ranges, host names: 0-31,40 n[7,9] .3
+master login; default all that were heard.  Other views:
+  -c, --cpuinfo -m, --meminfo -l, --loadavg -n, --net-dev -s, --stat
+  -f, --statfs -a, --all    texts of /proc, statfs of /; one, some or all
+  -C, --cpu-percent         each CPU's use, 0 to 1
+  -R, --net-rate            bytes a second, received and sent
+  -J, --jobs                processes, as each node's procstatd tells
+  --dots --daemon           a cell per node; recvstats' own state
+  --json --prometheus --ganglia [--cluster NAME]    for other programs
+  -b, --brief               no headings; with --up, --down the folded list
+  -w, --watch [SECONDS]     show it again and again; default every 2 seconds
+  --up --down --top N       nodes that are up, or are not; the first N
+  --sort KEY --reverse      by a column, -KEY turned round: node state age
+         cpus cpu load running procs mem swap disk in out name; jobs: cpu rss
+  --table PATH              default $BEOSTAT_TABLE, else /dev/shm/beostat
+  -h, --help, -v, --version
+Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
+examples:
+  beostat.py -w --sort load               the most loaded first, live
+  pdsh -w $(beostat.py -b --up) uptime    run a command where it can run
 """
 
 import argparse
@@ -1073,62 +1087,45 @@ def watch(cluster, args):
 # ---- command line ------------------------------------------------------
 
 DOCUMENTS = format_json, format_prometheus, format_ganglia
-VIEWS = (
-    ("--json", format_json, "one JSON document"),
-    ("--prometheus", format_prometheus, "Prometheus' text format"),
-    ("--ganglia", format_ganglia, "gmond's XML"),
-    ("--dots", format_dots, "one cell per node"),
-    ("--daemon", format_daemon, "recvstats' own state and losses"),
-)
-EPILOG = """\
-examples:
-  beostat.py                      every node
-  beostat.py 0-31,40 master       some nodes and the master
-  beostat.py -w --sort load       the most loaded first, live
-  beostat.py -lb n[0-7]           load averages, a line each
-  pdsh -w $(beostat.py -b --up) uptime
-"""
+VIEWS = {"--json": format_json, "--prometheus": format_prometheus,
+         "--ganglia": format_ganglia, "--dots": format_dots,
+         "--daemon": format_daemon, "--jobs": format_jobs}
+
+
+def make_parser():
+    """Return the parser of the options; its help is the text above."""
+    # A width, lest argparse load shutil, which a minimal Python has not.
+    formatter = lambda prog: argparse.HelpFormatter(prog, width=79)
+    parser = argparse.ArgumentParser(
+        prog="beostat", usage="beostat.py [view] [selection] [NODES ...]",
+        formatter_class=formatter)
+    parser.format_help = lambda: __doc__ or parser.format_usage()
+    option = parser.add_argument
+    option("nodes", nargs="*")
+    for short, long, title, text, _ in TEXTS:
+        option(short, long, dest="texts", action="append_const",
+               const=(title, text))
+    option("-a", "--all", action="store_true")
+    for long, view in VIEWS.items():
+        option(*["-J"] * (view is format_jobs), long, dest="view",
+               action="store_const", const=view)
+    option("-b", "--brief", action="store_true")
+    option("-w", "--watch", nargs="?", const="")
+    option("--sort")
+    option("--reverse", action="store_true")
+    option("--top", type=int)
+    option("--up", dest="states", action="store_const", const=("up",))
+    option("--down", dest="states", action="store_const",
+           const=("down", "left"))
+    option("--cluster", default="beostat")
+    option("--table")
+    option("-v", "--version", action="version", version="beostat " + VERSION)
+    return parser
 
 
 def parse_args(argv):
     """Return the options; argparse exits 2 on a usage error."""
-    parser = argparse.ArgumentParser(
-        prog="beostat", epilog=EPILOG,
-        usage="beostat.py [view] [selection] [NODES ...]",
-        description="Show the statistics of the cluster's nodes.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=79))
-    option = parser.add_argument
-    option("nodes", nargs="*", metavar="NODES",
-           help="numbers, ranges, lists, host names (default every node)")
-    for short, long, title, text, _ in TEXTS:
-        option(short, long, dest="texts", action="append_const",
-               const=(title, text), help=title)
-    option("-a", "--all", action="store_true", help="all texts of /proc")
-    for long, view, text in VIEWS:
-        option(long, dest="view", action="store_const", const=view,
-               help=text)
-    option("-J", "--jobs", dest="view", action="store_const",
-           const=format_jobs, help="processes of the nodes, by their "
-           "procstatd; --sort cpu or rss")
-    option("-b", "--brief", action="store_true",
-           help="a line per node and nothing else; with --up or --down the "
-           "folded list")
-    option("-w", "--watch", nargs="?", const="", metavar="SECONDS",
-           help="show it again every %g seconds" % WATCH_S)
-    option("--sort", metavar="KEY", help="by a column, -KEY turned round: "
-           + " ".join(SORT_KEYS))
-    option("--reverse", action="store_true", help="turn the order round")
-    option("--top", type=int, metavar="N", help="the first N nodes")
-    option("--up", dest="states", action="store_const", const=("up",),
-           help="nodes that are up")
-    option("--down", dest="states", action="store_const",
-           const=("down", "left"), help="nodes that are down or have left")
-    option("--cluster", default="beostat", metavar="NAME",
-           help="name of the cluster for --ganglia")
-    option("--table", metavar="PATH", help="recvstats' table (default "
-           "$BEOSTAT_TABLE, else %s)" % libbeostat.TABLE)
-    option("-v", "--version", action="version", version="beostat " + VERSION)
+    parser = make_parser()
     words = list(sys.argv[1:] if argv is None else argv)
     while "--sort" in words[:-1]:       # lest -KEY look like an option
         place = words.index("--sort")

@@ -1,14 +1,29 @@
 #!/usr/bin/env python3
 """recvstats - store the statistics that nodes send in a shared table
 
-    recvstats.py [options]
+usage: recvstats.py [options]
 
-Receives the messages of sendstats, one UDP datagram each, checks them and
-copies each one unchanged into its node's slot of a shared-memory file,
-which libbeostat reads.  The table is all the state there is: started
-again, recvstats takes the old one over and no node disappears.
-
+Checks the messages of sendstats and copies each one unchanged into its
+node's slot of a shared-memory file, which libbeostat reads.  Started again,
+it takes the old table over: no node disappears.
+  -p, --port PORT          UDP port; default 5545, with -i 3040
+  -i, --interface IF       listen there only, and to group 239.255.11.224
+  -N, --nodes NODES        nodes 0 to NODES-1 are expected; more are welcome
+  -f, --foreground         stay in the foreground, log to standard error
+  -d, --debug              the same, and log every message
+  --table PATH             shared table; default /dev/shm/beostat
+  --iprange FIRST[-LAST]   tell nodes their number by address: FIRST is 0
+  --max-nodes NODES        refuse higher numbers; default 65536
+  --allow NETWORK          take messages from ADDRESS[/BITS] only; repeatable
+  --key-file FILE          take only messages signed with a key of FILE
+  --rate SECONDS           ask the nodes for this period
+  --pid-file FILE          hold the process id in FILE while running
+  -h, --help, -v, --version
 Exit status: 0 told to stop, 1 could not start, 2 usage.
+examples:
+  recvstats.py -N 100                              nodes 0 to 99
+  recvstats.py --iprange 10.0.0.100-10.0.0.199     10.0.0.107 is node 7
+  recvstats.py -d -p 7000 --table /tmp/t           try it out
 """
 
 import argparse
@@ -1042,15 +1057,6 @@ def start(args, log):
 
 # ---- command line ------------------------------------------------------
 
-EPILOG = """\
-examples:
-  recvstats.py                            listen on port 5545
-  recvstats.py -N 100                     nodes 0 to 99 are expected
-  recvstats.py --iprange 10.0.0.100-10.0.0.199
-                                          10.0.0.107 is node 7
-  recvstats.py -d -p 7000 --table /tmp/t  try it out
-"""
-
 
 def number_in(low, high, kind=float):
     """Return argparse's check of a number between two others."""
@@ -1085,44 +1091,36 @@ def address_range(text):
     return first, last
 
 
-def parse_args(argv):
-    """Return the options; argparse exits 2 on a usage error."""
+def make_parser():
+    """Return the parser of the options; its help is the text above."""
+    # A width, lest argparse load shutil, which a minimal Python has not.
+    formatter = lambda prog: argparse.HelpFormatter(prog, width=79)
     parser = argparse.ArgumentParser(
-        prog="recvstats", epilog=EPILOG,
-        usage="recvstats.py [options]",
-        description="Store the statistics that nodes send in a shared table.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=79))
+        prog="recvstats", usage="recvstats.py [options]",
+        formatter_class=formatter)
+    parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
-    option("-p", "--port", type=number_in(1, 65535, int),
-           help="UDP port to listen on (default %d, with -i %d)"
-           % (PORT, GROUP_PORT))
-    option("-i", "--interface", metavar="IF", help="listen on this interface "
-           "only, and to the multicast group " + GROUP)
-    option("-N", "--nodes", type=number_in(0, MOST_NODES, int), default=0,
-           help="how many nodes, from 0, are expected; more are welcome")
-    option("-f", "--foreground", action="store_true",
-           help="stay in the foreground, log to stderr")
-    option("-d", "--debug", action="store_true",
-           help="stay in the foreground and log every message")
-    option("--table", default=TABLE, metavar="PATH",
-           help="shared table (default %(default)s)")
-    option("--iprange", type=address_range, metavar="FIRST[-LAST]",
-           help="number nodes that do not know their number by address: "
-           "FIRST is node 0")
+    option("-p", "--port", type=number_in(1, 65535, int))
+    option("-i", "--interface")
+    option("-N", "--nodes", type=number_in(0, MOST_NODES, int), default=0)
+    option("-f", "--foreground", action="store_true")
+    option("-d", "--debug", action="store_true")
+    option("--table", default=TABLE)
+    option("--iprange", type=address_range)
     option("--max-nodes", type=number_in(1, MOST_NODES, int),
-           default=MAX_NODES, metavar="NODES",
-           help="refuse higher node numbers (default %(default)s)")
-    option("--allow", type=network, action="append", metavar="NETWORK",
-           help="take messages only from ADDRESS[/BITS]; repeatable")
-    option("--key-file", metavar="FILE", help="take only messages signed "
-           "with a key of FILE")
-    option("--rate", type=number_in(*ASKED_PERIODS_S), metavar="SECONDS",
-           help="ask the nodes for this period")
-    option("--pid-file", metavar="FILE",
-           help="hold the process id in FILE while running")
+           default=MAX_NODES)
+    option("--allow", type=network, action="append")
+    option("--key-file")
+    option("--rate", type=number_in(*ASKED_PERIODS_S))
+    option("--pid-file")
     option("-v", "--version", action="version",
            version="recvstats " + VERSION)
+    return parser
+
+
+def parse_args(argv):
+    """Return the options; argparse exits 2 on a usage error."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     args.port = args.port or (GROUP_PORT if args.interface else PORT)
     if args.nodes > args.max_nodes:

@@ -1,13 +1,29 @@
 #!/usr/bin/env python3
 """sendstats - report this node's statistics to the masters
 
-    sendstats.py [options] [NODENUMBER] [ADDRESS[:PORT] ...]
+usage: sendstats.py [options] [NODENUMBER] [ADDRESS[:PORT] ...]
 
-Reads /proc once a period, packs one sample into one message and sends it
-as one UDP datagram to every master named.  A lost one is replaced by the
-next.  The reader of a sample needs no other: rates are computed here.
-
+Reads /proc once a period and sends a datagram to every master.  NODENUMBER
+is 0, 1, 2 ... or -1, the master itself; default $NODE, else the master
+tells it by address.  ADDRESS may be a name; default master.
+  -r, --rate SECONDS     period; default 1
+  -p, --port PORT        UDP port of the masters; default 5545, with -i 3040
+  -a, --address ADDRESS  local address to send from
+  -i, --interface IF     send to group 239.255.11.224, or another, on IF
+  -f, --foreground       stay in the foreground
+  -d, --debug            the same, and say what is sent
+  --once                 send one message and exit
+  --proc DIR             root of /proc; default /proc
+  --pid-file FILE        hold the process id in FILE while running
+  --key-file FILE        sign with its first key, take requests of any
+  --procstatd PORT       answer about this node on TCP; by custom 7885
+  --allow NETWORK        who may ask there; default the masters, this node
+  -h, --help, -v, --version
 Exit status: 0 told to stop, 1 could not start, 2 usage.
+examples:
+  sendstats.py 7 10.0.0.1       node 7 reports to 10.0.0.1 once a second
+  sendstats.py -r 10 7 m1 m2    every 10 seconds, to two masters
+  sendstats.py --once -d 7 m1   one message, and say what is sent
 """
 
 import _thread
@@ -1345,15 +1361,6 @@ class Agent:
 # ---- command line ------------------------------------------------------
 
 
-EPILOG = """\
-examples:
-  sendstats.py 7 10.0.0.1        node 7 reports to 10.0.0.1 once a second
-  sendstats.py -r 10 7 m1 m2     every 10 seconds, to two masters
-  sendstats.py -1 127.0.0.1      the master reports itself
-  sendstats.py --once -d 7 m1    one message, and say what is sent
-"""
-
-
 def number_in(low, high, kind=float):
     """Return argparse's check of a number between two others."""
     def number(text):
@@ -1406,45 +1413,37 @@ def parse_operands(args, operands, environment):
                              GROUP if args.interface else "master"]]
 
 
-def parse_args(argv, environment):
-    """Return the options; argparse exits 2 on a usage error."""
+def make_parser():
+    """Return the parser of the options; its help is the text above."""
+    # A width, lest argparse load shutil, which a minimal Python has not.
+    formatter = lambda prog: argparse.HelpFormatter(prog, width=79)
     parser = argparse.ArgumentParser(
-        prog="sendstats", epilog=EPILOG,
+        prog="sendstats",
         usage="sendstats.py [options] [NODENUMBER] [ADDRESS[:PORT] ...]",
-        description="Send this node's statistics to the masters.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=79))
+        formatter_class=formatter)
+    parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
-    option("operands", nargs="*", metavar="NODENUMBER ADDRESS", help="this "
-           "node's number (default $NODE, else told by its address) and "
-           "the masters (default master)")
-    option("-r", "--rate", type=number_in(*PERIODS_S), default=PERIOD_S,
-           metavar="SECONDS", help="period (default %(default)g)")
-    option("-p", "--port", type=number_in(1, 65535, int),
-           help="UDP port of the masters (default %d)" % PORT)
-    option("-a", "--address", default="",
-           help="local address to send from")
-    option("-i", "--interface", metavar="IF", help="send to the multicast "
-           "group %s, port %d, by default" % (GROUP, GROUP_PORT))
-    option("-f", "--foreground", action="store_true",
-           help="stay in the foreground")
-    option("-d", "--debug", action="store_true",
-           help="stay in the foreground and say what is sent")
-    option("--once", action="store_true",
-           help="send one message and exit")
-    option("--proc", default="/proc", metavar="DIR",
-           help="root of /proc (default %(default)s)")
-    option("--pid-file", metavar="FILE",
-           help="hold the process id in FILE while running")
-    option("--key-file", metavar="FILE", help="sign messages with the first "
-           "key of FILE; take requests signed with any")
-    option("--procstatd", type=number_in(1, 65535, int), metavar="PORT",
-           help="answer about this node on a TCP port (by custom 7885)")
-    option("--allow", type=network, action="append", metavar="NETWORK",
-           help="who may ask there: ADDRESS[/BITS] (default the masters and "
-           "this node)")
+    option("operands", nargs="*")
+    option("-r", "--rate", type=number_in(*PERIODS_S), default=PERIOD_S)
+    option("-p", "--port", type=number_in(1, 65535, int))
+    option("-a", "--address", default="")
+    option("-i", "--interface")
+    option("-f", "--foreground", action="store_true")
+    option("-d", "--debug", action="store_true")
+    option("--once", action="store_true")
+    option("--proc", default="/proc")
+    option("--pid-file")
+    option("--key-file")
+    option("--procstatd", type=number_in(1, 65535, int))
+    option("--allow", type=network, action="append")
     option("-v", "--version", action="version",
            version="sendstats " + VERSION)
+    return parser
+
+
+def parse_args(argv, environment):
+    """Return the options; argparse exits 2 on a usage error."""
+    parser = make_parser()
     args, more = parser.parse_known_args(argv)
     args.port = args.port or (GROUP_PORT if args.interface else PORT)
     try:        # argparse loses operands that follow an option
