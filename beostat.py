@@ -34,7 +34,12 @@ import signal
 import sys
 import time
 
-import libbeostat
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+try:
+    import libbeostat
+except ImportError:
+    sys.exit("beostat: libbeostat.py is not beside %s: copy it there"
+             % os.path.realpath(__file__))
 
 # ---- constants ---------------------------------------------------------
 

@@ -621,6 +621,10 @@ def daemonize(wait_s):
     limit), and 1 when the child ends before.  Until then the child's
     errors reach the caller's terminal.
     """
+    spare = 0
+    while spare <= 2:                   # lest a socket get the number of
+        spare = os.open("/", os.O_RDONLY)       # a standard file, and lose it
+    os.close(spare)
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
@@ -630,19 +634,51 @@ def daemonize(wait_s):
     os.setsid()
 
     def release():
-        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+        except OSError:                 # a root without /dev
+            null = os.open("/", os.O_RDONLY)
         for fd in 0, 1, 2:
             os.dup2(null, fd)
         os.close(null)
+        os.chdir("/")                   # what lies elsewhere may go
         os.write(writer, b".")
         os.close(writer)
     return release
 
 
-def write_pid(path):
-    """Write this process's number to a file, for init scripts."""
-    with open(path, "w") as file:
-        file.write("%d\n" % os.getpid())
+class PidFile:
+    """The file of --pid-file, if one is named: locked while this runs,
+    which tells a stale one; written once ready, removed at the end.
+
+    Raises  StartError when another process holds it, OSError
+    """
+
+    def __init__(self, path):
+        self.file = open(path, "a+") if path else None
+        try:
+            if path:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            raise StartError("%s: is of another that runs (pid %s)" % (
+                path, self.file.read().strip() or "unknown"))
+
+    def write(self):
+        """Write this process's number."""
+        if self.file:
+            self.file.truncate(0)
+            self.file.write("%d\n" % os.getpid())
+            self.file.flush()
+
+    def remove(self):
+        """Remove the file, if it still is this one."""
+        try:
+            if self.file and os.path.samestat(os.fstat(self.file.fileno()),
+                                              os.stat(self.file.name)):
+                os.unlink(self.file.name)
+        except OSError:
+            pass                        # it is gone, or its folder read-only
 
 
 # ---- run ---------------------------------------------------------------
@@ -1105,14 +1141,14 @@ def make_parser():
     option("-N", "--nodes", type=number_in(0, MOST_NODES, int), default=0)
     option("-f", "--foreground", action="store_true")
     option("-d", "--debug", action="store_true")
-    option("--table", default=TABLE)
+    option("--table", type=os.path.abspath, default=TABLE)
     option("--iprange", type=address_range)
     option("--max-nodes", type=number_in(1, MOST_NODES, int),
            default=MAX_NODES)
     option("--allow", type=network, action="append")
-    option("--key-file")
+    option("--key-file", type=os.path.abspath)
     option("--rate", type=number_in(*ASKED_PERIODS_S))
-    option("--pid-file")
+    option("--pid-file", type=os.path.abspath)
     option("-v", "--version", action="version",
            version="recvstats " + VERSION)
     return parser
@@ -1126,7 +1162,6 @@ def parse_args(argv):
     if args.nodes > args.max_nodes:
         parser.error("-N %d is more than --max-nodes %d"
                      % (args.nodes, args.max_nodes))
-    args.table = os.path.abspath(args.table)
     args.foreground = args.foreground or args.debug
     return args
 
@@ -1155,21 +1190,20 @@ def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start."""
     args = parse_args(argv)
     try:
-        release = str if args.foreground else daemonize(None)
-        receiver, sock = start(args, open_log(args.foreground))
-        signals = open_signals(STOP + (signal.SIGHUP,))
-        if args.pid_file:
-            write_pid(args.pid_file)
+        pid_file = PidFile(args.pid_file)
         try:
+            release = str if args.foreground else daemonize(None)
+            receiver, sock = start(args, open_log(args.foreground))
+            signals = open_signals(STOP + (signal.SIGHUP,))
             receiver.tick(time.monotonic(), 0)
             if isinstance(receiver.place, str) and not args.foreground:
                 complain("%s: waiting for it" % receiver.place)
+            pid_file.write()
             release()
             run(args, receiver, sock, signals)
             receiver.table.write_header(heartbeat_s=0.0)
         finally:
-            if args.pid_file:
-                os.unlink(args.pid_file)
+            pid_file.remove()
     except (StartError, OSError) as error:
         text = explain(error)
         complain(text)

@@ -969,6 +969,10 @@ def daemonize(wait_s):
     limit), and 1 when the child ends before.  Until then the child's
     errors reach the caller's terminal.
     """
+    spare = 0
+    while spare <= 2:                   # lest a socket get the number of
+        spare = os.open("/", os.O_RDONLY)       # a standard file, and lose it
+    os.close(spare)
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
@@ -978,19 +982,51 @@ def daemonize(wait_s):
     os.setsid()
 
     def release():
-        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+        except OSError:                 # a root without /dev
+            null = os.open("/", os.O_RDONLY)
         for fd in 0, 1, 2:
             os.dup2(null, fd)
         os.close(null)
+        os.chdir("/")                   # what lies elsewhere may go
         os.write(writer, b".")
         os.close(writer)
     return release
 
 
-def write_pid(path):
-    """Write this process's number to a file, for init scripts."""
-    with open(path, "w") as file:
-        file.write("%d\n" % os.getpid())
+class PidFile:
+    """The file of --pid-file, if one is named: locked while this runs,
+    which tells a stale one; written once ready, removed at the end.
+
+    Raises  StartError when another process holds it, OSError
+    """
+
+    def __init__(self, path):
+        self.file = open(path, "a+") if path else None
+        try:
+            if path:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            raise StartError("%s: is of another that runs (pid %s)" % (
+                path, self.file.read().strip() or "unknown"))
+
+    def write(self):
+        """Write this process's number."""
+        if self.file:
+            self.file.truncate(0)
+            self.file.write("%d\n" % os.getpid())
+            self.file.flush()
+
+    def remove(self):
+        """Remove the file, if it still is this one."""
+        try:
+            if self.file and os.path.samestat(os.fstat(self.file.fileno()),
+                                              os.stat(self.file.name)):
+                os.unlink(self.file.name)
+        except OSError:
+            pass                        # it is gone, or its folder read-only
 
 
 def lower_oom_score():
@@ -1304,10 +1340,10 @@ class Agent:
                 each.ask_due = min(each.ask_due, now)
                 each.look_up(now)
 
-    def start(self, release):
-        """Send the first message; return whether a master was there.
+    def start(self):
+        """Send the first message, or try for START_S.
 
-        release  called when it has left, or after START_S
+        Returns  whether to go on: it was not told to stop, nor --once
         Raises   StartError when --once could not send
         """
         sent, once = 0, self.args.once
@@ -1326,7 +1362,6 @@ class Agent:
         for trouble in troubles:
             complain(trouble + ": trying again")
         time.sleep(0 if once else SETTLE_S)
-        release()
         return not once
 
     def run(self):
@@ -1431,9 +1466,9 @@ def make_parser():
     option("-f", "--foreground", action="store_true")
     option("-d", "--debug", action="store_true")
     option("--once", action="store_true")
-    option("--proc", default="/proc")
-    option("--pid-file")
-    option("--key-file")
+    option("--proc", type=os.path.abspath, default="/proc")
+    option("--pid-file", type=os.path.abspath)
+    option("--key-file", type=os.path.abspath)
     option("--procstatd", type=number_in(1, 65535, int))
     option("--allow", type=network, action="append")
     option("-v", "--version", action="version",
@@ -1488,19 +1523,19 @@ def main(argv=None):
     args = parse_args(argv, os.environ)
     try:
         check_start(args)
-        release = str
-        if not (args.debug or args.foreground or args.once):
-            release = daemonize(START_S)
-        lower_oom_score()
-        agent = Agent(args)
-        if args.pid_file:
-            write_pid(args.pid_file)
+        pid_file = PidFile(args.pid_file)
         try:
-            if agent.start(release):
+            release = str
+            if not (args.debug or args.foreground or args.once):
+                release = daemonize(START_S)
+            lower_oom_score()
+            agent = Agent(args)
+            if agent.start():
+                pid_file.write()
+                release()
                 agent.run()
         finally:
-            if args.pid_file:
-                os.unlink(args.pid_file)
+            pid_file.remove()
     except (StartError, OSError) as error:
         complain(explain(error))
         return 1

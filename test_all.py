@@ -580,7 +580,7 @@ def test_copies_are_one_text(name, first, other):
 
 def test_functions_of_both_daemons_are_one_text():
     import inspect
-    for name in ("open_signals", "daemonize", "write_pid", "number_in",
+    for name in ("open_signals", "daemonize", "PidFile", "number_in",
                  "explain",
                  "find_interface", "parse_network", "network", "Keys"):
         assert (inspect.getsource(getattr(sendstats, name))
@@ -1416,6 +1416,91 @@ def test_port_in_use(running):
             "recvstats: UDP port %d: Address already in use by pid %d: end "
             "it, or choose another with -p\n" % (running.port, first.pid))
         assert not os.path.exists(other)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
+    ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
+def test_pid_file(running, name, words):
+    path = os.path.join(running.folder, "pid")
+
+    def start():
+        shown = tool(name, "--pid-file", path, *[
+            word.format(running.folder, running.port) for word in words])
+        with open(path) as file:
+            running.pids.append(int(file.read()))
+        return shown
+    assert start().returncode == 0
+    again = start()
+    assert (again.returncode, again.stderr) == (
+        1, "%s: %s: is of another that runs (pid %d)\n" % (
+            name[:-3], path, running.pids[0]))
+    os.kill(running.pids[0], signal.SIGKILL)
+    wait_for(lambda: not os.path.exists("/proc/%d" % running.pids[0]))
+    assert start().returncode == 0                      # it was stale
+    assert running.pids[-1] != running.pids[0]
+    started = time.monotonic()
+    os.kill(running.pids[-1], signal.SIGTERM)
+    wait_for(lambda: not os.path.exists(path))
+    assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize("name, words", [
+    ("recvstats.py", ["--table", "{0}/table", "-p", "{1}"]),
+    ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
+def test_daemon_started_with_its_files_closed(running, name, words):
+    """Their numbers may not go to a socket, which the daemon would lose."""
+    path = os.path.join(running.folder, "pid")
+    line = "%s %s/%s --pid-file %s %s <&- >&- 2>&-" % (
+        sys.executable, HERE, name, path, " ".join(words).format(
+            running.folder, running.port))
+    if name == "sendstats.py":
+        running.recvstats()
+    assert subprocess.call(line, shell=True) == 0
+    with open(path) as file:
+        running.pids.append(int(file.read()))
+    if name == "recvstats.py":
+        running.sendstats("-r", "0.1", 0, "127.0.0.1")
+    assert running.wait_up(0).kernel.forks
+    for fd in range(3):
+        assert os.readlink("/proc/%d/fd/%d" % (
+            running.pids[-1], fd)) == "/dev/null"
+
+
+def test_tools_by_other_names(running):
+    """Links in /usr/bin to files elsewhere, and --table by environment."""
+    folder = os.path.join(running.folder, "bin")
+    os.mkdir(folder)
+    for name in "recvstats", "sendstats", "beostat":
+        os.symlink(os.path.join(HERE, name + ".py"),
+                   os.path.join(folder, name))
+
+    def run(name, *words):
+        return subprocess.run(
+            [sys.executable, *["-I"] * (name == "beostat"),
+             os.path.join(folder, name), *map(str, words)], timeout=20,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
+            universal_newlines=True)
+    running.processes.append(subprocess.Popen(
+        [sys.executable, os.path.join(folder, "recvstats"), "-f", "-p",
+         str(running.port), "--table", running.table],
+        stderr=subprocess.DEVNULL))
+    wait_for(lambda: os.path.exists(running.table))
+    sent = run("sendstats", "--once", "-p", running.port, 5, "127.0.0.1")
+    assert (sent.returncode, sent.stderr) == (0, "")
+    shown = run("beostat", "--table", running.table, "5")
+    assert shown.returncode == 0 and " up " in shown.stdout
+
+
+def test_beostat_without_its_library(tmp_path):
+    shutil.copy(os.path.join(HERE, "beostat.py"), str(tmp_path))
+    shown = subprocess.run([sys.executable, "-I", "-S", "beostat.py"],
+                           cwd=str(tmp_path), stderr=subprocess.PIPE,
+                           universal_newlines=True)
+    assert shown.returncode == 1
+    assert shown.stderr == (
+        "beostat: libbeostat.py is not beside %s/beostat.py: copy it there\n"
+        % os.path.realpath(str(tmp_path)))
 
 
 # ---- end to end on loopback --------------------------------------------
@@ -4077,8 +4162,43 @@ def test_readme_start_script_is_shell(text):
                    universal_newlines=True)
 
 
-def test_readme_has_both_start_scripts():
-    assert len(readme_programs("#!/bin/sh")) == 2
+def test_readme_has_start_scripts_and_units_of_both_daemons():
+    for first, count in (("#!/bin/sh", 2), ("[Unit]", 2),
+                         ("#!/usr/bin/env python3", 3)):
+        assert len(readme_programs(first)) == count
+
+
+README_COMMANDS = re.findall(
+    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=/usr/bin/|\$\(python3 |`)"
+    r"(sendstats|recvstats|beostat)(?:\.py)?((?: [^`)|>#\n]*)?)",
+    readme(), re.M)
+HELP_COMMANDS = re.findall(
+    r"^  (?:pdsh -w \$\()?(sendstats|recvstats|beostat)\.py((?: \S+)*)",
+    "".join(tool.__doc__ for tool in (sendstats, recvstats, beostat)), re.M)
+
+
+@pytest.mark.parametrize("name, words", README_COMMANDS + HELP_COMMANDS)
+def test_example_parses(name, words):
+    words = words.replace("--up)", "--up").split()
+    if name == "sendstats":
+        assert sendstats.parse_args(words, {"NODE": "7"})
+    else:
+        assert globals()[name].parse_args(words)
+
+
+@pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
+def test_every_option_has_an_example(name):
+    used = set()
+    for words in [words for tool, words in README_COMMANDS if tool == name]:
+        for word in words.split():
+            used.update([word] if word.startswith("--") else
+                        ["-" + letter for letter in word[1:]]
+                        if word.startswith("-") else [])
+    parser = globals()[name].make_parser()
+    for action in parser._actions:
+        if not {"-h", "-v"} & set(action.option_strings):
+            assert (not action.option_strings
+                    or used & set(action.option_strings)), action
 
 
 @pytest.mark.parametrize("text", readme_programs("[Unit]"))
@@ -4109,40 +4229,83 @@ def test_readme_script_runs(seven, text, monkeypatch, tmp_path):
     assert ended.stdout
 
 
-def test_agent_under_a_minimal_python(running):
-    """Debian's python3-minimal alone, where its packages can be had."""
-    folder = running.folder
+@pytest.fixture(scope="module")
+def minimal_root(tmp_path_factory):
+    """Return a folder that could be a node's root: Debian's python3-minimal,
+    the libraries it needs, sendstats.py, and nothing else."""
+    root = str(tmp_path_factory.mktemp("root"))
     try:
         subprocess.run(
             ["apt-get", "download", "python3.11-minimal",
-             "libpython3.11-minimal"], cwd=folder, check=True, timeout=20,
+             "libpython3.11-minimal"], cwd=root, check=True, timeout=20,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for name in os.listdir(folder):
-            if name.endswith(".deb"):
-                subprocess.check_call(["dpkg", "-x", name, "."], cwd=folder)
+        for name in os.listdir(root):
+            subprocess.check_call(["dpkg", "-x", name, "."], cwd=root)
+            os.unlink(os.path.join(root, name))
     except (OSError, subprocess.SubprocessError):
         pytest.skip("its packages cannot be had")
-    shutil.copy(os.path.join(HERE, "sendstats.py"), folder)
-    usr = os.path.join(folder, "usr")
+    shown = subprocess.check_output(["ldd", root + "/usr/bin/python3.11"],
+                                    universal_newlines=True)
+    for path in re.findall(r"(/\S+) \(", shown):
+        os.makedirs(root + os.path.dirname(path), exist_ok=True)
+        shutil.copy(path, root + path)
+    os.mkdir(root + "/proc")
+    shutil.copy(os.path.join(HERE, "sendstats.py"), root)
+    return root
 
+
+def test_agent_under_a_minimal_python(running, minimal_root):
     def run(*words):
         return subprocess.run(
-            [os.path.join(usr, "bin", "python3.11"), "-S", "sendstats.py",
-             *map(str, words)], cwd=folder, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True, timeout=20,
-            env=dict(PYTHONHOME=usr))
+            [minimal_root + "/usr/bin/python3.11", "-S",
+             minimal_root + "/sendstats.py", *map(str, words)], timeout=20,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, env=dict(PYTHONHOME=minimal_root
+                                              + "/usr"))
     assert "examples:" in run("--help").stdout
     refused = run("--nonsense")
     assert refused.returncode == 2 and "usage:" in refused.stderr
     running.recvstats()
-    key = write_key(folder, b"key")
-    pid = os.path.join(folder, "pid")
+    key = write_key(running.folder, b"key")
+    pid = os.path.join(running.folder, "pid")
     started = run("-r", "0.2", "-p", running.port, "--pid-file", pid,
-                  "--key-file", key, "--procstatd", 7887, 3, "127.0.0.1")
+                  "--key-file", key, "--procstatd", free_port(), 3,
+                  "127.0.0.1")
     with open(pid) as file:
         running.pids.append(int(file.read()))
     assert (started.returncode, started.stderr) == (0, "")
     assert running.wait_up(3).signature == "unverified"
+
+
+def test_agent_in_a_read_only_root_with_nothing_in_it(running, minimal_root):
+    """No /etc, no /dev, no terminal, no open files: only Python and /proc."""
+    if os.geteuid():
+        pytest.skip("only root may mount and chroot")
+
+    def run(*words):
+        command = ("mount --bind {0} {0} && mount --rbind /proc {0}/proc && "
+                   "mount -o remount,bind,ro {0} && exec chroot {0} "
+                   "/usr/bin/python3.11 -S /sendstats.py {1}".format(
+                       minimal_root, " ".join(map(str, words))))
+        return subprocess.run(
+            ["unshare", "-m", "sh", "-c", command], timeout=20,
+            env=dict(PYTHONHOME="/usr", PATH=os.environ["PATH"]),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True)
+    assert "examples:" in run("--help").stdout
+    refused = run("--pid-file", "/pid", 3, "127.0.0.1")
+    assert refused.stderr == "sendstats: /pid: Read-only file system\n"
+    running.recvstats()
+    started = run("-r", "0.2", "-p", running.port, 3, "127.0.0.1",
+                  "<&- >&- 2>&-")
+    assert started.returncode == 0
+    node = running.wait_up(3)
+    user, = re.findall(r"pid (\d+)", recvstats.find_user(node.port))
+    running.pids.append(int(user))
+    assert node.memory.total_bytes and node.load.total
+    first = node.sequence
+    with running.open() as cluster:
+        wait_for(lambda: cluster[3].sequence > first + 2)
 
 
 README_VIEWS = dict(re.findall(
