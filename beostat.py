@@ -345,12 +345,12 @@ def format_dots(picture, args):
                      "! refused" % SHADES, "")]
 
 
-def format_daemon(picture, args):
-    """Return recvstats' own state, and what the agents cost."""
+def describe_daemon(picture):
+    """Return (name, value) pairs of recvstats' own state."""
     status = picture.status
     age_s = picture.time_s - status.start_time_s
     used = len(picture.nodes) + len(picture.refused)
-    lines = [
+    return [
         ("recvstats", "running, pid %d" % status.pid if status.running
          else "gone (was pid %d)" % status.pid),
         ("uptime", format_age(max(age_s, 0))),
@@ -362,33 +362,50 @@ def format_daemon(picture, args):
             libbeostat.TABLE_BYTES + status.slots * status.slot_bytes))),
         ("slots", "%d of %d bytes, %d used, %d free" % (
             status.slots, status.slot_bytes, used, status.slots - used)),
-        ("expected", "%d nodes" % status.expected)]
-    lines += [(field, getattr(status, field))
-              for field, *_ in libbeostat.COUNTERS]
-    lost = [node for node in picture.nodes if node.lost]
-    sent = total(node.lost + node.received for node in picture.nodes) or 0
-    count = total(node.lost for node in lost) or 0
-    lines.append(("lost", "%d of %d (%.4f %%)" % (
-        count, sent, share(count, sent) or 0)))
-    lines += [("lost by node %d" % node.number, "%d of %d (%.4f %%)" % (
-        node.lost, node.lost + node.received,
-        share(node.lost, node.lost + node.received))) for node in lost]
-    unverified = [node.number for node in picture.nodes
+        ("expected", "%d nodes" % status.expected)] + [
+            (field, getattr(status, field))
+            for field, *_ in libbeostat.COUNTERS]
+
+
+def describe_losses(nodes):
+    """Return (name, value) pairs: messages lost, by which nodes."""
+    rows = [("lost", nodes)] + [("lost by node %d" % node.number, [node])
+                                for node in nodes if node.lost]
+    pairs = []
+    for name, some in rows:
+        lost = sum(node.lost for node in some)
+        sent = lost + sum(node.received for node in some)
+        pairs.append((name, "%d of %d (%.4f %%)" % (
+            lost, sent, share(lost, sent) or 0)))
+    return pairs
+
+
+def describe_agents(nodes):
+    """Return (name, value) pairs of what agents sign, cost, and think the
+    time is."""
+    pairs = []
+    unverified = [node.number for node in nodes
                   if node.signature == "unverified"]
     if unverified:
-        lines.append(("unverified", libbeostat.fold_nodes(unverified)
+        pairs.append(("unverified", libbeostat.fold_nodes(unverified)
                       + " sign, and recvstats has no --key-file"))
-    costs = sorted((node.agent.cost_us, node.number)
-                   for node in picture.nodes
+    costs = sorted((node.agent.cost_us, node.number) for node in nodes
                    if node.agent.cost_us is not None)
     if costs:
-        lines.append(("agent's cost", "median %d us a sample, worst %d us "
+        pairs.append(("agent's cost", "median %d us a sample, worst %d us "
                       "(node %d)" % (costs[len(costs) // 2][0], *costs[-1])))
     skews = [(abs(node.time_s - node.heard_time_s), node.number)
-             for node in picture.nodes]
+             for node in nodes]
     if skews:
-        lines.append(("clock skew", "at most %.1f s (node %d)" % max(skews)))
-    return [("%-16s %s" % line, "") for line in lines]
+        pairs.append(("clock skew", "at most %.1f s (node %d)" % max(skews)))
+    return pairs
+
+
+def format_daemon(picture, args):
+    """Return recvstats' own state, losses, and how the agents are."""
+    return [("%-16s %s" % pair, "") for pair in (
+        describe_daemon(picture) + describe_losses(picture.nodes)
+        + describe_agents(picture.nodes))]
 
 
 # The texts of /proc.  Of each file, what the message carries.
@@ -908,12 +925,18 @@ class Question:
         sock.setblocking(False)
         sock.connect_ex((node.address, node.agent.procstatd_port))
 
+    def awaits(self, now):
+        """Return the event of poll(2) to wait for."""
+        return select.POLLOUT if now >= self.ask_due else select.POLLIN
+
     def go_on(self, event, now):
         """Take what is there, or ask when it is time.
 
         Returns  whether both answers have come
         Raises   OSError, ValueError
         """
+        if now > self.limit:
+            raise ValueError("no answer in %g s" % JOBS_LIMIT_S)
         if event & select.POLLOUT and now >= self.ask_due:
             self.sock.send(b"jobs\n")
             self.ask_due = float("inf")
@@ -927,50 +950,54 @@ class Question:
                 self.data, self.ask_due = b"", now + JOBS_S
         return len(self.answers) == 2
 
+    def jobs(self, user_name):
+        """Return [(node number, Job)] of both answers."""
+        (before, first), (after, second) = self.answers
+        return [(self.node.number, job) for job in measure_jobs(
+            first, second, after - before,
+            self.node.processor.ticks_per_s or 100, user_name)]
+
+
+def read_user_name(uid):
+    """Return the name of a user here, or the number."""
+    import pwd                          # for one view alone
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "%d" % uid
+
 
 def ask_jobs(nodes):
     """Return ([(node number, Job)], errors) of the nodes, asked at once."""
-    import pwd                          # these are for this view alone
-    import socket
+    import socket                       # for one view alone
     names, jobs, errors, questions = {}, [], [], {}
 
     def user_name(uid):
         if uid not in names:
-            try:
-                names[uid] = pwd.getpwuid(uid).pw_name
-            except KeyError:
-                names[uid] = "%d" % uid
+            names[uid] = read_user_name(uid)
         return names[uid]
 
     for node in nodes:
-        if node.state != "up" or not node.agent.procstatd_port:
+        if node.state == "up" and node.agent.procstatd_port:
+            question = Question(node, socket.socket(), time.monotonic())
+            questions[question.sock.fileno()] = question
+        else:
             errors.append("node %d: %s" % (
                 node.number, "runs no procstatd (sendstats.py --procstatd)"
                 if node.state == "up" else node.state))
-            continue
-        question = Question(node, socket.socket(), time.monotonic())
-        questions[question.sock.fileno()] = question
     while questions:
-        now = time.monotonic()
         poll = select.poll()
         for fd, question in questions.items():
-            poll.register(fd, select.POLLOUT if now >= question.ask_due
-                          else select.POLLIN)
+            poll.register(fd, question.awaits(time.monotonic()))
         events = dict(poll.poll(20))
         for fd, question in list(questions.items()):
-            done = question.node
             try:
-                if now > question.limit:
-                    raise ValueError("no answer in %g s" % JOBS_LIMIT_S)
                 if not question.go_on(events.get(fd, 0), time.monotonic()):
                     continue
-                (before, first), (after, second) = question.answers
-                jobs += [(done.number, job) for job in measure_jobs(
-                    first, second, after - before,
-                    done.processor.ticks_per_s or 100, user_name)]
+                jobs += question.jobs(user_name)
             except (OSError, ValueError) as error:
                 errors.append("node %d: %s: %s" % (
-                    done.number, done.address,
+                    question.node.number, question.node.address,
                     getattr(error, "strerror", None) or error))
             questions.pop(fd).sock.close()
     return jobs, errors

@@ -620,6 +620,11 @@ class Sampler:
 
     A file that is missing or odd gives absent values, and is tried again
     once a minute.
+    last, older  what rates are computed from, of the last sample and of the
+                 one before: (CLOCK_MONOTONIC, of CPUs, of interfaces)
+                 of CPUs: their ids, -1 the sums; the (used, idle) ticks of
+                 each; the ten tick counters of all
+                 of interfaces: their names, the bytes (received, sent)
     """
 
     def __init__(self, root, node, period_s, procstatd_port=0):
@@ -705,11 +710,18 @@ class Sampler:
         now = time.monotonic()
         if now - self.last[0] >= FIRST_S * 0.9:
             self.older = self.last
-        taken, cpus_before, interfaces_before = self.older
-        elapsed_s = now - taken or 1.0
         if now >= self.identity_due:
             self.read_identity()
             self.identity_due = now + IDENTITY_S
+        body = self.take_records(now)
+        self.sequence = self.sequence + 1 & ABSENT["I"]
+        return pack_message((self.node, kind, self.start_us, self.sequence,
+                             self.period_s, time.time()), body)
+
+    def take_records(self, now):
+        """Return the bytes of the node record, the CPUs, the interfaces."""
+        taken, cpus_before, interfaces_before = self.older
+        elapsed_s = now - taken or 1.0
         columns, kernel = self.read("stat", parse_stat, NO_STAT)
         interfaces = self.read("net/dev", parse_net_dev, None)
         cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
@@ -728,19 +740,15 @@ class Sampler:
                    or cpu_count < len(cpus_now[0]) - 1)
         disk = os.statvfs("/")
         cost_s, self.cost_s = self.cost_s, time.process_time()
-        self.sequence = self.sequence + 1 & ABSENT["I"]
-        return pack_message(
-            (self.node, kind, self.start_us, self.sequence, self.period_s,
-             time.time()), pack_records((
-                 *self.identity, *kernel, *cpu,
-                 *self.read("loadavg", parse_loadavg, NO_LOAD),
-                 *self.read("meminfo", parse_meminfo, NO_MEMORY),
-                 disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
-                 disk.f_files, disk.f_ffree, disk.f_namemax, *network,
-                 int((self.cost_s - cost_s) * 1e6), self.send_errors,
-                 self.skipped, self.procstatd_port,
-                 CLIPPED if clipped else 0, cpu_count, count,
-                 *cpus, *records), cpu_count, count))
+        return pack_records((
+            *self.identity, *kernel, *cpu,
+            *self.read("loadavg", parse_loadavg, NO_LOAD),
+            *self.read("meminfo", parse_meminfo, NO_MEMORY),
+            disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
+            disk.f_files, disk.f_ffree, disk.f_namemax, *network,
+            int((self.cost_s - cost_s) * 1e6), self.send_errors,
+            self.skipped, self.procstatd_port, CLIPPED if clipped else 0,
+            cpu_count, count, *cpus, *records), cpu_count, count)
 
 
 class StartError(Exception):
