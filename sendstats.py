@@ -473,7 +473,8 @@ HEADER_STRUCT, _ = layout(HEADER)
 ASK_STRUCT, _ = layout(ASK)
 NODE_STRUCT, NODE_AT = layout(NODE)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
-CPU_CODES, INTERFACE_CODES = map("".join, map(codes, (ONE_CPU, INTERFACE)))
+NODE_CODES, CPU_CODES, INTERFACE_CODES = [
+    "".join(codes(rows)) for rows in (NODE, ONE_CPU, INTERFACE)]
 REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
 CPU_BYTES = struct.calcsize("<" + CPU_CODES)
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
@@ -508,7 +509,7 @@ def pack_records(values, cpus, interfaces, structs={}):
     if shape not in structs:
         structs.clear()
         structs[shape] = struct.Struct(
-            NODE_STRUCT.format + CPU_CODES * cpus
+            "<" + NODE_CODES + CPU_CODES * cpus
             + INTERFACE_CODES * interfaces)
     try:
         return structs[shape].pack(*values)
