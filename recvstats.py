@@ -1096,10 +1096,12 @@ def start(args, log):
 
 def number_in(low, high, kind=float):
     """Return argparse's check of a number between two others."""
+    from argparse import ArgumentTypeError
+
     def number(text):
         value = kind(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
+            raise ArgumentTypeError(
                 "%s is not between %s and %s" % (text, low, high))
         return value
     return number
@@ -1107,10 +1109,11 @@ def number_in(low, high, kind=float):
 
 def network(text):
     """Return argparse's reading of a network."""
+    from argparse import ArgumentTypeError
     try:
         return parse_network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error))
+        raise ArgumentTypeError(str(error))
 
 
 def address_range(text):

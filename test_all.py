@@ -4542,11 +4542,11 @@ def timed(function, times, runs=7):
     return median(figures)
 
 
-def bench_commands(commands):
+def bench_commands(commands, **variables):
     """Return the ms of each command, medians of 100 runs, or of as many
     as 10 seconds allow: each in its turn, so that all see the same."""
-    environment = {key: value for key, value in os.environ.items()
-                   if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = dict(os.environ, **variables)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     figures, end = [[] for _ in commands], time.monotonic() + 10.0
     while len(figures[0]) < 100 and (time.monotonic() < end
                                      or len(figures[0]) < 5):
@@ -4783,8 +4783,8 @@ def bench_views(bench, folder):
         empty, bare, *figures = bench_commands([
             [sys.executable, "-c", "pass"],
             [sys.executable, "-I", "-S", "-c", "pass"]] + [
-                [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-                 path] + words for words in views])
+                [sys.executable, os.path.join(HERE, "beostat.py")] + words
+                for words in views], BEOSTAT_TABLE=path)
         bench.add("python3 -c pass", empty, "ms")
         bench.add("python3 -I -S -c pass", bare, "ms")
         for words, figure in zip(views, figures):
