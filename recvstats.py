@@ -1076,8 +1076,8 @@ def start(args, log):
         try:
             table.make(slots, table.slot_bytes or FIRST_SLOT_BYTES)
         except OSError as error:
-            raise StartError("%s: cannot be made: %s" % (args.table,
-                                                         error.strerror))
+            raise StartError("%s: cannot be made: %s: choose another with "
+                             "--table" % (args.table, error.strerror))
     receiver = Receiver(table, args, log, sock)
     receiver.sweep(time.monotonic())
     receiver.news = {}                  # silent while nobody listened

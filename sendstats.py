@@ -459,14 +459,15 @@ def parse_job(stat, page_kb):
 
 
 def parse_destination(text, port):
-    """Return (host, port) of `HOST[:PORT]`.
+    """Return (host, port) of `ADDRESS[:PORT]`.
 
-    Raises  ValueError when the port is none
+    Raises  ValueError, which says that it is none
     """
     host, colon, number = text.partition(":")
-    port = int(number) if colon else port
+    if colon:
+        port = int(number) if number.isdigit() else 0
     if not host or not 0 < port < 65536:
-        raise ValueError(text)
+        raise ValueError("%s is not ADDRESS[:PORT]" % text)
     return host, port
 
 

@@ -1377,6 +1377,19 @@ def test_usage_error(command):
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.parametrize("name, words, want", [
+    ("sendstats", "7 m1:99999", "m1:99999 is not ADDRESS[:PORT]"),
+    ("sendstats", "7 m1:http", "m1:http is not ADDRESS[:PORT]"),
+    ("sendstats", "7 m1 --rat 3 --nonsense", "--nonsense"),
+    ("sendstats", "-r 0 7", "0 is not between 0.01 and 3600.0"),
+    ("recvstats", "--allow 10.0.0.0/33", "10.0.0.0/33: 0 to 32 bits"),
+    ("beostat", "--top 0", "--top 0: at least 1"),
+])
+def test_usage_error_says_what_is_wrong(name, words, want):
+    shown = tool(name + ".py", *words.split())
+    assert want in shown.stderr.splitlines()[-1]
+
+
 def test_node_of_the_environment_must_be_a_number():
     shown = tool("sendstats.py", "--once", "127.0.0.1",
                  env=dict(os.environ, NODE="seven"))
@@ -1393,12 +1406,17 @@ START_ERRORS = (
      "sendstats: /nowhere/pid: No such file or directory\n"),
     ("recvstats.py", ["--table", "/nowhere/table"],
      "recvstats: /nowhere/table: cannot be made: "
-     "No such file or directory\n"),
+     "No such file or directory: choose another with --table\n"),
+    ("sendstats.py", ["--key-file", "/nowhere/key", "0", "127.0.0.1"],
+     "sendstats: /nowhere/key: No such file or directory\n"),
+    ("recvstats.py", ["--key-file", "/nowhere/key", "--table", "{0}/t"],
+     "recvstats: /nowhere/key: No such file or directory\n"),
 )
 
 
 @pytest.mark.parametrize("name, options, want", START_ERRORS)
-def test_start_error_is_one_line(name, options, want):
+def test_start_error_is_one_line(tmp_path, name, options, want):
+    options = [word.format(tmp_path) for word in options]
     for more in [], ["-f"]:
         port = ["-p", free_port()]
         shown = tool(name, *more, *port, *options)
