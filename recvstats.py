@@ -57,7 +57,6 @@ CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 BUFFER_BYTES = 16 << 20         # receive buffer to ask for
 NAP_S = 0.010                   # datagrams gather meanwhile
-BUSY = 4                        # that came in a nap: the next is sure to come
 BATCH = 4096                    # datagrams between two looks at the clock
 TICK_S = 1.0
 CONFLICT_S = 60.0               # between two logs of doubled numbers
@@ -1035,29 +1034,25 @@ def run(args, receiver, sock, signals):
     Datagrams gather while it naps: one wake-up serves them all.
     """
     accept, counts = receiver.accept, receiver.table.counts
-    receive, message = sock.recvfrom_into, receiver.message
-    sleep, monotonic = time.sleep, time.monotonic
     if args.debug:
         accept = debugging(accept, receiver.message, receiver.log)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     poller.register(signals, select.POLLIN)
     now = tick_due = time.monotonic()
-    done = 0
     while True:
-        # One that naps under a steady load finds the next ones there.
-        wait_s = 0 if done > BUSY else max(tick_due - now, 0)
-        for fd, _ in poller.poll(wait_s * 1000):
+        for fd, _ in poller.poll(max(tick_due - now, 0) * 1000):
             if fd == signals:
                 if set(os.read(signals, 64)) - {signal.SIGHUP}:
                     return
                 tick_due = now          # which reads the keys again
-        sleep(NAP_S)
-        now = monotonic()
+        time.sleep(NAP_S)
         done = BATCH
         while done == BATCH and now <= tick_due:
-            done = drain(receive, message, accept, counts, now)
-            now = monotonic()
+            now = time.monotonic()
+            done = drain(sock.recvfrom_into, receiver.message, accept,
+                         counts, now)
+        now = time.monotonic()
         if now >= tick_due:
             receiver.tick(now, read_drops(sock))
             tick_due = now + TICK_S
