@@ -50,10 +50,11 @@ ITEM = r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])"
 
 def layout(rows):
     """Return (Struct, {field: byte offset}) of a table of fields."""
-    code, offset = "<", {}
+    code, size, offset = "<", 0, {}
     for fields, field_code, _unit, _meaning in rows:
         for field in fields.split():
-            offset[field] = struct.calcsize(code)
+            offset[field] = size
+            size += struct.calcsize("<" + field_code)
             code += field_code
     return struct.Struct(code), offset
 

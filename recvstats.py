@@ -81,10 +81,11 @@ U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
 
 def layout(rows):
     """Return (Struct, {field: byte offset}) of a table of fields."""
-    code, offset = "<", {}
+    code, size, offset = "<", 0, {}
     for fields, field_code, _unit, _meaning in rows:
         for field in fields.split():
-            offset[field] = struct.calcsize(code)
+            offset[field] = size
+            size += struct.calcsize("<" + field_code)
             code += field_code
     return struct.Struct(code), offset
 

@@ -26,12 +26,12 @@ examples:
   sendstats.py --once -d 7 m1   one message, and say what is sent
 """
 
+import _signal as signal        # without its enumerations: 100 kB less
 import _thread
 import errno
 import fcntl
 import os
 import select
-import signal
 import socket
 import struct
 import sys
@@ -104,10 +104,11 @@ STAT = (b"btime", b"ctxt", b"intr", b"processes", b"procs_running",
 
 def layout(rows):
     """Return (Struct, {field: byte offset}) of a table of fields."""
-    code, offset = "<", {}
+    code, size, offset = "<", 0, {}
     for fields, field_code, _unit, _meaning in rows:
         for field in fields.split():
-            offset[field] = struct.calcsize(code)
+            offset[field] = size
+            size += struct.calcsize("<" + field_code)
             code += field_code
     return struct.Struct(code), offset
 

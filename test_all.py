@@ -2677,6 +2677,11 @@ def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1):
     return recvstats.pack_request(node, 1000, sequence, period_s, spread_s)
 
 
+def damaged(data):
+    """Return a datagram with one bit turned over, its last."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
 def agent_of(running, master, *options):
     """Start an agent of a played master; return where it sends from."""
     running.start("sendstats.py", "-f", "-r", "3600", *options, 7,
@@ -2715,7 +2720,7 @@ def test_agent_answers_at_most_five_times_a_second(running, master):
 
 FORGED = (
     b"", b"x" * 48, request()[:-1], request() + b"x",
-    request()[:-1] + b"x", request(node=8), request(period_s=0.01),
+    damaged(request()), bytes(48), request(node=8), request(period_s=0.01),
     request(period_s=float("nan")), request(period_s=1e6),
     request(spread_s=-1.0), request(spread_s=float("inf")), message(7),
 )
@@ -3318,7 +3323,7 @@ def test_keyed_receiver(tmp_path):
             (sign(good, b"new"), "stored"),
             (sign(good, b"new"), "repeated"),
             (sign(message(3, 6), b"old"), "stored"),
-            (sign(message(3, 6), b"old")[:-1] + b"x", "signature_wrong"),
+            (damaged(sign(message(3, 6), b"old")), "signature_wrong"),
             (b"\0" + sign(good, b"new"), "magic_wrong"),
             (sign(message(3, 7, kind=2), b"new"), "stored"),
             (sign(message(3, 8, kind=2), b"bad"), "signature_wrong")):
@@ -4653,23 +4658,41 @@ def stat_of(cpus):
         "procs_blocked 0\n")
 
 
+def daemon_memory_kb(*words):
+    """Return memory_kb() of an agent that became a daemon, as start
+    scripts run it, after 100 samples that its master asked for."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as master:
+        master.bind(("127.0.0.1", 0))
+        subprocess.check_call(
+            [sys.executable, *words, os.path.join(HERE, "sendstats.py"), "0",
+             "127.0.0.1:%d" % master.getsockname()[1]])
+        _, agent = master.recvfrom(65536)
+        pid = int(re.findall(r"pid (\d+)", recvstats.find_user(agent[1]))[0])
+        try:
+            master.sendto(request(period_s=0.1), agent)
+            for _ in range(100):
+                master.recv(65536)
+            return memory_kb(pid)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
 def bench_memory(bench, folder):
     """Measure what the agent takes of a node's memory."""
     running = Running(folder)
-    for words in ["-I", "-S"], []:
-        running.processes.append(subprocess.Popen(
-            [sys.executable, *words, os.path.join(HERE, "sendstats.py"),
-             "-f", "-r", "0.01", "0", "127.0.0.1:9"]))
+    running.processes.append(subprocess.Popen(
+        [sys.executable, "-I", "-S", os.path.join(HERE, "sendstats.py"),
+         "-f", "-r", "0.01", "0", "127.0.0.1:9"]))
     time.sleep(1)
-    before = [memory_kb(process.pid)[0] for process in running.processes]
-    time.sleep(9.5)                     # near 1,000 samples
-    for process, early, name, limit in zip(
-            running.processes, before, ("-I -S", "plain"), (12, None)):
-        resident, unique = memory_kb(process.pid)
+    early, _ = memory_kb(running.processes[0].pid)
+    for name, words, limit in ("-I -S", ["-I", "-S"], 12), ("", [], None):
+        resident, unique = daemon_memory_kb(*words)
         bench.add("agent, resident, python3 " + name, resident / 1024, "MB",
                   None, limit, "<= 12 MB" if limit else "")
         bench.add("agent, of it unique", unique / 1024, "MB")
-        bench.add("agent, grown in 950 samples", resident - early, "kB")
+    resident, _ = memory_kb(running.processes[0].pid)
+    bench.add("agent with options, in the foreground", resident / 1024, "MB")
+    bench.add("agent, grown in 2,000 samples", resident - early, "kB")
     running.end()
     bench.add("message of this machine", len(message()), "bytes")
 
