@@ -427,13 +427,18 @@ def rounded(value):
 HEADER_STRUCT, HEADER_AT = layout(HEADER)
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 SLOT_STRUCT, SLOT_AT = layout(SLOT)
-STATE, _ = layout(SLOT + HEADER)
 NODE_STRUCT, NODE_AT = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
+ABSENTS = frozenset(ABSENT.values())
 WORD_BYTES, SIZE_AT = 8, SLOT_AT["message_bytes"]
-ADDRESS_AT = SLOT_AT["address"]
 MESSAGE_AT = SLOT_STRUCT.size
+HEARD = struct.Struct("<%dxd%dxI%dxH%dxf" % (   # of a slot, all for a state
+    SLOT_AT["heard_s"], MESSAGE_AT - SLOT_AT["heard_s"] - 8
+    + HEADER_AT["length"], HEADER_AT["kind"] - HEADER_AT["length"] - 4,
+    HEADER_AT["period_s"] - HEADER_AT["kind"] - 2))
+HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
+         "address", "port", "received", "lost", "restarts", "signature")
 LENGTH, LENGTH_AT = struct.Struct("<I"), MESSAGE_AT + HEADER_AT["length"]
 VERSION_AT = HEADER_AT["version"]
 BODY = HEADER_STRUCT.size
@@ -473,7 +478,7 @@ for _name, _rows in (
 
 
 def picker(names):
-    """Return a function that gives some fields of a Node as a list.
+    """Return a function that gives some fields of a Node as a sequence.
 
     It unpacks nothing else, which makes it the fast way to read many
     nodes.  Floats are as precise as they were sent.
@@ -492,8 +497,11 @@ def picker(names):
     struct_ = struct.Struct(code)
 
     def pick(node):
-        return [None if value == absent else value for value, absent in zip(
-            struct_.unpack_from(node.message, BODY), absents)]
+        values = struct_.unpack_from(node.message, BODY)
+        if ABSENTS.isdisjoint(values):
+            return values
+        return [None if value == absent else value
+                for value, absent in zip(values, absents)]
     return pick
 
 
@@ -556,16 +564,10 @@ class Node:
     """
 
     def __init__(self, number, slot, now):
-        (_, heard_s, self.heard_time_s, _, self.received, self.lost, _,
-         _, self.restarts, self.port, flags, _, length, _, kind, _, start_us,
-         self.sequence, period_s, self.time_s) = STATE.unpack_from(slot)
-        self.number = number
-        self.period_s = rounded(period_s)
-        self.packed_address = slot[ADDRESS_AT:ADDRESS_AT + 4]
-        self.message = slot[SLOT_STRUCT.size:SLOT_STRUCT.size + length]
+        heard_s, length, kind, period_s = HEARD.unpack_from(slot)
+        self.number, self.slot = number, slot[:MESSAGE_AT]
+        self.message = slot[MESSAGE_AT:MESSAGE_AT + length]
         self.age_s = max(now - heard_s, 0.0)
-        self.start_time_s = start_us / 1e6
-        self.signature = SIGNATURES[flags & (SIGNED | VERIFIED)]
         self.state = "up"
         if kind == FAREWELL:
             self.state = "left"
@@ -574,11 +576,12 @@ class Node:
             self.state = "down"
 
     def __getattr__(self, name):
-        """Unpack a record when it is first asked for."""
+        """Unpack what is asked for, the first time that it is."""
         if name in PARTS:
             value = self.unpack(name)
-        elif name == "address":
-            value = "%d.%d.%d.%d" % tuple(self.packed_address)
+        elif name in HEADS:
+            self.unpack_heads()
+            return getattr(self, name)
         elif name == "cpus":
             made = record("OneCpu", ONE_CPU_SHOWN)
             value = [made(cpu, busy / FULL, *ticks) for cpu, busy, *ticks
@@ -591,6 +594,17 @@ class Node:
             raise AttributeError("a node has no " + name)
         setattr(self, name, value)
         return value
+
+    def unpack_heads(self):
+        """Set what the slot's and the message's header tell."""
+        (_, _, self.heard_time_s, _, self.received, self.lost, address, _,
+         self.restarts, self.port, flags) = SLOT_STRUCT.unpack(self.slot)
+        (_, _, _, _, _, start_us, self.sequence, period_s, self.time_s
+         ) = HEADER_STRUCT.unpack_from(self.message)
+        self.address = "%d.%d.%d.%d" % tuple(address)
+        self.signature = SIGNATURES[flags & (SIGNED | VERIFIED)]
+        self.start_time_s = start_us / 1e6
+        self.period_s = rounded(period_s)
 
     def unpack(self, part):
         """Return one of the records, values that are absent as None."""

@@ -1748,6 +1748,7 @@ def shown(receiver, *words):
         picture = beostat.read_picture(cluster, args)
     for node in picture.nodes:
         node.age_s = 600.0 if node.state == "down" else 0.5
+        node.unpack_heads()
         node.heard_time_s, node.start_time_s = 1e9 + 1, 1e9 - 60
     picture = picture._replace(
         path="/dev/shm/beostat", time_s=1e9 + 2,
