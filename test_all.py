@@ -1510,6 +1510,19 @@ def test_tools_by_other_names(running):
     assert shown.returncode == 0 and " up " in shown.stdout
 
 
+def test_disk_that_is_full(running):
+    running.recvstats()
+    running.sendstats("--once", 0, "127.0.0.1")
+    running.wait_up(0)
+    for words in "", "--json":
+        shown = subprocess.run(
+            "%s %s/beostat.py --table %s %s > /dev/full" % (
+                sys.executable, HERE, running.table, words), shell=True,
+            stderr=subprocess.PIPE, universal_newlines=True)
+        assert (shown.returncode, shown.stderr) == (
+            3, "beostat: cannot write: No space left on device\n")
+
+
 def test_beostat_without_its_library(tmp_path):
     shutil.copy(os.path.join(HERE, "beostat.py"), str(tmp_path))
     shown = subprocess.run([sys.executable, "-I", "-S", "beostat.py"],
