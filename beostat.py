@@ -1156,11 +1156,10 @@ VIEWS = {"--json": format_json, "--prometheus": format_prometheus,
 def make_parser():
     """Return the parser of the options; its help is the text above."""
     import argparse
-    # A width, lest argparse load shutil for it.
-    formatter = lambda prog: argparse.HelpFormatter(prog, width=79)
     parser = argparse.ArgumentParser(
         prog="beostat", usage="beostat.py [view] [selection] [NODES ...]",
-        formatter_class=formatter)
+        # A width, lest it load shutil for it.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=79))
     parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
     option("nodes", nargs="*")

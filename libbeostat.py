@@ -351,8 +351,7 @@ def fold_spans(numbers):
     that begins with 0, so that no zero is lost or invented.
     """
     spans, open_spans = [], {}          # by width
-    for digits in sorted(set(numbers), key=lambda digits: (int(digits),
-                                                            digits)):
+    for digits in sorted(sorted(set(numbers)), key=int):
         for width, span in open_spans.items():
             if (int(digits) == int(span[1]) + 1
                     and digits == "%0*d" % (width, int(digits))):

@@ -1128,11 +1128,10 @@ def address_range(text):
 
 def make_parser():
     """Return the parser of the options; its help is the text above."""
-    # A width, lest argparse load shutil, which a minimal Python has not.
-    formatter = lambda prog: argparse.HelpFormatter(prog, width=79)
     parser = argparse.ArgumentParser(
         prog="recvstats", usage="recvstats.py [options]",
-        formatter_class=formatter)
+        # A width, lest it load shutil for it.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=79))
     parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
     option("-p", "--port", type=number_in(1, 65535, int))

@@ -1468,12 +1468,11 @@ def parse_operands(args, operands, environment):
 def make_parser():
     """Return the parser of the options; its help is the text above."""
     import argparse
-    # A width, lest argparse load shutil, which a minimal Python has not.
-    formatter = lambda prog: argparse.HelpFormatter(prog, width=79)
     parser = argparse.ArgumentParser(
         prog="sendstats",
         usage="sendstats.py [options] [NODENUMBER] [ADDRESS[:PORT] ...]",
-        formatter_class=formatter)
+        # A width, lest it load shutil, which a minimal Python has not.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=79))
     parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
     option("operands", nargs="*")
