@@ -4494,17 +4494,11 @@ def start_code(code):
 
 
 def bench_agent(root, rate, samples):
-    """Return CPU us per sample (ours, bare), of both in turns."""
-    figures = []
-    for bare in False, "least":
-        code = AGENT_LOOP % dict(here=HERE, root=root, rate=rate,
-                                 samples=samples, bare=bare)
-        if rate and rate < 5:           # long ones beside each other
-            figures.append(start_code(code))
-        else:
-            figures.append(median(float(run_code(code)) for _ in range(5)))
-    return [figure if isinstance(figure, float) else
-            float(figure.communicate()[0]) for figure in figures]
+    """Return CPU per sample, its unit, and that of the reference."""
+    ours, least = [median(float(run_code(AGENT_LOOP % dict(
+        here=HERE, root=root, rate=rate, samples=samples, bare=bare)))
+        for _ in range(5)) for bare in (False, "least")]
+    return ours, "us", least
 
 
 def median(values):
@@ -4533,13 +4527,25 @@ def run_ns(pid):
         return int(file.read().split()[0])
 
 
-def bench_receiver(running, seconds, rate, runs, *options, key=None):
-    """Return medians: CPU us per datagram of recvstats, share lost, and
-    the rate that the sender reached."""
+def bench_bare(seconds, rate):
+    """Return CPU us per datagram of a bare recv_into loop."""
+    port = free_port()
+    loop = start_code(BARE_RECEIVER % port)
+    assert loop.stdout.readline() == "ready\n"
+    send_bench(port, seconds, rate, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"end", ("127.0.0.1", port))
+    return float(loop.communicate()[0].split()[0])
+
+
+def bench_receiver(folder, seconds, rate, runs, *options, key=None):
+    """Return medians: CPU us per datagram of recvstats, of a bare loop in
+    turns with it, share lost, and the rate that the sender reached."""
+    running, figures = Running(folder), []
     process = running.recvstats(*options)
-    figures = []
     with running.open() as cluster:
         for turn in range(runs):
+            bare = bench_bare(seconds, rate) if runs > 1 else 0
             before = sum(node.received for node in cluster)
             sent, took_s, spent = send_bench(
                 running.port, seconds, rate, turn * 10 ** 7, key,
@@ -4547,25 +4553,11 @@ def bench_receiver(running, seconds, rate, runs, *options, key=None):
             time.sleep(0.2)             # it naps, then empties its buffer
             spent = run_ns(process.pid) - spent
             stored = sum(node.received for node in cluster) - before
-            figures.append((spent / 1e3 / max(stored, 1), 1 - stored / sent,
-                            sent / took_s))
-    process.terminate()
-    process.wait()
+            figures.append((spent / 1e3 / max(stored, 1), bare,
+                            1 - stored / sent, sent / took_s))
+    running.end()
+    os.unlink(running.table)
     return tuple(map(median, zip(*figures)))
-
-
-def bench_bare(seconds, rate, runs):
-    """Return CPU us per datagram of a bare recv_into loop, the median."""
-    figures = []
-    for _ in range(runs):
-        port = free_port()
-        loop = start_code(BARE_RECEIVER % port)
-        assert loop.stdout.readline() == "ready\n"
-        send_bench(port, seconds, rate, 0)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"end", ("127.0.0.1", port))
-        figures.append(float(loop.communicate()[0].split()[0]))
-    return median(figures)
 
 
 def timed(function, times, runs=7):
@@ -4581,10 +4573,10 @@ def timed(function, times, runs=7):
 
 def bench_commands(commands, **variables):
     """Return the ms of each command, medians of 100 runs, or of as many
-    as 10 seconds allow: each in its turn, so that all see the same."""
+    as 8 seconds allow: each in its turn, so that all see the same."""
     environment = dict(os.environ, **variables)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    figures, end = [[] for _ in commands], time.monotonic() + 10.0
+    figures, end = [[] for _ in commands], time.monotonic() + 8.0
     while len(figures[0]) < 100 and (time.monotonic() < end
                                      or len(figures[0]) < 5):
         for words, runs in zip(commands, figures):
@@ -4629,39 +4621,49 @@ class Bench:
                 {None: "", True: "met", False: "NOT MET"}[met]), flush=True)
 
 
-def bench_all(bench, folder):
-    """Measure everything of DESIGN section 11."""
-    slow = []
-    for bare in False, "least", True:   # each when the others sleep
-        slow.append(start_code(AGENT_LOOP % dict(
+def bench_slowly(bench, folder):
+    """Measure the agent at 1 Hz, where caches are cold.
+
+    Each loop wakes while the others sleep.
+    """
+    running, loops = Running(folder), []
+    for bare in False, "least", True:
+        loops.append(start_code(AGENT_LOOP % dict(
             here=HERE, root="/proc", rate=1, samples=16, bare=bare)))
-        time.sleep(0.33)
-    trees = {2: EPYC, 64: None, 256: None, 512: None}
-    time.sleep(16.5)                    # nothing else runs meanwhile
-    ours, least, bare = [float(each.communicate()[0]) for each in slow]
-    bench.add("agent, at 1 Hz, of pread, split, one pack", ours, "us", least,
-              1.3, "<= 1.3 x bare")
-    bench.add("agent, of that with conversions, CRC, statvfs", ours, "us",
-              bare)
+        time.sleep(0.27)
+    daemon = running.sendstats(0, "127.0.0.1")
+    time.sleep(1)
+    before = run_ns(daemon.pid)
+    time.sleep(15)
+    daemon_us = (run_ns(daemon.pid) - before) / 15 / 1e3
+    running.end()
+    ours, least, whole = [float(loop.communicate()[0]) for loop in loops]
+    bench.add("agent, sample at 1 Hz, of pread, split, pack", ours, "us",
+              least, 1.3, "<= 1.3 x bare")
+    bench.add("agent, of int, CRC and statvfs beside that", ours, "us", whole)
     bench.add("agent, the same, as a figure", ours, "us", None, 350,
               "<= 350 us")
-    for rate, samples in (10, 15), (50, 50), (None, 2000):
+    bench.add("agent, the daemon, with waiting and sending", daemon_us, "us")
+
+
+def bench_agents(bench, folder):
+    """Measure the agent's samples at other rates, and of larger machines."""
+    for rate, samples in (10, 9), (50, 40), (None, 1500):
         bench.add("agent, sample at %s" % (
             "%d Hz" % rate if rate else "full speed"),
-            *interleave(bench_agent("/proc", rate, samples), "us"))
-    for cpus in trees:
+            *bench_agent("/proc", rate, samples))
+    for cpus in 2, 64, 256, 512:
         root = write_proc(os.path.join(folder, "p%d" % cpus), dict(
             EPYC, stat=stat_of(cpus)))
         bench.add("agent, full speed, %d CPUs" % cpus,
-                  *interleave(bench_agent(root, None, 300), "us"))
-    for part in (bench_memory, bench_network, bench_library, bench_growth,
-                 bench_views, bench_master):
+                  *bench_agent(root, None, 300))
+
+
+def bench_all(bench, folder):
+    """Measure everything there is a goal for, and what README tells."""
+    for part in (bench_slowly, bench_agents, bench_memory, bench_network,
+                 bench_library, bench_growth, bench_views, bench_master):
         part(bench, folder)
-
-
-def interleave(pair, unit):
-    """Return the arguments of Bench.add of a figure and its reference."""
-    return pair[0], unit, pair[1]
 
 
 def stat_of(cpus):
@@ -4674,7 +4676,7 @@ def stat_of(cpus):
 
 def daemon_memory_kb(*words):
     """Return memory_kb() of an agent that became a daemon, as start
-    scripts run it, after 100 samples that its master asked for."""
+    scripts run it, after 50 samples that its master asked for."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as master:
         master.bind(("127.0.0.1", 0))
         subprocess.check_call(
@@ -4684,7 +4686,7 @@ def daemon_memory_kb(*words):
         pid = int(re.findall(r"pid (\d+)", recvstats.find_user(agent[1]))[0])
         try:
             master.sendto(request(period_s=0.1), agent)
-            for _ in range(100):
+            for _ in range(50):
                 master.recv(65536)
             return memory_kb(pid)
         finally:
@@ -4706,37 +4708,28 @@ def bench_memory(bench, folder):
         bench.add("agent, of it unique", unique / 1024, "MB")
     resident, _ = memory_kb(running.processes[0].pid)
     bench.add("agent with options, in the foreground", resident / 1024, "MB")
-    bench.add("agent, grown in 2,000 samples", resident - early, "kB")
+    bench.add("agent, grown in 1,000 samples", resident - early, "kB")
     running.end()
     bench.add("message of this machine", len(message()), "bytes")
 
 
 def bench_network(bench, folder):
     """Measure the receiver."""
-    def receive(what, *words, **more):
-        running = Running(os.path.join(folder, what))
-        os.makedirs(running.folder)
-        try:
-            return bench_receiver(running, *words, **more)
-        finally:
-            running.end()
     path = write_key(folder, b"key")
-    bare = bench_bare(0.7, None, 5)
-    for what, options, key, limit in (
-            ("flat out", [], None, 2.5),
-            ("flat out, --allow", ["--allow", "127.0.0.0/8"], None, 2.5),
-            ("flat out, --key-file", ["--key-file", path], b"key", 4.0)):
-        ours, *_ = receive(what, 0.7, None, 5, *options, key=key)
+    for what, rate, limit, options, key in (
+            ("flat out", None, 2.5, [], None),
+            ("flat out, --allow", None, 2.5, ["--allow", "127.0.0.0/8"],
+             None),
+            ("flat out, --key-file", None, 4, ["--key-file", path], b"key"),
+            ("1,000 a second, even", 1000, 0.7, [], None),
+            ("10,000 a second, even", 10000, 0.3, [], None)):
+        ours, bare, *_ = bench_receiver(
+            folder, 0.8 if rate else 0.5, rate, 5, *options, key=key)
         bench.add("receiver, " + what, ours, "us", bare, limit,
                   "<= %g x bare" % limit)
-    for rate, limit in (1000, 0.7), (10000, 0.3):
-        bare = bench_bare(1.0, rate, 5)
-        ours, *_ = receive("%d" % rate, 1.0, rate, 5)
-        bench.add("receiver, %d a second, even" % rate, ours, "us", bare,
-                  limit, "<= %g x bare" % limit)
     highest = 0
     for rate in range(100000, 400000, 25000):
-        _, lost, reached = receive("s%d" % rate, 5.0, rate, 1)
+        _, _, lost, reached = bench_receiver(folder, 5.0, rate, 1)
         if rate == 100000:
             bench.add("receiver, lost at 100,000 a second for 5 s",
                       100 * lost, "%", None, 0, "0")
