@@ -1191,8 +1191,8 @@ def main(argv=None):
         pid_file = PidFile(args.pid_file)
         try:
             release = str if args.foreground else daemonize(None)
-            receiver, sock = start(args, open_log(args.foreground))
             signals = open_signals(STOP + (signal.SIGHUP,))
+            receiver, sock = start(args, open_log(args.foreground))
             receiver.tick(time.monotonic(), 0)
             if isinstance(receiver.place, str) and not args.foreground:
                 complain("%s: waiting for it" % receiver.place)

@@ -1080,7 +1080,8 @@ class Procstatd:
         """Return the sockets to read: a client waits for its reply first."""
         return [self.listener] + [
             sock for sock, client in self.clients.items()
-            if not client["reply"] and not client["job"]]
+            if not (client["reply"] or client["job"]
+                    or b"\n" in client["lines"])]
 
     def writers(self):
         """Return the sockets with a reply to send."""
@@ -1271,7 +1272,8 @@ class Agent:
             if daemon:
                 readers, writers = daemon.readers(), daemon.writers()
                 if len(readers) + len(writers) <= len(daemon.clients):
-                    until = now                 # a reply is under way
+                    if until - now > SLICE_S:
+                        until = now             # a reply is under way
                 elif daemon.clients:
                     until = min(until, now + TICK_S)
             ready, writable, _ = select.select(

@@ -336,7 +336,7 @@ class Running:
     def __init__(self, folder):
         self.folder, self.port = str(folder), free_port()
         self.table = os.path.join(self.folder, "table")
-        self.processes, self.pids = [], []
+        self.processes, self.masters, self.pids = [], [], []
 
     def start(self, name, *args, **more):
         """Start a tool in the foreground; return the process."""
@@ -351,6 +351,7 @@ class Running:
         """Start recvstats on the port and the table; return it."""
         process = self.start("recvstats.py", "-f", "-p", self.port,
                              "--table", self.table, *args, **more)
+        self.masters.append(process)
         first = process.stderr.readline()
         assert "slots of" in first, first + process.stderr.read()
         return process
@@ -384,9 +385,16 @@ class Running:
         return wait_for(look)
 
     def wait_count(self, counter, count=1):
-        """Wait until a counter of recvstats has reached a count."""
+        """Wait until a counter of recvstats has reached a count.
+
+        SIGHUP makes it tell its counters at once.
+        """
+        def look():
+            for process in self.masters:
+                process.send_signal(signal.SIGHUP)
+            return getattr(cluster.status, counter) >= count
         with self.open() as cluster:
-            wait_for(lambda: getattr(cluster.status, counter) >= count)
+            wait_for(look)
 
     def end(self):
         """End all that was started."""
@@ -399,7 +407,7 @@ class Running:
             for stream in process.stdout, process.stderr:
                 if stream:
                     stream.close()
-        self.processes, self.pids = [], []
+        self.processes, self.masters, self.pids = [], [], []
 
 
 @pytest.fixture
@@ -3257,6 +3265,18 @@ def test_samples_go_on_beside_clients(running):
     with running.open() as cluster:
         before = cluster[3].sequence
         wait_for(lambda: cluster[3].sequence > before + 10)
+
+
+def test_command_that_comes_just_before_a_sample_is_answered(running):
+    """It waited for a later command: here three of ten would."""
+    port = free_port()
+    running.recvstats()
+    running.sendstats("-r", "0.01", "--procstatd", port, 3, "127.0.0.1")
+    running.wait_up(3)
+    client = Client(port)
+    for number in range(30):
+        time.sleep(number / 3000)
+        assert client.ask(b"quik\n")
 
 
 def test_jobs_view(running):
