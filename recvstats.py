@@ -1065,7 +1065,8 @@ def start(args, log):
     Raises  StartError, OSError
     """
     table = Table(args.table, args.nodes, args.port)
-    samples = table.adopt()
+    was_there, samples = os.path.lexists(args.table), table.adopt()
+    replaced = was_there and not table.slots
     sock = open_socket(args.port, args.interface)
     slots = (args.nodes or NODES) + 1
     if table.slots < slots:
@@ -1081,6 +1082,9 @@ def start(args, log):
     log("version %s, port %d, %s: %d slots of %d bytes, %d samples taken "
         "over" % (VERSION, args.port, args.table, table.slots,
                   table.slot_bytes, samples))
+    if replaced:
+        log("%s: was no table of this version, or another user's: made anew"
+            % args.table)
     if size < BUFFER_BYTES:
         log("receive buffer is %d bytes, not %d: run as root or raise "
             "net.core.rmem_max" % (size, BUFFER_BYTES))

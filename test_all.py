@@ -1021,7 +1021,10 @@ def test_wreck_is_an_error_of_the_library_and_is_replaced(
     assert shown.stderr.count("\n") == 1 and "Traceback" not in shown.stderr
     with open("/etc/passwd", "rb") as file:
         before = file.read()
-    running.recvstats()
+    log = running.recvstats().stderr
+    assert log.readline() == (
+        "recvstats: %s: was no table of this version, or another user's: "
+        "made anew\n" % running.table)
     running.send(message(3))
     running.wait_up(3)
     with open("/etc/passwd", "rb") as file:
