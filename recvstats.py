@@ -770,9 +770,9 @@ class Receiver:
                 lost += max(sequence - 1, 0)
         if node in self.silent or kind == FAREWELL or not received:
             self.note(node, kind, received)
-        SLOT_BODY.pack_into(
-            self.buffer, 0, now, now + self.wall_s, window, received + 1,
-            lost, address, size, restarts, sender[1], flags)
+        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
+            now, now + self.wall_s, window, received + 1, lost, address,
+            size, restarts, sender[1], flags)
         self.publish(place, SLOT_BODY.size + size)
         return STORED
 
@@ -816,8 +816,8 @@ class Receiver:
         slot["window"] |= bit
         slot["received"] += 1
         slot["lost"] = max(slot["lost"] - 1, 0)
-        SLOT_BODY.pack_into(self.buffer, 0,
-                            *[slot[field] for field in [*SLOT_AT][1:]])
+        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
+            *[slot[field] for field in [*SLOT_AT][1:]])
         self.publish(place, SLOT_BODY.size)
         return LATE
 

@@ -476,7 +476,7 @@ def parse_destination(text, port):
 
 HEADER_STRUCT, _ = layout(HEADER)
 ASK_STRUCT, _ = layout(ASK)
-NODE_STRUCT, NODE_AT = layout(NODE)
+NODE_STRUCT, _ = layout(NODE)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 NODE_CODES, CPU_CODES, INTERFACE_CODES = [
     "".join(codes(rows)) for rows in (NODE, ONE_CPU, INTERFACE)]
@@ -539,45 +539,47 @@ def known(code, value):
     return None if value == ABSENT[code] else value
 
 
-def format_values(pairs):
-    """Return a procstatd reply: a line per value that is known."""
+def format_values(node, more):
+    """Return a procstatd reply, a line per value that is known: under
+    procstatd's own names, then more.
+
+    node, more  {field of the node record: value}, {name: value}
+    """
+    total, free, boot = map(node.get, ("total_bytes", "free_bytes",
+                                       "boot_time_s"))
+    pairs = [("load1", node.get("one")), ("load5", node.get("five")),
+             ("load15", node.get("fifteen")),
+             ("mem_used", None if None in (total, free) else total - free),
+             ("mem_free", free), ("shm_tot", node.get("shared_bytes")),
+             ("proc", node.get("total")),
+             ("uptime", None if boot is None else int(time.time()) - boot)]
     lines = ["%s %s" % (name, "%.7g" % value if isinstance(value, float)
                         else value)
-             for name, value in pairs if value is not None]
+             for name, value in pairs + list(more.items())
+             if value is not None]
     return ("\n".join(lines) + "\n\n").encode()
 
 
+def name_values(rows, values):
+    """Return {field: value} of a record, None for what is absent."""
+    return dict(zip(layout(rows)[1], map(known, codes(rows), values)))
+
+
 def format_everything(message):
-    """Return the values of a message under procstatd's names, then all
-    under their own."""
-    values = NODE_STRUCT.unpack_from(message, HEADER_STRUCT.size)
-    node = dict(zip(NODE_AT, map(known, codes(NODE), values)))
-    total, free = node["total_bytes"], node["free_bytes"]
-    boot_time_s = node["boot_time_s"]
-    return format_values([
-        ("load1", node["one"]), ("load5", node["five"]),
-        ("load15", node["fifteen"]),
-        ("mem_used", None if None in (total, free) else total - free),
-        ("mem_free", free), ("shm_tot", node["shared_bytes"]),
-        ("proc", node["total"]),
-        ("uptime", None if boot_time_s is None
-         else int(time.time()) - boot_time_s)] + list(node.items()))
+    """Return the reply with all values of a message."""
+    node = name_values(NODE, NODE_STRUCT.unpack_from(message,
+                                                     HEADER_STRUCT.size))
+    return format_values(node, node)
 
 
 def format_quick(columns, kernel, load):
     """Return procstatd's short reply, from /proc/stat and /proc/loadavg."""
-    load1, load5, load15, _, proc, _ = map(known, codes(LOAD), load)
-    values = [("load1", load1), ("load5", load5), ("load15", load15),
-              ("proc", proc)]
+    ticks = {}
     if columns:
-        _, user, nice, system, idle = [column[0] for column
-                                       in fold_ticks(columns)]
-        boot_time_s = known("Q", kernel[0])
-        if boot_time_s is not None:
-            values.append(("uptime", int(time.time()) - boot_time_s))
-        values += [("user_ticks", user), ("nice_ticks", nice),
-                   ("system_ticks", system), ("idle_ticks", idle)]
-    return format_values(values)
+        ticks = dict(zip(("user_ticks", "nice_ticks", "system_ticks",
+                          "idle_ticks"),
+                         [column[0] for column in fold_ticks(columns)[1:]]))
+    return format_values(name_values(KERNEL + LOAD, (*kernel, *load)), ticks)
 
 
 def pack_message(header, body):
