@@ -283,15 +283,15 @@ def format_cell(form, value):
     return form % value if isinstance(form, str) else form(value)
 
 
-def row_formatter(columns):
+def row_formatter(columns, texts):
     """Return the function that formats values, of COLUMNS, as a row.
 
     One template does it where all numbers are known.
+    texts   template of a row of texts
     """
     template = " ".join(
         "%%%d%s" % (width, form[1:] if isinstance(form, str) else "s")
         for _, _, width, form in columns)
-    texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
     places = [place for place, *_ in columns]
     functions = [(cell, form) for cell, (*_, form) in enumerate(columns)
                  if not isinstance(form, str)]
@@ -322,7 +322,8 @@ def row_colour(node, args):
 def format_table(picture, args):
     """Return the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
-    format_row, lines, up = row_formatter(columns), [], []
+    texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
+    format_row, lines, up = row_formatter(columns, texts), [], []
     for node in picture.nodes:
         name, sums = measure(node)
         if node.state == "up":
@@ -332,7 +333,6 @@ def format_table(picture, args):
     if args.brief:
         return lines
     values = measure_all(up)
-    texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
     totals = ["" if values[place] is None else
               values[place] if place < 2 else format_cell(form, values[place])
               for place, _, _, form in columns]
@@ -1054,9 +1054,15 @@ def read_picture(cluster, args):
 
 
 def write(data):
-    """Write bytes to standard output, at once."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """Write bytes to standard output, at once.
+
+    Raises  BeostatError
+    """
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise libbeostat.BeostatError("cannot write: %s" % error.strerror)
 
 
 def window():
@@ -1268,9 +1274,6 @@ def main(argv=None):
     except libbeostat.BadNodeList as error:
         complain(error)
         return 2
-    except OSError as error:
-        complain("cannot write: %s" % error.strerror)
-        return 3
     except libbeostat.NoTable as error:
         complain("%s: recvstats is not running: start it with recvstats.py"
                  % error)

@@ -275,12 +275,12 @@ def parse_loadavg(text):
     """Return the values of LOAD.
 
     Raises  ValueError when these are not the columns we know
-    Source  proc(5), /proc/loadavg, whose means have two decimals
+    Source  proc(5), /proc/loadavg
     """
-    one, cents1, five, cents5, fifteen, cents15, active, total, last_pid = map(
-        int, text.replace(b".", b" ").replace(b"/", b" ").split())
-    return (one + cents1 / 100, five + cents5 / 100, fifteen + cents15 / 100,
-            active - (active > 0), total, last_pid)
+    one, five, fifteen, processes, last_pid = text.split()
+    active, total = processes.split(b"/")
+    return (*[fitting("f", float(mean)) for mean in (one, five, fifteen)],
+            max(int(active) - 1, 0), int(total), int(last_pid))
 
 
 def parse_stat(text):
@@ -295,10 +295,12 @@ def parse_stat(text):
     end = text.find(b"\n", text.rfind(b"\ncpu") + 1)
     lines = text[:end].replace(b"cpu ", b"-1 ", 1).replace(b"cpu", b"")
     numbers = list(map(int, lines.split()))
-    width = len(numbers) // (lines.count(b"\n") + 1)
+    width = len(lines.split(b"\n", 1)[0].split())
     ids = numbers[::width]
-    if width < 5 or len(numbers) % width or ids[-1] >= ABSENT["H"]:
-        raise ValueError("/proc/stat: cpu lines of no known kind")
+    if width < 5 or len(numbers) != width * (lines.count(b"\n") + 1):
+        raise ValueError("/proc/stat: cpu lines of different width")
+    if max(ids) >= ABSENT["H"]:
+        raise ValueError("/proc/stat: CPU number too high")
     start = text.find(b"\nintr ")       # a long line, but for its sum
     *counts, running, blocked = parse_counts(
         text[start:start + 32].split()[:2]
@@ -358,12 +360,12 @@ def parse_net_dev(text):
     Raises  ValueError when the kernel's columns are not the 16 we know
     Source  proc(5), /proc/net/dev
     """
-    words = text[text.rfind(b"|"):].replace(b":", b" ").split()
-    names = words[8::17]                # behind the last of the headings
-    if len(words) != 8 + 17 * len(names):
+    words = text[text.find(b"\n", text.find(b"\n") + 1):].replace(
+        b":", b" ").split()             # behind two heading lines
+    if len(words) % 17:
         raise ValueError("/proc/net/dev: not 16 columns")
-    return names, [list(map(int, words[column::17]))
-                   for column in range(9, 25)]
+    return words[::17], [list(map(int, words[column::17]))
+                         for column in range(1, 17)]
 
 
 def rates(counts, before, elapsed_s):
@@ -700,9 +702,10 @@ class Sampler:
         """Return (values of NETWORK, columns of INTERFACE, their counters)."""
         names, columns = interfaces
         counts = list(zip(columns[0], columns[8]))
-        both = rates(sum(counts, ()), sum(align(names, counts, *before), ()),
-                     elapsed_s)
-        rx, tx = both[::2], both[1::2]
+        counts_before = align(names, counts, *before)
+        rx, tx = [rates([pair[way] for pair in counts],
+                        [pair[way] for pair in counts_before], elapsed_s)
+                  for way in (0, 1)]
         summed = [sum([rate for name, rate in zip(names, way)
                        if name != b"lo"]) for way in (rx, tx)]
         shown = [name if name.isalnum() else text_bytes(name, 16)

@@ -808,6 +808,24 @@ def test_strange_text_is_absent_and_never_fatal(tmp_path, name, text):
         assert node.memory.total_bytes == 24684092 * 1024
 
 
+def test_odd_text_makes_no_wrong_number(tmp_path):
+    """One decimal is tenths; lines whose widths differ are not columns, even
+    if their words divide; a name may hold what the headings do."""
+    for name in "loads", "cpus", "names":
+        (tmp_path / name).mkdir()
+    node = sample_of(tmp_path / "loads", dict(
+        EPYC, loadavg="0.5 12.25 3 1/77 2051\n"))
+    assert node.load[:3] == (0.5, 12.25, 3.0)
+    node = sample_of(tmp_path / "cpus", dict(
+        EPYC, stat="cpu  1 2 3 4 5\ncpu0 1 2 3\n"))
+    assert node.cpu.user_ticks is None and not node.cpus
+    node = sample_of(tmp_path / "names", dict(
+        EPYC, **{"net/dev": EPYC["net/dev"].rstrip("\n")
+                 + "\n  a|b: " + " ".join(map(str, range(1, 17))) + "\n"}))
+    assert node.interfaces[-1].name == "a|b"
+    assert node.interfaces[-1].rx_bytes == 1 and len(node.interfaces) > 1
+
+
 def test_interfaces_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
     line = " veth%d: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"
     many = "\n".join(EPYC["net/dev"].split("\n")[:2] + [""]) + "".join(
