@@ -45,17 +45,20 @@ ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
 ITEM = r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])"
 
 # ---- layout: rows ------------------------------------------------------
-# A row is (fields, code, unit, meaning); each of its fields has the code.
+# A row is (fields, code, unit, meaning): each of its fields has the code.
 
 
-def layout(rows):
-    """Return (Struct, {field: byte offset}) of a table of fields."""
+def layout(rows, only=None):
+    """Return (Struct, {field: byte offset}) of a table of fields; the Struct
+    passes over those that are not among `only`."""
     code, size, offset = "<", 0, {}
-    for fields, field_code, _unit, _meaning in rows:
+    for fields, field_code, *_ in rows:
+        width = struct.calcsize("<" + field_code)
         for field in fields.split():
             offset[field] = size
-            size += struct.calcsize("<" + field_code)
-            code += field_code
+            size += width
+            code += ("%dx" % width if only and field not in only
+                     else field_code)
     return struct.Struct(code), offset
 
 

@@ -76,17 +76,21 @@ MEMINFO_DROPS = 8                       # linux/sock_diag.h
 U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
 
 # ---- layout: rows ------------------------------------------------------
-# A row is (fields, code, unit, meaning); each of its fields has the code.
+# A row is (fields, code): each of its fields has the code.  Meanings and
+# units stand beside the same rows of libbeostat.py, and in README.
 
 
-def layout(rows):
-    """Return (Struct, {field: byte offset}) of a table of fields."""
+def layout(rows, only=None):
+    """Return (Struct, {field: byte offset}) of a table of fields; the Struct
+    passes over those that are not among `only`."""
     code, size, offset = "<", 0, {}
-    for fields, field_code, _unit, _meaning in rows:
+    for fields, field_code, *_ in rows:
+        width = struct.calcsize("<" + field_code)
         for field in fields.split():
             offset[field] = size
-            size += struct.calcsize("<" + field_code)
-            code += field_code
+            size += width
+            code += ("%dx" % width if only and field not in only
+                     else field_code)
     return struct.Struct(code), offset
 
 
@@ -97,21 +101,10 @@ MAGIC = b"BEO\x01"
 SAMPLE, FAREWELL, REQUEST = 1, 2, 3
 MASTER, UNNUMBERED = -1, -2
 HEADER = (
-    ("magic", "4s", "", "b'BEO' and the header's version, 1"),
-    ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
-     "a request, who is asked, -2 all"),
-    ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
-    ("version", "H", "", "of the records that follow"),
-    ("start_us", "Q", "us", "when the agent started, since the epoch"),
-    ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
-    ("period_s", "f", "s", "between two samples; of a request, the one to "
-     "use from now on, 0 the agent's own"),
-    ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
-)
-ASK = (                         # the body of a request
-    ("spread_s", "f", "s", "answers fall within it, by node number"),
-)
+    ("magic", "4s"), ("length", "I"), ("node", "i"), ("kind version", "H"),
+    ("start_us", "Q"), ("sequence", "I"), ("period_s", "f"),
+    ("time_s", "d"))
+ASK = (("spread_s", "f"),)      # the body of a request
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: table -----------------------------------------------------
@@ -124,63 +117,20 @@ TABLE_BYTES = 4096
 SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
 SIGNED, VERIFIED = 1, 2                 # flags of a slot
 STATUS = (
-    ("magic", "8s", "", "b'BEOTABLE'"),
-    ("word", "Q", "", "odd while the header is being written"),
-    ("version", "I", "", "of this layout, 1"),
-    ("retired", "I", "", "1: a newer file has taken this one's place"),
-    ("slot_bytes", "I", "bytes", "size of a slot"),
-    ("slots", "I", "", "slots in the file"),
-    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
-    ("pid", "I", "", "process id of recvstats"),
-    ("port", "I", "", "UDP port it listens on"),
-    ("messages_per_s", "I", "", "datagrams in the last second"),
-    ("start_time_s", "d", "s", "its start, since the epoch"),
-    ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
-    ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
-)
+    ("magic", "8s"), ("word", "Q"),
+    ("version retired slot_bytes slots expected pid port messages_per_s",
+     "I"),
+    ("start_time_s heartbeat_s request_time_s", "d"))
 COUNTERS = (
-    ("received", "Q", "", "datagrams received since the start"),
-    ("stored", "Q", "", "samples and farewells stored"),
-    ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
-    ("repeated", "Q", "", "arrived before; dropped"),
-    ("stale", "Q", "", "from an earlier start of the agent; dropped"),
-    ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
-    ("short", "Q", "", "cut off, or shorter than any message; dropped"),
-    ("long", "Q", "", "with bytes behind the message; dropped"),
-    ("magic_wrong", "Q", "", "not a message of ours; dropped"),
-    ("version_wrong", "Q", "", "with a header of another version; dropped"),
-    ("crc_wrong", "Q", "", "damaged on the way; dropped"),
-    ("header_wrong", "Q", "", "of no known kind or period; dropped"),
-    ("number_wrong", "Q", "", "node number not from -1 to --max-nodes less "
-     "1; dropped"),
-    ("unnumbered", "Q", "", "node number -2, and the sender's address not "
-     "in --iprange; dropped"),
-    ("not_allowed", "Q", "", "from an address outside --allow; dropped"),
-    ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
-     "dropped"),
-    ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
-    ("no_space", "Q", "", "no room in the file system for its slot; "
-     "dropped"),
-    ("requests", "Q", "", "of a master, heard on the group; ignored"),
-    ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
-     "its receive buffer was full; SO_MEMINFO"),
-)
-TABLE_HEADER = STATUS + COUNTERS + (
-    ("crc", "I", "", "CRC-32 of the fields above, their word as 0"),
-)
+    ("received stored late repeated stale conflict short long magic_wrong "
+     "version_wrong crc_wrong header_wrong number_wrong unnumbered "
+     "not_allowed unsigned signature_wrong no_space requests kernel_drops",
+     "Q"),)
+TABLE_HEADER = STATUS + COUNTERS + (("crc", "I"),)
 SLOT = (
-    ("word", "Q", "", "odd exactly while the slot is being written"),
-    ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
-    ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
-    ("window", "Q", "", "bit n: the message n before the last one came"),
-    ("received", "Q", "", "messages received from the node"),
-    ("lost", "Q", "", "messages that the node sent and that never came"),
-    ("address", "4s", "", "IPv4 address of the sender"),
-    ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
-    ("restarts", "I", "", "starts of the agent after the first one seen"),
-    ("port", "H", "", "UDP port of the sender"),
-    ("flags", "H", "", "1 signed, 2 and verified with a key"),
-)
+    ("word", "Q"), ("heard_s heard_time_s", "d"),
+    ("window received lost", "Q"), ("address", "4s"),
+    ("message_bytes restarts", "I"), ("port flags", "H"))
 
 # ---- parse -------------------------------------------------------------
 
@@ -192,8 +142,10 @@ SLOT_BODY, _ = layout(SLOT[1:])         # all but the word
 STATE, STATE_AT = layout(SLOT + HEADER)
 # What of STATE each message needs: window to lost, address, restarts, start
 # and sequence of the last one.
-LAST = struct.Struct("<24x3Q4s4xI4x16xQI")
-CAUSES = [field for field, *_ in COUNTERS]
+LAST, _ = layout(SLOT + HEADER, (
+    "window", "received", "lost", "address", "restarts", "start_us",
+    "sequence"))
+CAUSES = COUNTERS[0][0].split()
 (RECEIVED, STORED, LATE, REPEATED, STALE, CONFLICT, SHORT, LONG, MAGIC_WRONG,
  VERSION_WRONG, CRC_WRONG, HEADER_WRONG, NUMBER_WRONG, NO_NUMBER,
  NOT_ALLOWED, UNSIGNED, SIGNATURE_WRONG, NO_SPACE, REQUESTS,
@@ -375,7 +327,7 @@ class Table:
     def __init__(self, path, expected, port):
         self.path, self.expected, self.port = path, expected, port
         self.slots = self.slot_bytes = self.messages_per_s = 0
-        self.counts = [0] * len(COUNTERS)
+        self.counts = [0] * len(CAUSES)
         self.start_time_s, self.request_time_s = time.time(), 0.0
         self.fd = self.view = self.words = None
 

@@ -99,17 +99,21 @@ STAT = (b"btime", b"ctxt", b"intr", b"processes", b"procs_running",
         b"procs_blocked")
 
 # ---- layout: rows ------------------------------------------------------
-# A row is (fields, code, unit, meaning); each of its fields has the code.
+# A row is (fields, code): each of its fields has the code.  Meanings and
+# units stand beside the same rows of libbeostat.py, and in README.
 
 
-def layout(rows):
-    """Return (Struct, {field: byte offset}) of a table of fields."""
+def layout(rows, only=None):
+    """Return (Struct, {field: byte offset}) of a table of fields; the Struct
+    passes over those that are not among `only`."""
     code, size, offset = "<", 0, {}
-    for fields, field_code, _unit, _meaning in rows:
+    for fields, field_code, *_ in rows:
+        width = struct.calcsize("<" + field_code)
         for field in fields.split():
             offset[field] = size
-            size += struct.calcsize("<" + field_code)
-            code += field_code
+            size += width
+            code += ("%dx" % width if only and field not in only
+                     else field_code)
     return struct.Struct(code), offset
 
 
@@ -120,21 +124,10 @@ MAGIC = b"BEO\x01"
 SAMPLE, FAREWELL, REQUEST = 1, 2, 3
 MASTER, UNNUMBERED = -1, -2
 HEADER = (
-    ("magic", "4s", "", "b'BEO' and the header's version, 1"),
-    ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
-     "a request, who is asked, -2 all"),
-    ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
-    ("version", "H", "", "of the records that follow"),
-    ("start_us", "Q", "us", "when the agent started, since the epoch"),
-    ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
-    ("period_s", "f", "s", "between two samples; of a request, the one to "
-     "use from now on, 0 the agent's own"),
-    ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
-)
-ASK = (                         # the body of a request
-    ("spread_s", "f", "s", "answers fall within it, by node number"),
-)
+    ("magic", "4s"), ("length", "I"), ("node", "i"), ("kind version", "H"),
+    ("start_us", "Q"), ("sequence", "I"), ("period_s", "f"),
+    ("time_s", "d"))
+ASK = (("spread_s", "f"),)      # the body of a request
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: records ---------------------------------------------------
@@ -144,85 +137,39 @@ GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 RECORDS_VERSION = 1
 ABSENT = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1, "f": -1.0}
 CLIPPED = 1                     # a flag: some interfaces did not fit
-HOST = (
-    ("hostname release", "64s", "", "node name, kernel release; uname(2)"),
-    ("machine", "16s", "", "hardware name; uname(2)"),
-)
+HOST = (("hostname release", "64s"), ("machine", "16s"))
 PROCESSOR = (
-    ("vendor", "16s", "", "vendor_id; /proc/cpuinfo"),
-    ("model", "64s", "", "model name; /proc/cpuinfo"),
-    ("mhz", "f", "MHz", "cpu MHz of the first CPU; /proc/cpuinfo"),
-    ("cache_kb", "I", "kB", "cache size; /proc/cpuinfo"),
-    ("bogomips", "f", "", "of the first CPU; /proc/cpuinfo"),
-    ("sockets cores", "H", "", "distinct physical ids, cores in them; "
-     "/proc/cpuinfo"),
-    ("ticks_per_s", "H", "Hz", "USER_HZ; sysconf(3)"),
-)
+    ("vendor", "16s"), ("model", "64s"), ("mhz", "f"), ("cache_kb", "I"),
+    ("bogomips", "f"), ("sockets cores ticks_per_s", "H"))
 KERNEL = (
-    ("boot_time_s", "Q", "s", "btime, since the epoch; /proc/stat"),
-    ("context_switches interrupts forks", "Q", "", "ctxt, intr, processes "
-     "since boot; /proc/stat"),
-    ("running blocked", "I", "", "procs_running less the agent itself, "
-     "procs_blocked; /proc/stat"),
-)
+    ("boot_time_s context_switches interrupts forks", "Q"),
+    ("running blocked", "I"))
 CPU = (
     ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "
-     "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q", "ticks",
-     "of all CPUs since boot; cpu line of /proc/stat"),
+     "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q"),
     ("busy_fraction user_fraction nice_fraction system_fraction "
-     "iowait_fraction", "f", "", "0 to 1, over the last period; busy is "
-     "user, nice and system"),
-)
-LOAD = (
-    ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
-    ("active total last_pid", "I", "", "processes running (less the agent "
-     "itself), processes, newest process id; /proc/loadavg"),
-)
+     "iowait_fraction", "f"))
+LOAD = (("one five fifteen", "f"), ("active total last_pid", "I"))
 MEMORY = (
     ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
-     "shared_bytes reclaimable_bytes swap_total_bytes swap_free_bytes",
-     "Q", "bytes", "MemTotal MemFree MemAvailable Buffers Cached Shmem "
-     "SReclaimable SwapTotal SwapFree; /proc/meminfo"),
-)
+     "shared_bytes reclaimable_bytes swap_total_bytes swap_free_bytes", "Q"),)
 DISK = (
-    ("block_bytes", "Q", "bytes", "size of a block of /; statvfs(3)"),
-    ("blocks free_blocks available_blocks", "Q", "blocks", "of /: all, "
-     "free, free to users; statvfs(3)"),
-    ("files free_files", "Q", "", "inodes of /; statvfs(3)"),
-    ("name_max", "I", "", "longest file name in /; statvfs(3)"),
-)
-NETWORK = (
-    ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "received and sent "
-     "over the last period, all interfaces but lo"),
-)
+    ("block_bytes blocks free_blocks available_blocks files free_files", "Q"),
+    ("name_max", "I"))
+NETWORK = (("rx_bytes_per_s tx_bytes_per_s", "Q"),)
 AGENT = (
-    ("cost_us", "I", "us", "CPU time of the agent since its last sample"),
-    ("send_errors", "I", "", "messages that the kernel refused to send"),
-    ("skipped", "I", "", "samples left out because one overran"),
-    ("procstatd_port", "H", "", "TCP port of its procstatd, 0 none"),
-    ("flags", "H", "", "1 some interfaces did not fit in the message"),
-    ("cpus interfaces", "H", "", "records that follow: CPUs that are on "
-     "line, interfaces"),
-)
+    ("cost_us send_errors skipped", "I"),
+    ("procstatd_port flags cpus interfaces", "H"))
 NODE = HOST + PROCESSOR + KERNEL + CPU + LOAD + MEMORY + DISK + NETWORK + AGENT
 ONE_CPU = (
-    ("id", "H", "", "CPU number; /proc/stat"),
-    ("busy", "H", "1/10000", "share of the last period"),
-    ("user_ticks nice_ticks system_ticks idle_ticks", "I", "ticks",
-     "since boot, they wrap; irq, softirq and steal are in system, iowait "
-     "in idle; /proc/stat"),
-)
+    ("id busy", "H"), ("user_ticks nice_ticks system_ticks idle_ticks", "I"))
 INTERFACE = (
-    ("name", "16s", "", "of the interface; /proc/net/dev"),
-    ("rx_bytes rx_packets", "Q", "", "received; /proc/net/dev"),
-    ("rx_errors rx_dropped rx_fifo rx_frame rx_compressed rx_multicast",
-     "I", "", "receive columns, they wrap; /proc/net/dev"),
-    ("tx_bytes tx_packets", "Q", "", "sent; /proc/net/dev"),
+    ("name", "16s"), ("rx_bytes rx_packets", "Q"),
+    ("rx_errors rx_dropped rx_fifo rx_frame rx_compressed rx_multicast", "I"),
+    ("tx_bytes tx_packets", "Q"),
     ("tx_errors tx_dropped tx_fifo tx_collisions tx_carrier tx_compressed",
-     "I", "", "transmit columns, they wrap; /proc/net/dev"),
-    ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "over the last "
-     "period"),
-)
+     "I"),
+    ("rx_bytes_per_s tx_bytes_per_s", "Q"))
 
 # ---- parse -------------------------------------------------------------
 
