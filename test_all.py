@@ -14,6 +14,7 @@ import os
 import pty
 import pwd
 import re
+import resource
 import select
 import shutil
 import signal
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+import threading
 import time
 import zlib
 
@@ -528,6 +530,15 @@ def body_of(folder, texts, **fields):
     values = dict(zip(names, sendstats.NODE_STRUCT.unpack(body[:566])))
     values.update(fields)
     return sendstats.NODE_STRUCT.pack(*values.values()) + body[566:]
+
+
+def body_with(**fields):
+    """Return this machine's message body with some fields of NODE set."""
+    values = dict(zip(libbeostat.NODE_AT,
+                      libbeostat.NODE_STRUCT.unpack_from(BODY)))
+    values.update(fields)
+    return (libbeostat.NODE_STRUCT.pack(*values.values())
+            + BODY[libbeostat.NODE_STRUCT.size:])
 
 
 def seven_nodes(folder):
@@ -1820,7 +1831,7 @@ def shown(receiver, *words):
     picture = picture._replace(
         path="/dev/shm/beostat", time_s=1e9 + 2,
         status=picture.status._replace(pid=812, start_time_s=1e9 - 3600))
-    return beostat.format_lines(args.view(picture, args), args).decode()
+    return beostat.format_lines(args.view.format(picture, args), args).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -2141,9 +2152,6 @@ beostat_node_up{node="2"} 1
 # HELP beostat_node_age_seconds Time since the last sample arrived.
 # TYPE beostat_node_age_seconds gauge
 beostat_node_age_seconds{node="2"} 0.5
-# HELP beostat_node_info What the node is.
-# TYPE beostat_node_info gauge
-beostat_node_info{node="2",hostname="n2",release="6.1.0",machine="x86_64",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
 # HELP beostat_node_received_messages_total Messages received.
 # TYPE beostat_node_received_messages_total counter
 beostat_node_received_messages_total{node="2"} 1
@@ -2153,6 +2161,9 @@ beostat_node_lost_messages_total{node="2"} 0
 # HELP beostat_node_agent_restarts_total Starts of the agent but the first.
 # TYPE beostat_node_agent_restarts_total counter
 beostat_node_agent_restarts_total{node="2"} 0
+# HELP beostat_node_info What the node is.
+# TYPE beostat_node_info gauge
+beostat_node_info{node="2",hostname="n2",release="6.1.0",machine="x86_64",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
 # HELP beostat_node_boot_time_seconds Boot time, since the epoch.
 # TYPE beostat_node_boot_time_seconds gauge
 beostat_node_boot_time_seconds{node="2"} 1062191376
@@ -2177,12 +2188,6 @@ beostat_node_cpus{node="2"} 1
 # HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
 # TYPE beostat_node_cpu_busy_ratio gauge
 beostat_node_cpu_busy_ratio{node="2"} 0.125
-# HELP beostat_node_cpu_seconds_total CPU time since boot.
-# TYPE beostat_node_cpu_seconds_total counter
-beostat_node_cpu_seconds_total{node="2",mode="user"} 11324.3
-beostat_node_cpu_seconds_total{node="2",mode="nice"} 31.04
-beostat_node_cpu_seconds_total{node="2",mode="system"} 2203.11
-beostat_node_cpu_seconds_total{node="2",mode="idle"} 512349.07
 # HELP beostat_node_context_switches_total Context switches since boot.
 # TYPE beostat_node_context_switches_total counter
 beostat_node_context_switches_total{node="2"} 115315
@@ -2225,6 +2230,15 @@ beostat_node_filesystem_files{node="2"} 65536
 # HELP beostat_node_filesystem_files_free Free inodes of /.
 # TYPE beostat_node_filesystem_files_free gauge
 beostat_node_filesystem_files_free{node="2"} 60000
+# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
+# TYPE beostat_node_agent_cost_seconds gauge
+beostat_node_agent_cost_seconds{node="2"} 0.00035
+# HELP beostat_node_cpu_seconds_total CPU time since boot.
+# TYPE beostat_node_cpu_seconds_total counter
+beostat_node_cpu_seconds_total{node="2",mode="user"} 11324.3
+beostat_node_cpu_seconds_total{node="2",mode="nice"} 31.04
+beostat_node_cpu_seconds_total{node="2",mode="system"} 2203.11
+beostat_node_cpu_seconds_total{node="2",mode="idle"} 512349.07
 # HELP beostat_node_network_receive_bytes_total rx_bytes column of /proc/net/dev.
 # TYPE beostat_node_network_receive_bytes_total counter
 beostat_node_network_receive_bytes_total{node="2",device="lo"} 104503
@@ -2257,9 +2271,6 @@ beostat_node_network_transmit_errs_total{node="2",device="eth0"} 5
 # TYPE beostat_node_network_transmit_drop_total counter
 beostat_node_network_transmit_drop_total{node="2",device="lo"} 0
 beostat_node_network_transmit_drop_total{node="2",device="eth0"} 0
-# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
-# TYPE beostat_node_agent_cost_seconds gauge
-beostat_node_agent_cost_seconds{node="2"} 0.00035
 # HELP beostat_recvstats_up 1 while recvstats is at work.
 # TYPE beostat_recvstats_up gauge
 beostat_recvstats_up 1
@@ -3349,20 +3360,62 @@ def test_jobs_view(running):
     assert running.beostat("-J", "--sort", "load", "3").returncode == 2
 
 
-def test_node_that_does_not_answer_is_named(running, tmp_path, monkeypatch):
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(1)
-        receiver = new_receiver(tmp_path)
-        body = body_of(tmp_path / "proc", EPYC,
-                       procstatd_port=deaf.getsockname()[1])
-        feed(receiver, message(0, body=body), "127.0.0.1")
-        with libbeostat.open(receiver.table.path) as cluster:
-            monkeypatch.setattr(beostat, "JOBS_LIMIT_S", 0.3)
-            jobs, errors = beostat.ask_jobs([cluster[0]])
-        close(receiver)
-    assert jobs == []
-    assert errors == ["node 0: 127.0.0.1: no answer in 0.3 s"]
+JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
+NO_LIST = "answer is not a list of processes"
+ANSWERS = (
+    # what a node's procstatd sends, what beostat says of it
+    (JOB % b"\xff\x1b[31m", None),
+    (None, "Connection refused"),
+    (b"", "no answer in 3 s"),
+    (b"5", "no answer in 3 s"),
+    (b"x" * (1 << 23), "answer of over 4194304 bytes"),
+    (JOB.replace(b"1\n", b"2\n", 1) % b"sleep", NO_LIST),
+    (JOB.replace(b"4096", b"9" * 400) % b"sleep", NO_LIST),
+    (JOB % (b"x" * 20000), NO_LIST),
+    (b"9" * 20000 + b"\n\n", NO_LIST),
+    (b"65537\n" + b"1 1 0 S 1 1 1 1 x\n" * 65537 + b"\n", NO_LIST),
+    (b"1\n11 1 0 S\n\n", NO_LIST),
+    (b"\n\n", NO_LIST),
+)
+
+
+def answer_for_ever(listener, answer):
+    """Give an answer to each line of each client until it is shut down."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):
+                while client.recv(64):
+                    client.sendall(answer)
+
+
+def test_jobs_of_nodes_that_lie(running, receiver):
+    """Each is that node's error line, and the others are shown, with few
+    descriptors."""
+    with contextlib.ExitStack() as stack:
+        for number, (answer, _) in enumerate(ANSWERS):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            if answer is not None:
+                listener.listen(5)
+                stack.callback(listener.shutdown, socket.SHUT_RDWR)
+                threading.Thread(target=answer_for_ever, daemon=True,
+                                 args=(listener, answer)).start()
+            feed(receiver, message(number, body=body_with(
+                procstatd_port=listener.getsockname()[1])), "127.0.0.1")
+        feed(receiver, message(99, body=body_with(procstatd_port=9)),
+             "255.255.255.255")         # which has no route
+        shown = tool("beostat.py", "-J", "--table", receiver.table.path,
+                     preexec_fn=lambda: resource.setrlimit(
+                         resource.RLIMIT_NOFILE, (32, 32)))
+    assert shown.stdout.splitlines()[1:] == [
+        "    0      11 root     S    1   1.0M   0.0 \ufffd\\x1b[31m"]
+    errors = shown.stderr.splitlines()
+    assert errors[:-1] == ["beostat: node %d: 127.0.0.1: %s" % (number, error)
+                           for number, (_, error) in enumerate(ANSWERS)
+                           if error]
+    assert errors[-1].startswith("beostat: node 99: 255.255.255.255: ")
+    assert shown.returncode == 1
 
 
 # ---- access ------------------------------------------------------------
