@@ -799,8 +799,9 @@ def read_jobs(picture, args):
 
 # ---- view: json --------------------------------------------------------
 
-HEADS = ("number state age_s heard_time_s time_s start_time_s period_s "
-         "sequence address port received lost restarts signature").split()
+HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
+         "period_s", "sequence", "address", "port", "received", "lost",
+         "restarts", "signature")
 
 
 @functools.lru_cache(None)
@@ -809,23 +810,33 @@ def object_template(fields):
     return "{%s}" % ", ".join(['"%s": %%s' % field for field in fields])
 
 
-def format_record(record, encode):
-    """Return the JSON object of a record of libbeostat.
+def format_value(value, encode):
+    """Return a number or a text as JSON, null when it is unknown."""
+    return ("null" if value is None else
+            encode(value) if isinstance(value, str) else value)
+
+
+def format_object(fields, values, encode):
+    """Return the JSON object of some fields.
 
     One template does it where all are numbers that are known.
     """
-    if None in record or isinstance(record[0], str):
-        return encode(dict(zip(record._fields, record)))
-    return object_template(record._fields) % record
+    if None in values or isinstance(values[0], str):
+        values = tuple([format_value(value, encode) for value in values])
+    return object_template(fields) % values
 
 
 def format_node(node, encode):
     """Return the JSON object of a node."""
-    parts = [encode({field: getattr(node, field) for field in HEADS})[:-1]]
-    parts += ['"%s": %s' % (part, format_record(getattr(node, part), encode))
+    def format_record(record):
+        return format_object(record._fields, record, encode)
+
+    heads = [format_value(value, encode) for value in of(*HEADS)(node)]
+    parts = [object_template(HEADS)[:-1] % tuple(heads)]
+    parts += ['"%s": %s' % (part, format_record(getattr(node, part)))
               for part in libbeostat.PARTS]
     parts += ['"%s": [%s]' % (part, ", ".join(
-        [format_record(each, encode) for each in getattr(node, part)]))
+        map(format_record, getattr(node, part))))
               for part in ("cpus", "interfaces")]
     return ", ".join(parts) + "}"
 
@@ -1043,7 +1054,7 @@ def escape_xml(text):
     return text
 
 
-def format_value(value, kind):
+def format_typed(value, kind):
     """Return the text of a metric's value, by its type."""
     if kind == "string":
         return escape_xml(value)
@@ -1062,7 +1073,7 @@ def format_host(node):
     for name, kind, unit, slope, get in GANGLIA:
         value = get(node)
         if value is not None:
-            lines.append(METRIC % (name, format_value(value, kind), kind,
+            lines.append(METRIC % (name, format_typed(value, kind), kind,
                                    unit, heard, slope))
     return lines + ["</HOST>"]
 
