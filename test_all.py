@@ -2672,7 +2672,7 @@ def test_words_behind_watch_may_be_nodes(seven):
 def original(seven, monkeypatch):
     """libbeostat, whose functions read the table of seven nodes."""
     monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
-    monkeypatch.setattr(libbeostat, "first_use", [])
+    libbeostat.cluster.cache_clear()
     return libbeostat
 
 
