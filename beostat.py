@@ -16,7 +16,7 @@ master login; default all that were heard.  Other views:
   -w, --watch [SECONDS]     show it again and again; default every 2 seconds
   --up --down --top N       nodes that are up, or are not; the first N
   --sort KEY --reverse      by a column, -KEY turned round: node state age
-         cpus cpu load running procs mem swap disk in out name; jobs: cpu rss
+         cpus cpu load running tasks mem swap disk in out name; jobs: cpu rss
   --table PATH              default $BEOSTAT_TABLE, else /dev/shm/beostat
   -h, --help, -v, --version
 Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
@@ -75,6 +75,7 @@ sort_keys  that --sort may name
 
 # Of a node, for the views: pure functions.
 
+CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
 TEXT_TIME = "%a %b %d %H:%M:%S %Y"
 COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
            "yellow": "33"}
@@ -116,6 +117,11 @@ def total(values):
 def less(whole, part):
     """Return whole less part, None when one is unknown."""
     return None if None in (whole, part) else whole - part
+
+
+def known_cpus(node):
+    """Return how many CPUs are on line, None when that is unknown."""
+    return node.agent.cpus or None
 
 
 def scaled(field, factor):
@@ -187,7 +193,7 @@ COLUMNS = (
     ("cpu", "cpu%", 4, format_percent, True, 0),
     ("load", "load", 6, "%.2f", True, 1),
     ("running", "run", 4, "%d", True, 8),
-    ("procs", "procs", 5, "%d", True, 7),
+    ("tasks", "tasks", 5, "%d", True, 7),
     ("mem", "mem%", 4, format_percent, True, 2),
     ("swap", "swap%", 5, format_percent, True, 9),
     ("disk", "disk%", 5, format_percent, True, 10),
@@ -206,41 +212,48 @@ PICK = libbeostat.picker((
     "memory.available_bytes", "memory.buffers_bytes", "memory.cached_bytes",
     "memory.swap_total_bytes", "memory.swap_free_bytes", "disk.block_bytes",
     "disk.blocks", "disk.free_blocks", "disk.available_blocks",
-    "network.rx_bytes_per_s", "network.tx_bytes_per_s", "agent.cpus"))
+    "network.rx_bytes_per_s", "network.tx_bytes_per_s", "agent.flags",
+    "agent.cpus"))
+
+
+def used_of(whole, free):
+    """Return (what is used, of what), both None when one is unknown."""
+    if whole is None or free is None:
+        return None, None
+    return max(whole - free, 0), whole
 
 
 def measure(node):
-    """Return (host name, what of a node can be added up).
+    """Return (host name, flags, what of a node can be added up).
 
     The latter are CPUs, their weight and how much of it is busy, load,
-    running and all processes, used and all memory, swap and disk in bytes,
-    and bytes a second in and out.
+    running and all tasks, used and all memory, swap and disk in bytes, and
+    bytes a second in and out.  Of a share both are known or none.
     """
-    (name, busy, load, active, procs, memory, free, available, buffers,
+    (name, busy, load, active, tasks, memory, free, available, buffers,
      cached, swap, swap_free, block, blocks, free_blocks, available_blocks,
-     rx, tx, cpus) = PICK(node)
-    weight = cpus or 1
+     rx, tx, flags, cpus) = PICK(node)
+    weight = None if busy is None else cpus or 1
     if available is None and None not in (free, cached):
         # Kernels before 3.14: free memory, buffers and caches stand in.
         available = total((free, buffers, cached))
-    used_memory = less(memory, available)
-    used_disk = less(blocks, free_blocks)
-    known_disk = None not in (used_disk, available_blocks, block)
-    return libbeostat.unpack_text(name), (
-        cpus, weight, None if busy is None else busy * weight, load, active,
-        procs, None if used_memory is None else max(used_memory, 0), memory,
-        less(swap, swap_free), swap,
-        used_disk * block if known_disk else None,
-        (used_disk + available_blocks) * block if known_disk else None,
-        rx, tx)
+    used_blocks, _ = used_of(blocks, free_blocks)
+    disk = all_disk = None
+    if None not in (used_blocks, available_blocks, block):
+        disk = used_blocks * block
+        all_disk = disk + available_blocks * block
+    return libbeostat.unpack_text(name), flags, (
+        cpus or None, weight, None if busy is None else busy * weight, load,
+        active, tasks, *used_of(memory, available),
+        *used_of(swap, swap_free), disk, all_disk, rx, tx)
 
 
 def derive(number, state, age_s, name, sums):
     """Return values in the order of COLUMNS, of a node or of a sum."""
-    (cpus, weight, busy, load, active, procs, memory, all_memory, swap,
+    (cpus, weight, busy, load, active, tasks, memory, all_memory, swap,
      all_swap, disk, all_disk, rx, tx) = sums
     return (number, state, age_s, cpus, share(busy, weight), load, active,
-            procs, share(memory, all_memory), share(swap, all_swap),
+            tasks, share(memory, all_memory), share(swap, all_swap),
             share(disk, all_disk), rx, tx, name)
 
 
@@ -252,18 +265,22 @@ def measure_all(all_sums):
 
 
 def sort_nodes(nodes, key, reverse):
-    """Return nodes by a column, -KEY turned round; unknown values last."""
+    """Return nodes by a column, -KEY turned round; unknown values behind
+    the known, and nodes that are not up behind all."""
     if not key:
         return nodes[::-1] if reverse else nodes
     place = SORT_KEYS.index(key.lstrip("-"))
-    pairs = [(derive(node.number, node.state, node.age_s,
-                     *measure(node))[place], node) for node in nodes]
-    known = sorted((pair for pair in pairs if pair[0] is not None),
-                   key=lambda pair: pair[0],
-                   reverse=(COLUMNS[place][4] != key.startswith("-"))
-                   != reverse)
-    return [node for _, node in known] + [
-        node for value, node in pairs if value is None]
+    rows = []
+    for node in nodes:
+        name, _, sums = measure(node)
+        rows.append((derive(node.number, node.state, node.age_s, name,
+                            sums)[place], node))
+    rows = sorted([row for row in rows if row[0] is not None],
+                  key=lambda row: row[0],
+                  reverse=(COLUMNS[place][4] != key.startswith("-"))
+                  != reverse) + [row for row in rows if row[0] is None]
+    return sorted([node for _, node in rows],
+                  key=lambda node: node.state != "up")
 
 
 # ---- read --------------------------------------------------------------
@@ -343,6 +360,17 @@ def format_lists(picture):
                     in sorted(picture.refused.items())]
 
 
+def format_clipped(clipped):
+    """Return the lines that name the nodes whose message was too small.
+
+    clipped  [(node number, flags)]
+    """
+    return ["%s did not all fit: %s" % (what, libbeostat.fold_nodes(
+        number for number, flags in clipped if flags & flag))
+            for flag, what in CLIPPED if any(
+                flags & flag for _, flags in clipped)]
+
+
 def choose_columns(args):
     """Return [(place in COLUMNS, heading, width, format)] of a table.
 
@@ -394,7 +422,7 @@ def row_colour(node, args):
         return "dim"
     if not args.live:
         return ""
-    load = (node.load.one or 0) / (node.agent.cpus or 1)
+    load = (node.load.one or 0) / (known_cpus(node) or 1)
     return ("red" if load > OVER_LOAD else "yellow" if load > BUSY_LOAD
             else "green")
 
@@ -403,11 +431,14 @@ def format_table(picture, args):
     """Return the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
     texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
-    format_row, lines, up = row_formatter(columns, texts), [], []
+    format_row = row_formatter(columns, texts)
+    lines, up, clipped = [], [], []
     for node in picture.nodes:
-        name, sums = measure(node)
+        name, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
+        if flags:
+            clipped.append((node.number, flags))
         values = derive(node.number, node.state, node.age_s, name, sums)
         lines.append((format_row(values), row_colour(node, args)))
     if args.brief:
@@ -418,7 +449,8 @@ def format_table(picture, args):
               for place, _, _, form in columns]
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
-            + [(line, "") for line in format_lists(picture)])
+            + [(line, "") for line in format_lists(picture)
+               + format_clipped(clipped)])
 
 
 def format_numbers(picture, args):
@@ -437,7 +469,7 @@ def format_dots(picture, args):
     """Return a cell per node: how busy it is, or that it is not up."""
     cells = {node.number: ("red" if node.state == "down" else "dim",
                            CELLS[node.state]) if node.state != "up" else
-             ("", SHADES[int((node.cpu.busy_fraction or 0)
+             ("", SHADES[int(min(node.cpu.busy_fraction or 0, 1)
                              * (len(SHADES) - 1) + 0.5)])
              for node in picture.nodes}
     cells.update((number, ("red", CELLS["refused"]))
@@ -531,24 +563,28 @@ def format_daemon(picture, args):
 # Of each file of /proc, what the message carries: formats and fields.
 
 CPUINFO = (
-    ("processors\t: %d", "agent.cpus"),
-    ("vendor_id\t: %s", "processor.vendor"),
-    ("model name\t: %s", "processor.model"),
-    ("cpu MHz\t\t: %.3f", "processor.mhz"),
-    ("cache size\t: %d KB", "processor.cache_kb"),
-    ("sockets\t\t: %d", "processor.sockets"),
-    ("cpu cores\t: %d", "processor.cores"),
-    ("bogomips\t: %.2f", "processor.bogomips"))
+    ("processors\t: %d", known_cpus),
+    ("vendor_id\t: %s", of("processor.vendor")),
+    ("model name\t: %s", of("processor.model")),
+    ("cpu MHz\t\t: %.3f", of("processor.mhz")),
+    ("cache size\t: %d KB", of("processor.cache_kb")),
+    ("sockets\t\t: %d", of("processor.sockets")),
+    ("cpu cores\t: %d", of("processor.cores")),
+    ("bogomips\t: %.2f", of("processor.bogomips")))
 KERNEL = (
-    ("intr %d", "kernel.interrupts"), ("ctxt %d", "kernel.context_switches"),
-    ("btime %d", "kernel.boot_time_s"), ("processes %d", "kernel.forks"),
-    ("procs_running %d", "kernel.running"),
-    ("procs_blocked %d", "kernel.blocked"))
+    ("intr %d", of("kernel.interrupts")),
+    ("ctxt %d", of("kernel.context_switches")),
+    ("btime %d", of("kernel.boot_time_s")),
+    ("processes %d", of("kernel.forks")),
+    ("procs_running %d", of("kernel.running")),
+    ("procs_blocked %d", of("kernel.blocked")))
 STATFS = (
-    ("f_bsize: %d", "disk.block_bytes"), ("f_blocks: %d", "disk.blocks"),
-    ("f_bfree: %d", "disk.free_blocks"),
-    ("f_bavail: %d", "disk.available_blocks"), ("f_files: %d", "disk.files"),
-    ("f_ffree: %d", "disk.free_files"), ("f_namelen: %d", "disk.name_max"))
+    ("f_bsize: %d", of("disk.block_bytes")),
+    ("f_blocks: %d", of("disk.blocks")),
+    ("f_bfree: %d", of("disk.free_blocks")),
+    ("f_bavail: %d", of("disk.available_blocks")),
+    ("f_files: %d", of("disk.files")), ("f_ffree: %d", of("disk.free_files")),
+    ("f_namelen: %d", of("disk.name_max")))
 NET_DEV = (
     "Inter-|   Receive                                                |"
     "  Transmit",
@@ -559,10 +595,8 @@ NET_DEV = (
 
 
 def text_of(rows):
-    """Return the function that gives a node's lines, of (format, field)
-    where the value is known."""
-    rows = [(form, of(field)) for form, field in rows]
-
+    """Return the function that gives a node's lines, of (format, function
+    of a node) where the value is known."""
     def text(node):
         values = [(form, get(node)) for form, get in rows]
         return [form % (safe(value) if isinstance(value, str) else value)
@@ -637,6 +671,8 @@ def format_texts(picture, args):
             lines.append("*** %s, last heard %.1f s ago ***"
                          % (node.state, node.age_s))
         when = time.strftime(TEXT_TIME, time.localtime(node.time_s))
+        lines += ["*** %s did not all fit in the message ***" % what
+                  for flag, what in CLIPPED if (node.agent.flags or 0) & flag]
         for title, text in args.texts:
             lines += ["", " *** %s *** %s" % (title, when)] + text(node)
         lines.append("")
@@ -806,39 +842,54 @@ HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
 
 @functools.lru_cache(None)
 def object_template(fields):
-    """Return the template of a JSON object of these fields."""
+    """Return the template of a JSON object."""
     return "{%s}" % ", ".join(['"%s": %%s' % field for field in fields])
 
 
-def format_value(value, encode):
-    """Return a number or a text as JSON, null when it is unknown."""
-    return ("null" if value is None else
-            encode(value) if isinstance(value, str) else value)
+def node_template(parts):
+    """Return the template of a node's JSON object.
 
-
-def format_object(fields, values, encode):
-    """Return the JSON object of some fields.
-
-    One template does it where all are numbers that are known.
+    parts   {record: its fields}, which stand between HEADS and two lists
     """
-    if None in values or isinstance(values[0], str):
-        values = tuple([format_value(value, encode) for value in values])
-    return object_template(fields) % values
+    return "%s, %s, %s" % (
+        object_template(HEADS)[:-1], ", ".join([
+            '"%s": %s' % (part, object_template(fields))
+            for part, fields in parts.items()]),
+        '"cpus": [%s], "interfaces": [%s]}')
 
 
-def format_node(node, encode):
-    """Return the JSON object of a node."""
+def node_formatter(encode):
+    """Return the function that gives a node's JSON object.
+
+    One template does it, from the values as they were sent: records by
+    name would take twice the time.
+    encode  gives the JSON of a text
+    """
+    parts = {part: tuple(" ".join(fields for fields, *_ in rows).split())
+             for part, (rows, *_) in libbeostat.PARTS.items()}
+    form = node_template(parts)
+    pick = libbeostat.picker(["%s.%s" % (part, field) for part in parts
+                              for field in parts[part]])
+
+    def format_value(value):
+        return ("null" if value is None else
+                libbeostat.rounded(value) if isinstance(value, float) else
+                encode(libbeostat.unpack_text(value))
+                if isinstance(value, bytes) else value)
+
     def format_record(record):
-        return format_object(record._fields, record, encode)
+        first, *others = record         # an interface's name, a CPU's number
+        return object_template(record._fields) % (
+            encode(first) if isinstance(first, str) else first, *others)
 
-    heads = [format_value(value, encode) for value in of(*HEADS)(node)]
-    parts = [object_template(HEADS)[:-1] % tuple(heads)]
-    parts += ['"%s": %s' % (part, format_record(getattr(node, part)))
-              for part in libbeostat.PARTS]
-    parts += ['"%s": [%s]' % (part, ", ".join(
-        map(format_record, getattr(node, part))))
-              for part in ("cpus", "interfaces")]
-    return ", ".join(parts) + "}"
+    def format_node(node):
+        *values, cpus, interfaces = pick(node)
+        return form % (*[encode(value) if isinstance(value, str) else value
+                         for value in of(*HEADS)(node)],
+                       *map(format_value, [*values, cpus or None, interfaces]),
+                       ", ".join(map(format_record, node.cpus)),
+                       ", ".join(map(format_record, node.interfaces)))
+    return format_node
 
 
 def format_json(picture, args):
@@ -849,7 +900,7 @@ def format_json(picture, args):
     import json                         # costs a quarter of the status view
     encode = json.JSONEncoder(check_circular=False).encode
     new_line = "\n" if args.watch is None else ""
-    nodes = [format_node(node, encode) for node in picture.nodes]
+    nodes = map(node_formatter(encode), picture.nodes)
     return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
              '"never": %s, "refused": %s}' % (
                  encode(picture.path), encode(picture.time_s),
@@ -901,9 +952,17 @@ def device_label(name):
 
 
 def device_counts(field):
-    """Return the function that gives [(device as a label, count)]."""
-    return lambda node: [(device_label(each.name), getattr(each, field))
-                         for each in node.interfaces]
+    """Return the function that gives [(device as a label, count)]; of two
+    of one name, which no kernel has, one."""
+    get = of(field)
+    return lambda node: {device_label(each.name): get(each)
+                         for each in node.interfaces}.items()
+
+
+def clipped_lists(node):
+    """Return [(list as a label, 1)] of those that did not all fit."""
+    return [('list="%s"' % what, 1) for flag, what in CLIPPED
+            if (node.agent.flags or 0) & flag]
 
 
 # name behind beostat_node_ (a counter ends in _total), help, its value of a
@@ -923,11 +982,11 @@ WHILE_UP = (
     ("load1", "1m load average.", of("load.one")),
     ("load5", "5m load average.", of("load.five")),
     ("load15", "15m load average.", of("load.fifteen")),
-    ("procs_running", "Processes running.", of("kernel.running")),
-    ("procs_blocked", "Processes waiting for input or output.",
+    ("procs_running", "Tasks running.", of("kernel.running")),
+    ("procs_blocked", "Tasks waiting for input or output.",
      of("kernel.blocked")),
-    ("procs", "Processes.", of("load.total")),
-    ("cpus", "CPUs on line.", of("agent.cpus")),
+    ("tasks", "Threads of all processes.", of("load.total")),
+    ("cpus", "CPUs on line.", known_cpus),
     ("cpu_busy_ratio", "Use of all CPUs over the last period.",
      of("cpu.busy_fraction")),
     ("context_switches_total", "Context switches since boot.",
@@ -947,6 +1006,8 @@ WHILE_UP = (
 # the same, but its [(label, value)] of a node
 INFO = (("info", "What the node is.", node_info),)
 LABELLED = (
+    ("clipped", "1 of a list that did not all fit in the message.",
+     clipped_lists),
     ("cpu_seconds_total", "CPU time since boot.", cpu_seconds),
     *[("network_%s_total" % name, "%s column of /proc/net/dev." % field,
        device_counts(field)) for name, field in (
@@ -1006,6 +1067,7 @@ def format_prometheus(picture, args):
 # ---- view: ganglia -----------------------------------------------------
 
 TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
+RESERVED = "", ".", "..", "__SummaryInfo__"
 KB, GB = 1 / 1024, 1e-9
 
 # gmond's name, type, unit, slope, value of a node
@@ -1015,7 +1077,7 @@ GANGLIA = (
     ("load_fifteen", "float", " ", "both", of("load.fifteen")),
     ("proc_run", "uint32", " ", "both", of("load.active")),
     ("proc_total", "uint32", " ", "both", of("load.total")),
-    ("cpu_num", "uint16", "CPUs", "zero", of("agent.cpus")),
+    ("cpu_num", "uint16", "CPUs", "zero", known_cpus),
     ("cpu_speed", "uint32", "MHz", "zero", of("processor.mhz")),
     ("cpu_user", "float", "%", "both", scaled("cpu.user_fraction", 100)),
     ("cpu_nice", "float", "%", "both", scaled("cpu.nice_fraction", 100)),
@@ -1036,7 +1098,7 @@ GANGLIA = (
     ("disk_total", "double", "GB", "zero", on_disk("blocks", GB)),
     ("disk_free", "double", "GB", "both", on_disk("free_blocks", GB)),
     ("part_max_used", "float", "%", "both",
-     lambda node: share(*measure(node)[1][10:12])),
+     lambda node: share(*measure(node)[2][10:12])),
     ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
     ("machine_type", "string", "", "zero", of("host.machine")),
     ("os_name", "string", "", "zero", lambda node: "Linux"),
@@ -1062,14 +1124,29 @@ def format_typed(value, kind):
             else "%.3f") % value
 
 
-def format_host(node):
+def name_hosts(nodes):
+    """Return a name for each node that no other has: its host name, or n7.
+
+    gmetad makes a folder of it, so it may not be what a path is made of.
+    """
+    names = [node.host.hostname for node in nodes]
+    counts = collections.Counter(names)
+    for place, name in enumerate(names):
+        if counts[name] > 1 or name in RESERVED or "/" in name:
+            name = "n%d" % nodes[place].number
+            while name in counts:
+                name += "_"
+            names[place] = name
+    return names
+
+
+def format_host(node, name):
     """Return the lines of one HOST."""
     heard = 'TN="%d" TMAX="%d" DMAX="0"' % (node.age_s, TMAX_S)
     lines = ['<HOST NAME="%s" IP="%s" TAGS="" REPORTED="%d" %s '
              'LOCATION="unspecified" GMOND_STARTED="%d">' % (
-                 # gmetad makes a folder of this name.
-                 escape_xml(node.host.hostname.replace("/", "_")),
-                 node.address, node.heard_time_s, heard, node.start_time_s)]
+                 escape_xml(name), node.address, node.heard_time_s, heard,
+                 node.start_time_s)]
     for name, kind, unit, slope, get in GANGLIA:
         value = get(node)
         if value is not None:
@@ -1085,8 +1162,8 @@ def format_ganglia(picture, args):
              '<CLUSTER NAME="%s" LOCALTIME="%d" OWNER="unspecified" '
              'LATLONG="unspecified" URL="unspecified">' % (
                  escape_xml(args.cluster), picture.time_s)]
-    for node in picture.nodes:
-        lines += format_host(node)
+    for node, name in zip(picture.nodes, name_hosts(picture.nodes)):
+        lines += format_host(node, name)
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
 
 
@@ -1109,7 +1186,7 @@ def format_head(picture, history, args):
     """Return the lines above a view that is watched."""
     heights = HEIGHTS if args.wide else PLAIN_HEIGHTS
     states = [node.state for node in picture.nodes]
-    values = measure_all([measure(node)[1] for node in picture.nodes
+    values = measure_all([measure(node)[2] for node in picture.nodes
                           if node.state == "up"])
     counts = ", ".join("%d %s" % (states.count(state), state)
                        for state in ("up", "down", "left")
@@ -1118,8 +1195,9 @@ def format_head(picture, history, args):
         counts += "; RECVSTATS IS GONE"
     line = "%s  %d nodes: %s  %s CPUs  load %s" % (
         time.strftime("%H:%M:%S", time.localtime(picture.time_s)),
-        len(states), counts, values[3] or 0, format_cell("%.1f", values[5]))
-    history.append(values[CPU_COLUMN] or 0)
+        len(states), counts, format_cell("%d", values[3]),
+        format_cell("%.1f", values[5]))
+    history.append(min(values[CPU_COLUMN] or 0, 100))
     cells = [heights[int(value / 100 * (len(heights) - 1) + 0.5)]
              for value in history]
     text = "cpu %4s%% " % format_percent(values[CPU_COLUMN])
@@ -1143,7 +1221,7 @@ def format_frame(lines, head, first, args):
         paint(line if "\033" in line else line[:args.width], colour,
               args.colours) + "\033[K"
         for line, colour in (fixed + shown + foot)[:args.height]) + "\033[J"
-    return encode(text)
+    return encode(text, args)
 
 
 def scroll(first, key, page, count):
@@ -1326,7 +1404,8 @@ def read_terminal(args):
     terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
                 and os.environ.get("TERM") not in (None, "", "dumb"))
     args.colours = terminal and "NO_COLOR" not in os.environ
-    args.live = (args.watch is not None and terminal and sys.stdin.isatty())
+    args.live = (args.watch is not None and terminal
+                 and sys.stdin is not None and sys.stdin.isatty())
     args.width, args.height = window()
     args.wide = "utf" in (sys.stdout.encoding or "").lower()
 
@@ -1341,15 +1420,18 @@ def window():
             for name, default in zip(("COLUMNS", "LINES"), WINDOW)]
 
 
-def encode(text):
-    """Return the bytes of a text, for the terminal's encoding."""
-    return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace")
-
-
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
     return encode("".join([paint(line, colour, args.colours) + "\n"
-                           for line, colour in lines]))
+                           for line, colour in lines]), args)
+
+
+def encode(text, args):
+    """Return the bytes of a text: UTF-8 for programs, else as the terminal
+    has it."""
+    encoding = ("utf-8" if args.view in DOCUMENTS
+                else sys.stdout.encoding or "utf-8")
+    return text.encode(encoding, "backslashreplace")
 
 
 def write(data):
@@ -1386,6 +1468,11 @@ def run(args):
 def main(argv=None):
     """Return the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if sys.stderr is None:              # 2>&-, and print would use stdout
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        complain("cannot write: standard output is closed")
+        return 3
     args = parse_args(sys.argv[1:] if argv is None else argv)
     try:
         return report(run(args))
