@@ -16,7 +16,7 @@ master login; default all that were heard.  Other views:
   -w, --watch [SECONDS]     show it again and again; default every 2 seconds
   --up --down --top N       nodes that are up, or are not; the first N
   --sort KEY --reverse      by a column, -KEY turned round: node state age
-         cpus cpu load running procs mem swap disk in out name; jobs: cpu rss
+         cpus cpu load running tasks mem swap disk in out name; jobs: cpu rss
   --table PATH              default $BEOSTAT_TABLE, else /dev/shm/beostat
   -h, --help, -v, --version
 Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
@@ -25,15 +25,17 @@ examples:
   pdsh -w $(beostat.py -b --up) uptime    run a command where it can run
 """
 
-import _signal as signal        # without its enumerations, which take 0.6 ms
+import argparse
 import collections
+import functools
 import gc
+import operator
 import os
 import re
 import select
+import signal
 import sys
 import time
-import types
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 try:
@@ -42,37 +44,10 @@ except ImportError:
     sys.exit("beostat: libbeostat.py is not beside %s: copy it there"
              % os.path.realpath(__file__))
 
+
 # ---- constants ---------------------------------------------------------
 
 VERSION = "1.0"
-WINDOW = 80, 24                 # columns and lines, where none are told
-WATCH_S = 2.0
-LEAST_WATCH_S = 0.1
-HISTORY = 300                   # instants in the line of CPU use
-BAR_CELLS, NAME_CELLS = 10, 10
-SUMS = 14                       # that measure() gives
-BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
-COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
-           "yellow": "33"}
-BLOCKS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
-HEIGHTS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
-PLAIN_BLOCKS, PLAIN_HEIGHTS = " #", " .:-=+*#"
-SHADES = ".:-=+*#%@"
-CELLS = {"down": "D", "left": "L", "never": "N", "refused": "!"}
-TEXT_TIME = "%a %b %d %H:%M:%S %Y"
-JOBS_S, JOBS_LIMIT_S = 0.5, 3.0     # between two answers; for both
-JOBS_AT_ONCE = 500              # nodes asked
-JOB_KEYS = ("cpu", "rss")
-DEFAULTS = dict(nodes=[], texts=None, all=False, view=None, brief=False,
-                watch=None, sort=None, reverse=False, top=None, states=None,
-                cluster="beostat", table=None)
-TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
-KEYS = {b"q": "quit", b"\033[A": -1, b"k": -1, b"\033[B": 1, b"j": 1,
-        b"\033[5~": "up", b"b": "up", b"\033[6~": "down", b" ": "down",
-        b"\033[H": "top", b"g": "top", b"\033[F": "end", b"G": "end"}
-KEY = re.compile(rb"\033\[[0-9;]*.|[^\033]")
-ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
-LEAVE = b"\033[?7h\033[?25h\033[?1049l"
 
 Picture = collections.namedtuple(
     "Picture", "path time_s status nodes never refused missing jobs")
@@ -84,13 +59,33 @@ nodes          the nodes selected, in order
 never          numbers of nodes expected and never heard
 refused        {number: error} of nodes that sent what cannot be
 missing        errors of nodes asked for that have no sample, or no answer
-jobs           [(node number, Job)], of a view that asks for them
+jobs           [(node number, Job)], of the view that fetches them
 """
-Job = collections.namedtuple(
-    "Job", "pid user state threads rss_kb cpu command")
-Job.__doc__ = """A process; cpu in percent of one CPU."""
+View = collections.namedtuple("View", "options format read sort_keys")
+View.__doc__ = """A way to show a Picture.
 
-# ---- format ------------------------------------------------------------
+options    that choose it
+format     its function: of a Picture and the options, [(line, colour)]
+read       the function that completes a Picture for it: sorts, fetches
+sort_keys  that --sort may name
+"""
+
+
+# ---- values ------------------------------------------------------------
+
+# Of a node, for the views: pure functions.
+
+CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
+TEXT_TIME = "%a %b %d %H:%M:%S %Y"
+COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
+           "yellow": "33"}
+SUMS = 14                       # that measure() gives
+
+of = operator.attrgetter        # of("load.one")(node): the way to a value
+# [(MemTotal, total_bytes) ...]: its row's meaning is the kernel's names.
+MEMORY = [(name, field) for fields, _, _, meaning in libbeostat.MEMORY
+          for name, field in zip(meaning.split(";")[0].split(),
+                               fields.split())]
 
 
 def safe(text):
@@ -99,6 +94,13 @@ def safe(text):
         return text
     return "".join(char if char.isprintable() else
                    char.encode("unicode_escape").decode() for char in text)
+
+
+def paint(text, colour, colours):
+    """Return text in a colour, where colours are wanted."""
+    if colour and colours:
+        return "\033[%sm%s\033[0m" % (COLOURS[colour], text)
+    return text
 
 
 def share(part, whole):
@@ -117,12 +119,40 @@ def less(whole, part):
     return None if None in (whole, part) else whole - part
 
 
+def known_cpus(node):
+    """Return how many CPUs are on line, None when that is unknown."""
+    return node.agent.cpus or None
+
+
+def scaled(field, factor):
+    """Return the function that gives a node's field times a factor."""
+    get = of(field)
+
+    def value(node):
+        found = get(node)
+        return None if found is None else found * factor
+    return value
+
+
+def on_disk(field, factor=1):
+    """Return the function that gives blocks of / in bytes, likewise."""
+    get = of("disk.block_bytes", "disk." + field)
+
+    def value(node):
+        block_bytes, blocks = get(node)
+        return (None if None in (block_bytes, blocks)
+                else blocks * block_bytes * factor)
+    return value
+
+
 def format_age(age_s):
     """Return seconds, minutes, hours or days in at most 4 characters."""
+    if age_s < 9.95:
+        return "%.1f" % age_s
     for unit, unit_s in ("d", 86400), ("h", 3600), ("m", 60):
         if age_s >= 2 * unit_s:
             return "%d%s" % (age_s // unit_s, unit)
-    return "%.1f" % age_s if age_s < 9.95 else "%.0f" % age_s
+    return "%.0f" % age_s
 
 
 def format_percent(value):
@@ -145,14 +175,11 @@ def format_bytes(count):
     return ("%.1f%s" if count < 99.95 else "%.0f%s") % (count, unit)
 
 
-def format_bar(value, blocks):
-    """Return a bar of BAR_CELLS for a percentage."""
-    steps = len(blocks) - 1
-    filled = int(min(value or 0, 100) / 100 * BAR_CELLS * steps)
-    cells = blocks[-1] * (filled // steps)
-    if filled % steps:
-        cells += blocks[filled % steps]
-    return cells.ljust(BAR_CELLS)
+def format_cell(form, value):
+    """Return a value by a column's format or function, - when unknown."""
+    if value is None:
+        return "-"
+    return form % value if isinstance(form, str) else form(value)
 
 
 # A column: key for --sort, heading, width (negative: flush left), format or
@@ -166,7 +193,7 @@ COLUMNS = (
     ("cpu", "cpu%", 4, format_percent, True, 0),
     ("load", "load", 6, "%.2f", True, 1),
     ("running", "run", 4, "%d", True, 8),
-    ("procs", "procs", 5, "%d", True, 7),
+    ("tasks", "tasks", 5, "%d", True, 7),
     ("mem", "mem%", 4, format_percent, True, 2),
     ("swap", "swap%", 5, format_percent, True, 9),
     ("disk", "disk%", 5, format_percent, True, 10),
@@ -177,48 +204,56 @@ COLUMNS = (
 SORT_KEYS = [key for key, *_ in COLUMNS]
 CPU_COLUMN, MEMORY_COLUMN = SORT_KEYS.index("cpu"), SORT_KEYS.index("mem")
 
-
+# What measure() takes of a node, in the order of the message.  Names would
+# cost the view of 1,000 nodes 10 ms: it is positions from here to a row.
 PICK = libbeostat.picker((
     "host.hostname", "cpu.busy_fraction", "load.one", "load.active",
     "load.total", "memory.total_bytes", "memory.free_bytes",
     "memory.available_bytes", "memory.buffers_bytes", "memory.cached_bytes",
     "memory.swap_total_bytes", "memory.swap_free_bytes", "disk.block_bytes",
     "disk.blocks", "disk.free_blocks", "disk.available_blocks",
-    "network.rx_bytes_per_s", "network.tx_bytes_per_s", "agent.cpus"))
+    "network.rx_bytes_per_s", "network.tx_bytes_per_s", "agent.flags",
+    "agent.cpus"))
+
+
+def used_of(whole, free):
+    """Return (what is used, of what), both None when one is unknown."""
+    if whole is None or free is None:
+        return None, None
+    return max(whole - free, 0), whole
 
 
 def measure(node):
-    """Return (host name, what of a node can be added up).
+    """Return (host name, flags, what of a node can be added up).
 
     The latter are CPUs, their weight and how much of it is busy, load,
-    running and all processes, used and all memory, swap and disk in bytes,
-    and bytes a second in and out.
+    running and all tasks, used and all memory, swap and disk in bytes, and
+    bytes a second in and out.  Of a share both are known or none.
     """
-    (name, busy, load, active, procs, memory, free, available, buffers,
+    (name, busy, load, active, tasks, memory, free, available, buffers,
      cached, swap, swap_free, block, blocks, free_blocks, available_blocks,
-     rx, tx, cpus) = PICK(node)
-    weight = cpus or 1
+     rx, tx, flags, cpus) = PICK(node)
+    weight = None if busy is None else cpus or 1
     if available is None and None not in (free, cached):
         # Kernels before 3.14: free memory, buffers and caches stand in.
         available = total((free, buffers, cached))
-    used_memory = less(memory, available)
-    used_disk = less(blocks, free_blocks)
-    known_disk = None not in (used_disk, available_blocks, block)
-    return libbeostat.unpack_text(name), (
-        cpus, weight, None if busy is None else busy * weight, load, active,
-        procs, None if used_memory is None else max(used_memory, 0), memory,
-        less(swap, swap_free), swap,
-        used_disk * block if known_disk else None,
-        (used_disk + available_blocks) * block if known_disk else None,
-        rx, tx)
+    used_blocks, _ = used_of(blocks, free_blocks)
+    disk = all_disk = None
+    if None not in (used_blocks, available_blocks, block):
+        disk = used_blocks * block
+        all_disk = disk + available_blocks * block
+    return libbeostat.unpack_text(name), flags, (
+        cpus or None, weight, None if busy is None else busy * weight, load,
+        active, tasks, *used_of(memory, available),
+        *used_of(swap, swap_free), disk, all_disk, rx, tx)
 
 
 def derive(number, state, age_s, name, sums):
     """Return values in the order of COLUMNS, of a node or of a sum."""
-    (cpus, weight, busy, load, active, procs, memory, all_memory, swap,
+    (cpus, weight, busy, load, active, tasks, memory, all_memory, swap,
      all_swap, disk, all_disk, rx, tx) = sums
     return (number, state, age_s, cpus, share(busy, weight), load, active,
-            procs, share(memory, all_memory), share(swap, all_swap),
+            tasks, share(memory, all_memory), share(swap, all_swap),
             share(disk, all_disk), rx, tx, name)
 
 
@@ -230,17 +265,88 @@ def measure_all(all_sums):
 
 
 def sort_nodes(nodes, key, reverse):
-    """Return nodes by a column, -KEY turned round; unknown values last."""
+    """Return nodes by a column, -KEY turned round; unknown values behind
+    the known, and nodes that are not up behind all."""
     if not key:
         return nodes[::-1] if reverse else nodes
     place = SORT_KEYS.index(key.lstrip("-"))
-    pairs = [(derive(node.number, node.state, node.age_s,
-                     *measure(node))[place], node) for node in nodes]
-    known = sorted((pair for pair in pairs if pair[0] is not None),
-                   key=lambda pair: pair[0],
-                   reverse=COLUMNS[place][4] ^ (key[0] == "-") ^ reverse)
-    return [node for _, node in known] + [
-        node for value, node in pairs if value is None]
+    rows = []
+    for node in nodes:
+        name, _, sums = measure(node)
+        rows.append((derive(node.number, node.state, node.age_s, name,
+                            sums)[place], node))
+    rows = sorted([row for row in rows if row[0] is not None],
+                  key=lambda row: row[0],
+                  reverse=(COLUMNS[place][4] != key.startswith("-"))
+                  != reverse) + [row for row in rows if row[0] is None]
+    return sorted([node for _, node in rows],
+                  key=lambda node: node.state != "up")
+
+
+# ---- read --------------------------------------------------------------
+
+
+def read_named(cluster, operands):
+    """Return (nodes, errors) of the nodes that a user named.
+
+    operands  lists of numbers, and host names
+    Raises    BadNodeList
+    """
+    nodes, errors, everyone = [], [], None
+    for operand in operands:
+        try:
+            numbers = libbeostat.parse_nodes(operand)
+        except libbeostat.BadNodeList:
+            everyone = everyone or list(cluster)
+            numbers = [node.number for node in everyone
+                       if node.host.hostname == operand]
+            if not numbers:
+                raise
+        for number in numbers:
+            try:
+                nodes.append(cluster.node(number))
+            except libbeostat.BeostatError as error:
+                errors.append(error)
+    return nodes, errors
+
+
+def read_picture(cluster, args):
+    """Return the Picture of the nodes selected, as its view wants it."""
+    missing, never, refused = [], [], {}
+    if args.nodes and args.view.format is not format_daemon:
+        nodes, missing = read_named(cluster, args.nodes)
+    else:
+        nodes = list(cluster)
+        refused, never = cluster.refused, cluster.never()
+    if args.states:
+        nodes = [node for node in nodes if node.state in args.states]
+    return args.view.read(Picture(
+        cluster.path, time.time(), cluster.status, nodes, never, refused,
+        missing, []), args)
+
+
+def read_sorted(picture, args):
+    """Return the Picture with its nodes sorted, and cut by --top."""
+    return picture._replace(nodes=sort_nodes(
+        picture.nodes, args.sort, args.reverse)[:args.top])
+
+
+# ---- view: table -------------------------------------------------------
+
+BAR_CELLS, NAME_CELLS = 10, 10
+BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
+BLOCKS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
+PLAIN_BLOCKS = " #"
+
+
+def format_bar(value, blocks):
+    """Return a bar of BAR_CELLS for a percentage."""
+    steps = len(blocks) - 1
+    filled = int(min(value or 0, 100) / 100 * BAR_CELLS * steps)
+    cells = blocks[-1] * (filled // steps)
+    if filled % steps:
+        cells += blocks[filled % steps]
+    return cells.ljust(BAR_CELLS)
 
 
 def format_lists(picture):
@@ -252,6 +358,17 @@ def format_lists(picture):
              for state, numbers in lists if numbers]
     return lines + ["refused: %s" % error for _, error
                     in sorted(picture.refused.items())]
+
+
+def format_clipped(clipped):
+    """Return the lines that name the nodes whose message was too small.
+
+    clipped  [(node number, flags)]
+    """
+    return ["%s did not all fit: %s" % (what, libbeostat.fold_nodes(
+        number for number, flags in clipped if flags & flag))
+            for flag, what in CLIPPED if any(
+                flags & flag for _, flags in clipped)]
 
 
 def choose_columns(args):
@@ -272,15 +389,9 @@ def choose_columns(args):
         for place in MEMORY_COLUMN, CPU_COLUMN:
             columns.insert(place, (
                 place, "", BAR_CELLS,
-                lambda value: format_bar(value, args.blocks)))
+                lambda value: format_bar(value, BLOCKS if args.wide
+                                         else PLAIN_BLOCKS)))
     return columns
-
-
-def format_cell(form, value):
-    """Return a value by a column's format or function, - when unknown."""
-    if value is None:
-        return "-"
-    return form % value if isinstance(form, str) else form(value)
 
 
 def row_formatter(columns, texts):
@@ -289,22 +400,19 @@ def row_formatter(columns, texts):
     One template does it where all numbers are known.
     texts   template of a row of texts
     """
-    template = " ".join(
+    template = " ".join([
         "%%%d%s" % (width, form[1:] if isinstance(form, str) else "s")
-        for _, _, width, form in columns)
-    places = [place for place, *_ in columns]
-    functions = [(cell, form) for cell, (*_, form) in enumerate(columns)
-                 if not isinstance(form, str)]
+        for _, _, width, form in columns])
+    cells = [(place, form, callable(form)) for place, _, _, form in columns]
 
     def format_row(values):
-        cells = [values[place] for place in places]
-        for cell, function in functions:
-            cells[cell] = function(cells[cell])
         try:
-            return template % tuple(cells)
+            return template % tuple([
+                form(values[place]) if is_function else values[place]
+                for place, form, is_function in cells])
         except TypeError:
             return texts % tuple([format_cell(form, values[place])
-                                  for place, _, _, form in columns])
+                                  for place, form, _ in cells])
     return format_row
 
 
@@ -314,7 +422,7 @@ def row_colour(node, args):
         return "dim"
     if not args.live:
         return ""
-    load = (node.load.one or 0) / (node.agent.cpus or 1)
+    load = (node.load.one or 0) / (known_cpus(node) or 1)
     return ("red" if load > OVER_LOAD else "yellow" if load > BUSY_LOAD
             else "green")
 
@@ -323,11 +431,14 @@ def format_table(picture, args):
     """Return the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
     texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
-    format_row, lines, up = row_formatter(columns, texts), [], []
+    format_row = row_formatter(columns, texts)
+    lines, up, clipped = [], [], []
     for node in picture.nodes:
-        name, sums = measure(node)
+        name, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
+        if flags:
+            clipped.append((node.number, flags))
         values = derive(node.number, node.state, node.age_s, name, sums)
         lines.append((format_row(values), row_colour(node, args)))
     if args.brief:
@@ -338,7 +449,8 @@ def format_table(picture, args):
               for place, _, _, form in columns]
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
-            + [(line, "") for line in format_lists(picture)])
+            + [(line, "") for line in format_lists(picture)
+               + format_clipped(clipped)])
 
 
 def format_numbers(picture, args):
@@ -347,11 +459,17 @@ def format_numbers(picture, args):
     return [(folded, "")] if folded else []
 
 
+# ---- view: dots --------------------------------------------------------
+
+SHADES = ".:-=+*#%@"
+CELLS = {"down": "D", "left": "L", "never": "N", "refused": "!"}
+
+
 def format_dots(picture, args):
     """Return a cell per node: how busy it is, or that it is not up."""
     cells = {node.number: ("red" if node.state == "down" else "dim",
                            CELLS[node.state]) if node.state != "up" else
-             ("", SHADES[int((node.cpu.busy_fraction or 0)
+             ("", SHADES[int(min(node.cpu.busy_fraction or 0, 1)
                              * (len(SHADES) - 1) + 0.5)])
              for node in picture.nodes}
     cells.update((number, ("red", CELLS["refused"]))
@@ -372,6 +490,9 @@ def format_dots(picture, args):
             .rstrip()), ""))
     return lines + [("%s idle to busy, D down, L left, N never heard, "
                      "! refused" % SHADES, "")]
+
+
+# ---- view: daemon ------------------------------------------------------
 
 
 def describe_daemon(picture):
@@ -437,85 +558,78 @@ def format_daemon(picture, args):
         + describe_agents(picture.nodes))]
 
 
-# The texts of /proc.  Of each file, what the message carries.
+# ---- view: texts -------------------------------------------------------
 
-MEMINFO = (
-    ("MemTotal", "total_bytes"), ("MemFree", "free_bytes"),
-    ("MemAvailable", "available_bytes"), ("Buffers", "buffers_bytes"),
-    ("Cached", "cached_bytes"), ("SwapTotal", "swap_total_bytes"),
-    ("SwapFree", "swap_free_bytes"), ("Shmem", "shared_bytes"),
-    ("SReclaimable", "reclaimable_bytes"))
+# Of each file of /proc, what the message carries: formats and fields.
+
 CPUINFO = (
-    ("vendor_id\t", "vendor", "%s"), ("model name\t", "model", "%s"),
-    ("cpu MHz\t\t", "mhz", "%.3f"), ("cache size\t", "cache_kb", "%d KB"),
-    ("sockets\t\t", "sockets", "%d"), ("cpu cores\t", "cores", "%d"),
-    ("bogomips\t", "bogomips", "%.2f"))
-STAT = (
-    ("intr", "interrupts"), ("ctxt", "context_switches"),
-    ("btime", "boot_time_s"), ("processes", "forks"),
-    ("procs_running", "running"), ("procs_blocked", "blocked"))
+    ("processors\t: %d", known_cpus),
+    ("vendor_id\t: %s", of("processor.vendor")),
+    ("model name\t: %s", of("processor.model")),
+    ("cpu MHz\t\t: %.3f", of("processor.mhz")),
+    ("cache size\t: %d KB", of("processor.cache_kb")),
+    ("sockets\t\t: %d", of("processor.sockets")),
+    ("cpu cores\t: %d", of("processor.cores")),
+    ("bogomips\t: %.2f", of("processor.bogomips")))
+KERNEL = (
+    ("intr %d", of("kernel.interrupts")),
+    ("ctxt %d", of("kernel.context_switches")),
+    ("btime %d", of("kernel.boot_time_s")),
+    ("processes %d", of("kernel.forks")),
+    ("procs_running %d", of("kernel.running")),
+    ("procs_blocked %d", of("kernel.blocked")))
 STATFS = (
-    ("f_bsize", "block_bytes"), ("f_blocks", "blocks"),
-    ("f_bfree", "free_blocks"), ("f_bavail", "available_blocks"),
-    ("f_files", "files"), ("f_ffree", "free_files"),
-    ("f_namelen", "name_max"))
-NET_DEV_HEAD = (
+    ("f_bsize: %d", of("disk.block_bytes")),
+    ("f_blocks: %d", of("disk.blocks")),
+    ("f_bfree: %d", of("disk.free_blocks")),
+    ("f_bavail: %d", of("disk.available_blocks")),
+    ("f_files: %d", of("disk.files")), ("f_ffree: %d", of("disk.free_files")),
+    ("f_namelen: %d", of("disk.name_max")))
+NET_DEV = (
     "Inter-|   Receive                                                |"
     "  Transmit",
     " face |bytes    packets errs drop fifo frame compressed multicast|bytes"
-    "    packets errs drop fifo colls carrier compressed")
-NET_DEV_ROW = ("%6s: %7d %7d %4d %4d %4d %5d %10d %9d "
-               "%8d %7d %4d %4d %4d %5d %7d %10d")
+    "    packets errs drop fifo colls carrier compressed",
+    "%6s: %7d %7d %4d %4d %4d %5d %10d %9d "
+    "%8d %7d %4d %4d %4d %5d %7d %10d")
 
 
-def text_cpuinfo(node):
-    """Return the lines of /proc/cpuinfo, for all CPUs in one."""
-    lines = ["processors\t: %d" % node.agent.cpus]
-    for key, field, form in CPUINFO:
-        value = getattr(node.processor, field)
-        if value not in (None, ""):
-            lines.append("%s: %s" % (key, form % (
-                safe(value) if isinstance(value, str) else value)))
-    return lines
+def text_of(rows):
+    """Return the function that gives a node's lines, of (format, function
+    of a node) where the value is known."""
+    def text(node):
+        values = [(form, get(node)) for form, get in rows]
+        return [form % (safe(value) if isinstance(value, str) else value)
+                for form, value in values if value not in (None, "")]
+    return text
 
 
 def text_meminfo(node):
     """Return the lines of /proc/meminfo."""
-    return ["%-15s %8d kB" % (key + ":", getattr(node.memory, field) // 1024)
-            for key, field in MEMINFO
-            if getattr(node.memory, field) is not None]
+    values = [(name, getattr(node.memory, field)) for name, field in MEMORY]
+    return ["%-15s %8d kB" % (name + ":", value // 1024)
+            for name, value in values if value is not None]
 
 
 def text_loadavg(node):
     """Return the line of /proc/loadavg."""
-    if None in node.load:
-        return []
-    return ["%.2f %.2f %.2f %d/%d %d" % node.load]
+    return [] if None in node.load else [
+        "%.2f %.2f %.2f %d/%d %d" % node.load]
 
 
 def text_net_dev(node):
     """Return the lines of /proc/net/dev."""
-    return [*NET_DEV_HEAD] + [
-        NET_DEV_ROW % (safe(each.name), *each[1:17])
-        for each in node.interfaces]
+    *head, row = NET_DEV
+    return head + [row % (safe(each.name), *each[1:17])
+                   for each in node.interfaces]
 
 
 def text_stat(node):
     """Return the lines of /proc/stat; a CPU has four columns of ticks."""
-    lines = []
-    if node.cpu.user_ticks is not None:
-        lines.append("cpu  " + " ".join("%d" % ticks for ticks in node.cpu[:10]
-                                        if ticks is not None))
-    lines += ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
-    return lines + ["%s %d" % (key, getattr(node.kernel, field))
-                    for key, field in STAT
-                    if getattr(node.kernel, field) is not None]
-
-
-def text_statfs(node):
-    """Return the fields of statfs(2) of /."""
-    return ["%s: %d" % (key, getattr(node.disk, field))
-            for key, field in STATFS if getattr(node.disk, field) is not None]
+    sums = ["%d" % ticks for ticks in node.cpu[:10] if ticks is not None]
+    return ([" ".join(["cpu "] + sums)][:len(sums)]
+            + ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
+            + text_of(KERNEL)(node))
 
 
 def text_cpu_percent(node):
@@ -525,19 +639,18 @@ def text_cpu_percent(node):
 
 def text_net_rate(node):
     """Return the network rate, received and sent."""
-    if None in node.network:
-        return []
-    return ["Network rate %d bytes/second" % sum(node.network)]
+    return [] if None in node.network else [
+        "Network rate %d bytes/second" % sum(node.network)]
 
 
 # short and long option, title, its text, whether --all shows it
 TEXTS = (
-    ("-c", "--cpuinfo", "/proc/cpuinfo", text_cpuinfo, True),
+    ("-c", "--cpuinfo", "/proc/cpuinfo", text_of(CPUINFO), True),
     ("-m", "--meminfo", "/proc/meminfo", text_meminfo, True),
     ("-l", "--loadavg", "/proc/loadavg", text_loadavg, True),
     ("-n", "--net-dev", "/proc/net/dev", text_net_dev, True),
     ("-s", "--stat", "/proc/stat", text_stat, True),
-    ("-f", "--statfs", "statfs of /", text_statfs, True),
+    ("-f", "--statfs", "statfs of /", text_of(STATFS), True),
     ("-C", "--cpu-percent", "CPU use, 0 to 1", text_cpu_percent, False),
     ("-R", "--net-rate", "network rate", text_net_rate, False),
 )
@@ -558,70 +671,225 @@ def format_texts(picture, args):
             lines.append("*** %s, last heard %.1f s ago ***"
                          % (node.state, node.age_s))
         when = time.strftime(TEXT_TIME, time.localtime(node.time_s))
+        lines += ["*** %s did not all fit in the message ***" % what
+                  for flag, what in CLIPPED if (node.agent.flags or 0) & flag]
         for title, text in args.texts:
             lines += ["", " *** %s *** %s" % (title, when)] + text(node)
         lines.append("")
     return [(line, "") for line in lines]
 
 
+# ---- view: jobs --------------------------------------------------------
+
+# The processes of the nodes, as each one's procstatd tells.
+
+JOBS_S, JOBS_LIMIT_S = 0.5, 3.0     # between two answers; for both
+NODES_AT_ONCE = 200             # a connection each
+ANSWER_BYTES, ANSWER_JOBS = 1 << 22, 1 << 16    # no answer has more
+USERS = 1000                    # whose names are kept
+JOB_KEYS = ("cpu", "rss")
+JOB_ROW = "%5s %7s %-8s %s %4s %6s %5s %s"
+JOB_LINE = re.compile(          # a number fits 64 bits
+    r"(N) N (N) (\S{1,8}) (N) (N) N (N) (.{0,16384})".replace(
+        "N", "[0-9]{1,19}"))
+
+Job = collections.namedtuple(
+    "Job", "pid user state threads rss_kb cpu command")
+Job.__doc__ = """A process; cpu in percent of one CPU."""
+
+
 def parse_jobs(answer):
-    """Return {pid: [ppid, uid, state, threads, rss, vsize, ticks, command]}.
+    """Return {pid: (uid, state, threads, resident kB, ticks, command)}.
 
     answer  procstatd's: a count, then a line per process
-    Raises  ValueError when it is none
+    Raises  ValueError
     """
     count, *lines = answer.decode("utf-8", "replace").strip().split("\n")
-    if int(count) != len(lines):
-        raise ValueError("answer is cut off")
-    jobs = {}
-    for line in lines:
-        pid, ppid, uid, state, *numbers, command = line.split(" ", 8)
-        threads, rss, vsize, ticks = map(int, numbers)
-        jobs[int(pid)] = [int(ppid), int(uid), state, threads, rss, vsize,
-                          ticks, command]
-    return jobs
+    found = [JOB_LINE.fullmatch(line) for line in lines[:ANSWER_JOBS]]
+    if count != "%d" % len(found) or None in found:
+        raise ValueError("answer is not a list of processes")
+    jobs = [job.groups() for job in found]
+    return {int(pid): (int(uid), state, int(threads), int(rss), int(ticks),
+                       command)
+            for pid, uid, state, threads, rss, ticks, command in jobs}
 
 
-def measure_jobs(first, second, elapsed_s, hz, user_name):
-    """Return the Jobs of two answers; one that is new has no CPU use."""
-    jobs = []
-    for pid, (_, uid, state, threads, rss, _, ticks, command) in (
-            second.items()):
-        before = first[pid][6] if pid in first else ticks
-        jobs.append(Job(pid, user_name(uid), state, threads, rss,
-                        100 * max(ticks - before, 0) / hz / elapsed_s,
-                        command))
-    return jobs
+def measure_jobs(first, second, hz):
+    """Return the Jobs of two answers; one that is new has no CPU use.
+
+    first, second  (when it came, its jobs)
+    """
+    (before_s, before), (now_s, now) = first, second
+    return [Job(pid, read_user_name(uid), state, threads, rss, 100 * max(
+        ticks - before.get(pid, now[pid])[4], 0) / hz / (now_s - before_s),
+                command)
+            for pid, (uid, state, threads, rss, ticks, command)
+            in now.items()]
 
 
 def format_jobs(picture, args):
     """Return a line for each process of the nodes."""
-    row = "%5s %7s %-8s %s %4s %6s %5s %s"
     jobs = sorted(picture.jobs, reverse=not args.reverse,
                   key=lambda pair: pair[1].rss_kb if args.sort == "rss"
                   else pair[1].cpu)
-    lines = [(row % (number, job.pid, safe(job.user)[:8], safe(job.state),
-                     job.threads, format_bytes(job.rss_kb * 1024),
-                     "%.1f" % job.cpu, safe(job.command)), "")
-             for number, job in jobs[:args.top]]
-    head = [(row % ("node", "pid", "user", "s", "thr", "rss", "cpu%",
-                    "command"), "bold")]
+    lines = [(JOB_ROW % (
+        number, job.pid, safe(job.user)[:8], safe(job.state), job.threads,
+        format_bytes(job.rss_kb * 1024), "%.1f" % job.cpu,
+        safe(job.command)), "") for number, job in jobs[:args.top]]
+    head = [(JOB_ROW % ("node", "pid", "user", "s", "thr", "rss", "cpu%",
+                        "command"), "bold")]
     return lines if args.brief else head + lines
 
 
-def node_document(node):
-    """Return what --json says of one node."""
-    document = {field: getattr(node, field) for field in (
-        "number", "state", "age_s", "heard_time_s", "time_s",
-        "start_time_s", "period_s", "sequence", "address", "port",
-        "received", "lost", "restarts", "signature")}
-    for part in libbeostat.PARTS:
-        record = getattr(node, part)
-        document[part] = dict(zip(record._fields, record))
-    for part in "cpus", "interfaces":
-        document[part] = [dict(zip(each._fields, each))
-                          for each in getattr(node, part)]
-    return document
+@functools.lru_cache(USERS)
+def read_user_name(uid):
+    """Return the name of a user here, or the number."""
+    import pwd                          # for one view alone
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "%d" % uid
+
+
+def receive_answer(sock, limit):
+    """Return the bytes of one answer, up to its empty line.
+
+    limit   when it must be there, monotonic
+    Raises  OSError, ValueError
+    """
+    data = bytearray()
+    while not data.endswith(b"\n\n"):
+        sock.settimeout(max(limit - time.monotonic(), 1e-3))
+        more = sock.recv(1 << 16)
+        data += more
+        if not more:
+            raise ValueError("closed the connection")
+        if len(data) > ANSWER_BYTES:
+            raise ValueError("answer of over %d bytes" % ANSWER_BYTES)
+    return data
+
+
+def fetch_jobs(node):
+    """Return the Jobs of a node.
+
+    Raises  ValueError
+    """
+    import socket                       # for one view alone
+    limit, answers = time.monotonic() + JOBS_LIMIT_S, []
+    try:
+        with socket.socket() as sock:
+            sock.settimeout(JOBS_LIMIT_S)
+            sock.connect((node.address, node.agent.procstatd_port))
+            for pause_s in 0, JOBS_S:
+                time.sleep(pause_s)
+                sock.sendall(b"jobs\n")
+                jobs = parse_jobs(receive_answer(sock, limit))
+                answers.append((time.monotonic(), jobs))
+    except socket.timeout:
+        raise ValueError("%s: no answer in %g s" % (node.address,
+                                                    JOBS_LIMIT_S))
+    except OSError as error:
+        raise ValueError("%s: %s" % (node.address, error.strerror))
+    except ValueError as error:
+        raise ValueError("%s: %s" % (node.address, error))
+    return measure_jobs(*answers, node.processor.ticks_per_s or 100)
+
+
+def fetch_each(nodes, jobs, errors):
+    """Fetch the jobs of nodes until none is left.
+
+    nodes   an iterator, which other threads take nodes from as well
+    jobs    {node number: its Jobs}, errors: {node number: error}; filled
+    """
+    for node in nodes:
+        try:
+            if node.state != "up":
+                raise ValueError(node.state)
+            if not node.agent.procstatd_port:
+                raise ValueError("runs no procstatd (sendstats.py "
+                                 "--procstatd)")
+            jobs[node.number] = fetch_jobs(node)
+        except ValueError as error:
+            errors[node.number] = error
+
+
+def read_jobs(picture, args):
+    """Return the Picture with the jobs of its nodes, fetched at once."""
+    import resource                     # for one view alone
+    import threading
+    nodes, jobs, errors = iter(picture.nodes), {}, {}
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    threads = [threading.Thread(target=fetch_each, args=(nodes, jobs, errors))
+               for _ in picture.nodes[:min(NODES_AT_ONCE, files // 2)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return picture._replace(
+        jobs=[(node.number, job) for node in picture.nodes
+              for job in jobs.get(node.number, ())],
+        missing=picture.missing + [
+            "node %d: %s" % (node.number, errors[node.number])
+            for node in picture.nodes if node.number in errors])
+
+
+# ---- view: json --------------------------------------------------------
+
+HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
+         "period_s", "sequence", "address", "port", "received", "lost",
+         "restarts", "signature")
+
+
+@functools.lru_cache(None)
+def object_template(fields):
+    """Return the template of a JSON object."""
+    return "{%s}" % ", ".join(['"%s": %%s' % field for field in fields])
+
+
+def node_template(parts):
+    """Return the template of a node's JSON object.
+
+    parts   {record: its fields}, which stand between HEADS and two lists
+    """
+    return "%s, %s, %s" % (
+        object_template(HEADS)[:-1], ", ".join([
+            '"%s": %s' % (part, object_template(fields))
+            for part, fields in parts.items()]),
+        '"cpus": [%s], "interfaces": [%s]}')
+
+
+def node_formatter(encode):
+    """Return the function that gives a node's JSON object.
+
+    One template does it, from the values as they were sent: records by
+    name would take twice the time.
+    encode  gives the JSON of a text
+    """
+    parts = {part: tuple(" ".join(fields for fields, *_ in rows).split())
+             for part, (rows, *_) in libbeostat.PARTS.items()}
+    form = node_template(parts)
+    pick = libbeostat.picker(["%s.%s" % (part, field) for part in parts
+                              for field in parts[part]])
+
+    def format_value(value):
+        return ("null" if value is None else
+                libbeostat.rounded(value) if isinstance(value, float) else
+                encode(libbeostat.unpack_text(value))
+                if isinstance(value, bytes) else value)
+
+    def format_record(record):
+        first, *others = record         # an interface's name, a CPU's number
+        return object_template(record._fields) % (
+            encode(first) if isinstance(first, str) else first, *others)
+
+    def format_node(node):
+        *values, cpus, interfaces = pick(node)
+        return form % (*[encode(value) if isinstance(value, str) else value
+                         for value in of(*HEADS)(node)],
+                       *map(format_value, [*values, cpus or None, interfaces]),
+                       ", ".join(map(format_record, node.cpus)),
+                       ", ".join(map(format_record, node.interfaces)))
+    return format_node
 
 
 def format_json(picture, args):
@@ -629,18 +897,26 @@ def format_json(picture, args):
 
     A node has a line of its own, but where each document must be a line.
     """
-    import json                         # costs more than the status view
-    text = json.JSONEncoder(check_circular=False).encode
-    new_line = "" if args.watch else "\n"
-    nodes = [text(node_document(node)) for node in picture.nodes]
+    import json                         # costs a quarter of the status view
+    encode = json.JSONEncoder(check_circular=False).encode
+    new_line = "\n" if args.watch is None else ""
+    nodes = map(node_formatter(encode), picture.nodes)
     return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
              '"never": %s, "refused": %s}' % (
-                 text(picture.path), text(picture.time_s),
-                 text(picture.status._asdict()),
+                 encode(picture.path), encode(picture.time_s),
+                 encode(picture.status._asdict()),
                  new_line + (", " + new_line).join(nodes) + new_line,
-                 text(picture.never),
-                 text({"%d" % number: str(error) for number, error
-                       in sorted(picture.refused.items())})), "")]
+                 encode(picture.never),
+                 encode({"%d" % number: str(error) for number, error
+                         in sorted(picture.refused.items())})), "")]
+
+
+# ---- view: prometheus --------------------------------------------------
+
+DEVICES = 1000                  # names of interfaces to remember
+MODES = ['mode="%s"' % field[:-len("_ticks")]
+         for field in libbeostat.CPU[0][0].split()[:8]]
+
 
 
 def escape_label(text):
@@ -648,101 +924,119 @@ def escape_label(text):
     return safe(text).replace("\\", r"\\").replace('"', r'\"')
 
 
-def cpu_seconds(node):
-    """Return [({mode}, seconds)] of a node's CPU time since boot."""
-    hz = node.processor.ticks_per_s
-    return [({"mode": mode[:-len("_ticks")]}, ticks / hz)
-            for mode, ticks in zip(node.cpu._fields, node.cpu[:8])
-            if ticks is not None and hz]
-
-
-def device_counts(field):
-    """Return the function that gives [({device}, count)] of a node."""
-    return lambda node: [({"device": each.name}, getattr(each, field))
-                         for each in node.interfaces]
+def format_labels(labels):
+    """Return {label: text} as a metric has it."""
+    return ",".join(['%s="%s"' % (label, escape_label(text))
+                     for label, text in labels.items()])
 
 
 def node_info(node):
-    """Return the labels that tell what a node is."""
-    return [({"hostname": node.host.hostname, "release": node.host.release,
-              "machine": node.host.machine, "model": node.processor.model,
-              "address": node.address}, 1)]
+    """Return the labels that tell what a node is, with a value."""
+    return [(format_labels({
+        "hostname": node.host.hostname, "release": node.host.release,
+        "machine": node.host.machine, "model": node.processor.model,
+        "address": node.address}), 1)]
 
 
-def of(record, field, scale=1):
-    """Return the function that gives a node's field, scaled."""
-    def value(node):
-        found = getattr(getattr(node, record), field)
-        return None if found is None else found * scale
-    return value
+def cpu_seconds(node):
+    """Return [(mode as a label, seconds)] of a node's CPU time."""
+    hz = node.processor.ticks_per_s
+    return [(label, ticks / hz) for label, ticks in zip(MODES, node.cpu)
+            if ticks is not None and hz]
 
 
-def size_of(field, scale=1):
-    """Return the function that gives blocks of / in bytes, scaled."""
-    return lambda node: (
-        None if None in (node.disk.block_bytes, getattr(node.disk, field))
-        else getattr(node.disk, field) * node.disk.block_bytes * scale)
+@functools.lru_cache(DEVICES)
+def device_label(name):
+    """Return an interface as a label: nodes have the same few."""
+    return format_labels({"device": name})
 
 
-# name behind beostat_node_, type, help, value (or labels and values) of a
+def device_counts(field):
+    """Return the function that gives [(device as a label, count)]; of two
+    of one name, which no kernel has, one."""
+    get = of(field)
+    return lambda node: {device_label(each.name): get(each)
+                         for each in node.interfaces}.items()
+
+
+def clipped_lists(node):
+    """Return [(list as a label, 1)] of those that did not all fit."""
+    return [('list="%s"' % what, 1) for flag, what in CLIPPED
+            if (node.agent.flags or 0) & flag]
+
+
+# name behind beostat_node_ (a counter ends in _total), help, its value of a
 # node; the first ones of nodes that are not up as well.
 ALWAYS = (
-    ("up", "gauge", "1 while the node's samples arrive.",
+    ("up", "1 while the node's samples arrive.",
      lambda node: int(node.state == "up")),
-    ("age_seconds", "gauge", "Time since the last sample arrived.",
-     lambda node: node.age_s),
-    ("info", "gauge", "What the node is.", node_info),
-    ("received_messages_total", "counter", "Messages received.",
-     lambda node: node.received),
-    ("lost_messages_total", "counter", "Messages sent that never came.",
-     lambda node: node.lost),
-    ("agent_restarts_total", "counter", "Starts of the agent but the first.",
-     lambda node: node.restarts),
-)
+    ("age_seconds", "Time since the last sample arrived.", of("age_s")),
+    ("received_messages_total", "Messages received.", of("received")),
+    ("lost_messages_total", "Messages sent that never came.", of("lost")),
+    ("agent_restarts_total", "Starts of the agent but the first.",
+     of("restarts")))
 WHILE_UP = (
-    ("boot_time_seconds", "gauge", "Boot time, since the epoch.",
-     of("kernel", "boot_time_s")),
-    ("time_seconds", "gauge", "Time of the sample by the node's clock.",
-     lambda node: node.time_s),
-    ("load1", "gauge", "1m load average.", of("load", "one")),
-    ("load5", "gauge", "5m load average.", of("load", "five")),
-    ("load15", "gauge", "15m load average.", of("load", "fifteen")),
-    ("procs_running", "gauge", "Processes running.",
-     of("kernel", "running")),
-    ("procs_blocked", "gauge", "Processes waiting for input or output.",
-     of("kernel", "blocked")),
-    ("procs", "gauge", "Processes.", of("load", "total")),
-    ("cpus", "gauge", "CPUs on line.", of("agent", "cpus")),
-    ("cpu_busy_ratio", "gauge", "Use of all CPUs over the last period.",
-     of("cpu", "busy_fraction")),
-    ("cpu_seconds_total", "counter", "CPU time since boot.", cpu_seconds),
-    ("context_switches_total", "counter", "Context switches since boot.",
-     of("kernel", "context_switches")),
-    ("intr_total", "counter", "Interrupts since boot.",
-     of("kernel", "interrupts")),
-    ("forks_total", "counter", "Processes made since boot.",
-     of("kernel", "forks")),
-) + tuple(
-    ("memory_" + field, "gauge", "%s of /proc/meminfo." % key,
-     of("memory", field)) for key, field in MEMINFO) + (
-    ("filesystem_size_bytes", "gauge", "Size of /.", size_of("blocks")),
-    ("filesystem_free_bytes", "gauge", "Free in /.", size_of("free_blocks")),
-    ("filesystem_avail_bytes", "gauge", "Free in / to users.",
-     size_of("available_blocks")),
-    ("filesystem_files", "gauge", "Inodes of /.", of("disk", "files")),
-    ("filesystem_files_free", "gauge", "Free inodes of /.",
-     of("disk", "free_files")),
-) + tuple(
-    ("network_%s_%s_total" % (way, what), "counter",
-     "%s column of /proc/net/dev." % field, device_counts(field))
-    for way, columns in (
-        ("receive", ("rx_bytes", "rx_packets", "rx_errors", "rx_dropped")),
-        ("transmit", ("tx_bytes", "tx_packets", "tx_errors", "tx_dropped")))
-    for field, what in zip(columns, ("bytes", "packets", "errs", "drop"))
-) + (
-    ("agent_cost_seconds", "gauge", "CPU time of the agent per sample.",
-     of("agent", "cost_us", 1e-6)),
-)
+    ("boot_time_seconds", "Boot time, since the epoch.",
+     of("kernel.boot_time_s")),
+    ("time_seconds", "Time of the sample by the node's clock.", of("time_s")),
+    ("load1", "1m load average.", of("load.one")),
+    ("load5", "5m load average.", of("load.five")),
+    ("load15", "15m load average.", of("load.fifteen")),
+    ("procs_running", "Tasks running.", of("kernel.running")),
+    ("procs_blocked", "Tasks waiting for input or output.",
+     of("kernel.blocked")),
+    ("tasks", "Threads of all processes.", of("load.total")),
+    ("cpus", "CPUs on line.", known_cpus),
+    ("cpu_busy_ratio", "Use of all CPUs over the last period.",
+     of("cpu.busy_fraction")),
+    ("context_switches_total", "Context switches since boot.",
+     of("kernel.context_switches")),
+    ("intr_total", "Interrupts since boot.", of("kernel.interrupts")),
+    ("forks_total", "Processes made since boot.", of("kernel.forks")),
+    *[("memory_" + field, "%s of /proc/meminfo." % name,
+       of("memory." + field)) for name, field in MEMORY],
+    ("filesystem_size_bytes", "Size of /.", on_disk("blocks")),
+    ("filesystem_free_bytes", "Free in /.", on_disk("free_blocks")),
+    ("filesystem_avail_bytes", "Free in / to users.",
+     on_disk("available_blocks")),
+    ("filesystem_files", "Inodes of /.", of("disk.files")),
+    ("filesystem_files_free", "Free inodes of /.", of("disk.free_files")),
+    ("agent_cost_seconds", "CPU time of the agent per sample.",
+     scaled("agent.cost_us", 1e-6)))
+# the same, but its [(label, value)] of a node
+INFO = (("info", "What the node is.", node_info),)
+LABELLED = (
+    ("clipped", "1 of a list that did not all fit in the message.",
+     clipped_lists),
+    ("cpu_seconds_total", "CPU time since boot.", cpu_seconds),
+    *[("network_%s_total" % name, "%s column of /proc/net/dev." % field,
+       device_counts(field)) for name, field in (
+        ("receive_bytes", "rx_bytes"), ("receive_packets", "rx_packets"),
+        ("receive_errs", "rx_errors"), ("receive_drop", "rx_dropped"),
+        ("transmit_bytes", "tx_bytes"), ("transmit_packets", "tx_packets"),
+        ("transmit_errs", "tx_errors"), ("transmit_drop", "tx_dropped"))])
+
+
+def format_plain(name, get, nodes):
+    """Return a metric's lines, one for each node whose value is known.
+
+    nodes  [(what their labels begin with, node)]
+    """
+    return ["%s%s} %s" % (name, labels, value) for labels, node in nodes
+            for value in (get(node),) if value is not None]
+
+
+def format_labelled(name, get, nodes):
+    """Return a metric's lines, likewise, some for each node."""
+    return ["%s%s,%s} %s" % (name, labels, label, value)
+            for labels, node in nodes for label, value in get(node)]
+
+
+def format_metric(name, text, samples):
+    """Return a metric's lines under its help, none without a sample."""
+    kind = "counter" if name.endswith("_total") else "gauge"
+    return ["# HELP %s %s" % (name, text),
+            "# TYPE %s %s" % (name, kind)] + samples if samples else []
 
 
 def format_prometheus(picture, args):
@@ -751,87 +1045,114 @@ def format_prometheus(picture, args):
     A node that is not up has no measurements: a last value would live on
     for ever.
     """
-    up = [node for node in picture.nodes if node.state == "up"]
+    nodes = [('{node="%d"' % node.number, node) for node in picture.nodes]
+    up = [pair for pair in nodes if pair[1].state == "up"]
     lines = []
-    for metrics, nodes in (ALWAYS, picture.nodes), (WHILE_UP, up):
-        for name, kind, text, value_of in metrics:
+    for metrics, some, form in (
+            (ALWAYS, nodes, format_plain), (INFO, nodes, format_labelled),
+            (WHILE_UP, up, format_plain), (LABELLED, up, format_labelled)):
+        for name, text, get in metrics:
             name = "beostat_node_" + name
-            rows = []
-            for node in nodes:
-                value = value_of(node)
-                if not isinstance(value, list):
-                    value = [({}, value)]
-                rows += ['%s{node="%d"%s} %s' % (
-                    name, node.number, "".join(
-                        ',%s="%s"' % (label, escape_label(each))
-                        for label, each in labels.items()), number)
-                    for labels, number in value if number is not None]
-            if rows:
-                lines += ["# HELP %s %s" % (name, text),
-                          "# TYPE %s %s" % (name, kind)] + rows
-    lines += ["# HELP beostat_recvstats_up 1 while recvstats is at work.",
-              "# TYPE beostat_recvstats_up gauge",
-              "beostat_recvstats_up %d" % picture.status.running,
-              "# HELP beostat_recvstats_datagrams_total What became of "
-              "datagrams.", "# TYPE beostat_recvstats_datagrams_total counter"]
-    lines += ['beostat_recvstats_datagrams_total{result="%s"} %d' % (
-        field, getattr(picture.status, field))
-        for field, *_ in libbeostat.COUNTERS[1:]]
+            lines += format_metric(name, text, form(name, get, some))
+    lines += format_metric(
+        "beostat_recvstats_up", "1 while recvstats is at work.",
+        ["beostat_recvstats_up %d" % int(picture.status.running)])
+    name = "beostat_recvstats_datagrams_total"
+    lines += format_metric(name, "What became of datagrams.", [
+        '%s{result="%s"} %d' % (name, field, getattr(picture.status, field))
+        for field, *_ in libbeostat.COUNTERS[1:]])
     return [(line, "") for line in lines]
 
 
-# gmond's name, type, unit, whether it changes, value of a node
+# ---- view: ganglia -----------------------------------------------------
+
+TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
+RESERVED = "", ".", "..", "__SummaryInfo__"
+KB, GB = 1 / 1024, 1e-9
+
+# gmond's name, type, unit, slope, value of a node
 GANGLIA = (
-    ("load_one", "float", " ", True, of("load", "one")),
-    ("load_five", "float", " ", True, of("load", "five")),
-    ("load_fifteen", "float", " ", True, of("load", "fifteen")),
-    ("proc_run", "uint32", " ", True, of("load", "active")),
-    ("proc_total", "uint32", " ", True, of("load", "total")),
-    ("cpu_num", "uint16", "CPUs", False, of("agent", "cpus")),
-    ("cpu_speed", "uint32", "MHz", False, of("processor", "mhz")),
-    ("cpu_user", "float", "%", True, of("cpu", "user_fraction", 100)),
-    ("cpu_nice", "float", "%", True, of("cpu", "nice_fraction", 100)),
-    ("cpu_system", "float", "%", True, of("cpu", "system_fraction", 100)),
-    ("cpu_wio", "float", "%", True, of("cpu", "iowait_fraction", 100)),
-    ("cpu_idle", "float", "%", True, lambda node: less(
-        100, of("cpu", "busy_fraction", 100)(node))),
-    ("mem_total", "float", "KB", False, of("memory", "total_bytes", 1 / 1024)),
-    ("mem_free", "float", "KB", True, of("memory", "free_bytes", 1 / 1024)),
-    ("mem_shared", "float", "KB", True,
-     of("memory", "shared_bytes", 1 / 1024)),
-    ("mem_buffers", "float", "KB", True,
-     of("memory", "buffers_bytes", 1 / 1024)),
-    ("mem_cached", "float", "KB", True,
-     of("memory", "cached_bytes", 1 / 1024)),
-    ("swap_total", "float", "KB", False,
-     of("memory", "swap_total_bytes", 1 / 1024)),
-    ("swap_free", "float", "KB", True,
-     of("memory", "swap_free_bytes", 1 / 1024)),
-    ("bytes_in", "float", "bytes/sec", True, of("network", "rx_bytes_per_s")),
-    ("bytes_out", "float", "bytes/sec", True,
-     of("network", "tx_bytes_per_s")),
-    ("disk_total", "double", "GB", False,
-     size_of("blocks", 1e-9)),
-    ("disk_free", "double", "GB", True,
-     size_of("free_blocks", 1e-9)),
-    ("part_max_used", "float", "%", True,
-     lambda node: share(*measure(node)[1][10:12])),
-    ("boottime", "uint32", "s", False, of("kernel", "boot_time_s")),
-    ("machine_type", "string", "", False, of("host", "machine")),
-    ("os_name", "string", "", False, lambda node: "Linux"),
-    ("os_release", "string", "", False, of("host", "release")),
+    ("load_one", "float", " ", "both", of("load.one")),
+    ("load_five", "float", " ", "both", of("load.five")),
+    ("load_fifteen", "float", " ", "both", of("load.fifteen")),
+    ("proc_run", "uint32", " ", "both", of("load.active")),
+    ("proc_total", "uint32", " ", "both", of("load.total")),
+    ("cpu_num", "uint16", "CPUs", "zero", known_cpus),
+    ("cpu_speed", "uint32", "MHz", "zero", of("processor.mhz")),
+    ("cpu_user", "float", "%", "both", scaled("cpu.user_fraction", 100)),
+    ("cpu_nice", "float", "%", "both", scaled("cpu.nice_fraction", 100)),
+    ("cpu_system", "float", "%", "both", scaled("cpu.system_fraction", 100)),
+    ("cpu_wio", "float", "%", "both", scaled("cpu.iowait_fraction", 100)),
+    ("cpu_idle", "float", "%", "both",
+     lambda node: less(100, share(node.cpu.busy_fraction, 1))),
+    ("mem_total", "float", "KB", "zero", scaled("memory.total_bytes", KB)),
+    ("mem_free", "float", "KB", "both", scaled("memory.free_bytes", KB)),
+    ("mem_shared", "float", "KB", "both", scaled("memory.shared_bytes", KB)),
+    ("mem_buffers", "float", "KB", "both", scaled("memory.buffers_bytes", KB)),
+    ("mem_cached", "float", "KB", "both", scaled("memory.cached_bytes", KB)),
+    ("swap_total", "float", "KB", "zero",
+     scaled("memory.swap_total_bytes", KB)),
+    ("swap_free", "float", "KB", "both", scaled("memory.swap_free_bytes", KB)),
+    ("bytes_in", "float", "bytes/sec", "both", of("network.rx_bytes_per_s")),
+    ("bytes_out", "float", "bytes/sec", "both", of("network.tx_bytes_per_s")),
+    ("disk_total", "double", "GB", "zero", on_disk("blocks", GB)),
+    ("disk_free", "double", "GB", "both", on_disk("free_blocks", GB)),
+    ("part_max_used", "float", "%", "both",
+     lambda node: share(*measure(node)[2][10:12])),
+    ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
+    ("machine_type", "string", "", "zero", of("host.machine")),
+    ("os_name", "string", "", "zero", lambda node: "Linux"),
+    ("os_release", "string", "", "zero", of("host.release")),
 )
+METRIC = ('<METRIC NAME="%s" VAL="%s" TYPE="%s" UNITS="%s" %s SLOPE="%s" '
+          'SOURCE="gmond"/>')
 
 
-def escape_xml(value):
-    """Return a value as it stands in quotes in XML."""
-    if isinstance(value, str):
-        text = safe(value)
-        for char, name in ("&", "amp"), ("<", "lt"), (">", "gt"), (
-                '"', "quot"):
-            text = text.replace(char, "&%s;" % name)
-        return text
-    return "%d" % value if isinstance(value, int) else "%.3f" % value
+def escape_xml(text):
+    """Return text as it stands in quotes in XML."""
+    text = safe(text)
+    for char, name in ("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"):
+        text = text.replace(char, "&%s;" % name)
+    return text
+
+
+def format_typed(value, kind):
+    """Return the text of a metric's value, by its type."""
+    if kind == "string":
+        return escape_xml(value)
+    return ("%d" if kind.startswith("uint") or isinstance(value, int)
+            else "%.3f") % value
+
+
+def name_hosts(nodes):
+    """Return a name for each node that no other has: its host name, or n7.
+
+    gmetad makes a folder of it, so it may not be what a path is made of.
+    """
+    names = [node.host.hostname for node in nodes]
+    counts = collections.Counter(names)
+    for place, name in enumerate(names):
+        if counts[name] > 1 or name in RESERVED or "/" in name:
+            name = "n%d" % nodes[place].number
+            while name in counts:
+                name += "_"
+            names[place] = name
+    return names
+
+
+def format_host(node, name):
+    """Return the lines of one HOST."""
+    heard = 'TN="%d" TMAX="%d" DMAX="0"' % (node.age_s, TMAX_S)
+    lines = ['<HOST NAME="%s" IP="%s" TAGS="" REPORTED="%d" %s '
+             'LOCATION="unspecified" GMOND_STARTED="%d">' % (
+                 escape_xml(name), node.address, node.heard_time_s, heard,
+                 node.start_time_s)]
+    for name, kind, unit, slope, get in GANGLIA:
+        value = get(node)
+        if value is not None:
+            lines.append(METRIC % (name, format_typed(value, kind), kind,
+                                   unit, heard, slope))
+    return lines + ["</HOST>"]
 
 
 def format_ganglia(picture, args):
@@ -841,41 +1162,47 @@ def format_ganglia(picture, args):
              '<CLUSTER NAME="%s" LOCALTIME="%d" OWNER="unspecified" '
              'LATLONG="unspecified" URL="unspecified">' % (
                  escape_xml(args.cluster), picture.time_s)]
-    for node in picture.nodes:
-        heard = 'TN="%d" TMAX="%d" DMAX="0"' % (node.age_s, TMAX_S)
-        lines.append(
-            '<HOST NAME="%s" IP="%s" TAGS="" REPORTED="%d" %s LOCATION='
-            '"unspecified" GMOND_STARTED="%d">' % (
-                # gmetad makes a folder of this name.
-                escape_xml(node.host.hostname.replace("/", "_")),
-                node.address,
-                node.heard_time_s, heard, node.start_time_s))
-        for name, kind, unit, varies, value_of in GANGLIA:
-            value = value_of(node)
-            if value is not None:
-                if kind.startswith("uint"):
-                    value = int(value)
-                lines.append(
-                    '<METRIC NAME="%s" VAL="%s" TYPE="%s" UNITS="%s" %s '
-                    'SLOPE="%s" SOURCE="gmond"/>' % (
-                        name, escape_xml(value), kind, unit, heard,
-                        "both" if varies else "zero"))
-        lines.append("</HOST>")
+    for node, name in zip(picture.nodes, name_hosts(picture.nodes)):
+        lines += format_host(node, name)
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
 
 
-def paint(text, colour, colours):
-    """Return text in a colour, where colours are wanted."""
-    if colour and colours:
-        return "\033[%sm%s\033[0m" % (COLOURS[colour], text)
-    return text
+# ---- watch -------------------------------------------------------------
+
+WATCH_S, LEAST_WATCH_S, MOST_WATCH_S = 2.0, 0.1, 1e6
+HISTORY = 300                   # instants in the line of CPU use
+HEIGHTS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+PLAIN_HEIGHTS = " .:-=+*#"
+KEYS = {b"q": "quit", b"\033[A": "back", b"k": "back", b"\033[B": "on",
+        b"j": "on", b"\033[5~": "page back", b"b": "page back",
+        b"\033[6~": "page on", b" ": "page on", b"\033[H": "top",
+        b"g": "top", b"\033[F": "end", b"G": "end"}
+KEY = re.compile(rb"\033\[[0-9;]*.|[^\033]")
+ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
+LEAVE = b"\033[?7h\033[?25h\033[?1049l"
 
 
-def format_lines(lines, args):
-    """Return the bytes of a view's lines, for any encoding."""
-    text = "".join(paint(line, colour, args.colours) + "\n"
-                   for line, colour in lines)
-    return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+def format_head(picture, history, args):
+    """Return the lines above a view that is watched."""
+    heights = HEIGHTS if args.wide else PLAIN_HEIGHTS
+    states = [node.state for node in picture.nodes]
+    values = measure_all([measure(node)[2] for node in picture.nodes
+                          if node.state == "up"])
+    counts = ", ".join("%d %s" % (states.count(state), state)
+                       for state in ("up", "down", "left")
+                       if state in states) or "none heard"
+    if not picture.status.running:
+        counts += "; RECVSTATS IS GONE"
+    line = "%s  %d nodes: %s  %s CPUs  load %s" % (
+        time.strftime("%H:%M:%S", time.localtime(picture.time_s)),
+        len(states), counts, format_cell("%d", values[3]),
+        format_cell("%.1f", values[5]))
+    history.append(min(values[CPU_COLUMN] or 0, 100))
+    cells = [heights[int(value / 100 * (len(heights) - 1) + 0.5)]
+             for value in history]
+    text = "cpu %4s%% " % format_percent(values[CPU_COLUMN])
+    return [(line, "bold"),
+            (text + "".join(cells[-max(args.width - len(text), 1):]), "")]
 
 
 def format_frame(lines, head, first, args):
@@ -894,185 +1221,14 @@ def format_frame(lines, head, first, args):
         paint(line if "\033" in line else line[:args.width], colour,
               args.colours) + "\033[K"
         for line, colour in (fixed + shown + foot)[:args.height]) + "\033[J"
-    return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+    return encode(text, args)
 
 
-def format_head(picture, history, args):
-    """Return the lines above a view that is watched."""
-    states = [node.state for node in picture.nodes]
-    values = measure_all([measure(node)[1] for node in picture.nodes
-                          if node.state == "up"])
-    counts = ", ".join("%d %s" % (states.count(state), state)
-                       for state in ("up", "down", "left")
-                       if state in states) or "none heard"
-    if not picture.status.running:
-        counts += "; RECVSTATS IS GONE"
-    line = "%s  %d nodes: %s  %s CPUs  load %s" % (
-        time.strftime("%H:%M:%S", time.localtime(picture.time_s)),
-        len(states), counts, values[3] or 0, format_cell("%.1f", values[5]))
-    history.append(values[CPU_COLUMN] or 0)
-    cells = [args.heights[int(value / 100 * (len(args.heights) - 1) + 0.5)]
-             for value in history]
-    text = "cpu %4s%% " % format_percent(values[CPU_COLUMN])
-    return [(line, "bold"),
-            (text + "".join(cells[-max(args.width - len(text), 1):]), "")]
-
-
-# ---- files and sockets -------------------------------------------------
-
-
-def read_named(cluster, operands):
-    """Return (nodes, errors) of the nodes that a user named.
-
-    operands  lists of numbers, and host names
-    Raises    BadNodeList
-    """
-    nodes, errors, everyone = [], [], None
-    for operand in operands:
-        try:
-            numbers = libbeostat.parse_nodes(operand)
-        except libbeostat.BadNodeList:
-            everyone = everyone or list(cluster)
-            numbers = [node.number for node in everyone
-                       if node.host.hostname == operand]
-            if not numbers:
-                raise
-        for number in numbers:
-            try:
-                nodes.append(cluster.node(number))
-            except libbeostat.BeostatError as error:
-                errors.append(error)
-    return nodes, errors
-
-
-class Question:
-    """A connection to one node's procstatd, asked for its jobs twice."""
-
-    def __init__(self, node, sock, now):
-        self.node, self.sock, self.limit = node, sock, now + JOBS_LIMIT_S
-        self.answers, self.data, self.ask_due = [], b"", now
-        sock.setblocking(False)
-        sock.connect_ex((node.address, node.agent.procstatd_port))
-
-    def awaits(self, now):
-        """Return the event of poll(2) to wait for."""
-        return select.POLLOUT if now >= self.ask_due else select.POLLIN
-
-    def go_on(self, event, now):
-        """Take what is there, or ask when it is time.
-
-        Returns  whether both answers have come
-        Raises   OSError, ValueError
-        """
-        if now > self.limit:
-            raise ValueError("no answer in %g s" % JOBS_LIMIT_S)
-        if event & select.POLLOUT and now >= self.ask_due:
-            self.sock.send(b"jobs\n")
-            self.ask_due = float("inf")
-        elif event & (select.POLLIN | select.POLLHUP | select.POLLERR):
-            data = self.sock.recv(1 << 20)
-            self.data += data
-            if not data:
-                raise ValueError("closed the connection")
-            if self.data.endswith(b"\n\n"):
-                self.answers.append((now, parse_jobs(self.data)))
-                self.data, self.ask_due = b"", now + JOBS_S
-        return len(self.answers) == 2
-
-    def jobs(self, user_name):
-        """Return [(node number, Job)] of both answers."""
-        (before, first), (after, second) = self.answers
-        return [(self.node.number, job) for job in measure_jobs(
-            first, second, after - before,
-            self.node.processor.ticks_per_s or 100, user_name)]
-
-
-def read_user_name(uid):
-    """Return the name of a user here, or the number."""
-    import pwd                          # for one view alone
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return "%d" % uid
-
-
-def ask_jobs(nodes):
-    """Return ([(node number, Job)], errors) of the nodes, asked at once."""
-    import socket                       # for one view alone
-    names, jobs, errors, questions = {}, [], [], {}
-
-    def user_name(uid):
-        if uid not in names:
-            names[uid] = read_user_name(uid)
-        return names[uid]
-
-    for node in nodes:
-        if node.state == "up" and node.agent.procstatd_port:
-            question = Question(node, socket.socket(), time.monotonic())
-            questions[question.sock.fileno()] = question
-        else:
-            errors.append("node %d: %s" % (
-                node.number, "runs no procstatd (sendstats.py --procstatd)"
-                if node.state == "up" else node.state))
-    while questions:
-        poll = select.poll()
-        for fd, question in questions.items():
-            poll.register(fd, question.awaits(time.monotonic()))
-        events = dict(poll.poll(20))
-        for fd, question in list(questions.items()):
-            try:
-                if not question.go_on(events.get(fd, 0), time.monotonic()):
-                    continue
-                jobs += question.jobs(user_name)
-            except (OSError, ValueError) as error:
-                errors.append("node %d: %s: %s" % (
-                    question.node.number, question.node.address,
-                    getattr(error, "strerror", None) or error))
-            questions.pop(fd).sock.close()
-    return jobs, errors
-
-
-def read_picture(cluster, args):
-    """Return the Picture of the nodes selected, sorted."""
-    missing, never, refused, jobs = [], [], {}, []
-    if args.nodes and args.view is not format_daemon:
-        nodes, missing = read_named(cluster, args.nodes)
-    else:
-        nodes = list(cluster)
-        refused, never = cluster.refused, cluster.never()
-    if args.states:
-        nodes = [node for node in nodes if node.state in args.states]
-    if args.view is format_jobs:
-        for first in range(0, len(nodes), JOBS_AT_ONCE):
-            more, errors = ask_jobs(nodes[first:first + JOBS_AT_ONCE])
-            jobs += more
-            missing += errors
-    else:
-        nodes = sort_nodes(nodes, args.sort, args.reverse)[:args.top]
-    return Picture(cluster.path, time.time(), cluster.status, nodes, never,
-                   refused, missing, jobs)
-
-
-def write(data):
-    """Write bytes to standard output, at once.
-
-    Raises  BeostatError
-    """
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        raise libbeostat.BeostatError("cannot write: %s" % error.strerror)
-
-
-def window():
-    """Return (columns, lines) of the terminal, else of $COLUMNS, $LINES."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno())
-    except (OSError, ValueError):
-        return [int(os.environ.get(name, "")) if os.environ.get(
-            name, "").isdigit() else default
-            for name, default in zip(("COLUMNS", "LINES"), WINDOW)]
+def scroll(first, key, page, count):
+    """Return the first of count lines to show, after a key."""
+    first += {"back": -1, "on": 1, "page back": -page, "page on": page,
+              "top": -count, "end": count}[key]
+    return max(min(first, count - 1 - page), 0)
 
 
 class Screen:
@@ -1113,9 +1269,6 @@ class Screen:
         return [KEYS[key] for key in KEY.findall(typed) if key in KEYS]
 
 
-# ---- run ---------------------------------------------------------------
-
-
 def watch_screen(cluster, args):
     """Redraw the view in a terminal until q; return the last Picture."""
     history, first = collections.deque(maxlen=HISTORY), 0
@@ -1128,15 +1281,13 @@ def watch_screen(cluster, args):
                 head = format_head(picture, history, args)
                 due = max(due + args.watch, time.monotonic())
             args.width, args.height = window()
-            lines = args.view(picture, args)
+            lines = args.view.format(picture, args)
             write(format_frame(lines, head, first, args))
             page = max(args.height - 4, 1)
             for key in screen.read_keys(due - time.monotonic()):
                 if key == "quit":
                     return picture
-                first += {"up": -page, "down": page, "top": -first,
-                          "end": len(lines)}.get(key, key)
-                first = max(min(first, len(lines) - 1 - page), 0)
+                first = scroll(first, key, page, len(lines))
 
 
 def watch(cluster, args):
@@ -1145,7 +1296,7 @@ def watch(cluster, args):
         return watch_screen(cluster, args)
     while True:
         picture = read_picture(cluster, args)
-        write(format_lines(args.view(picture, args), args))
+        write(format_lines(args.view.format(picture, args), args))
         if args.view not in DOCUMENTS:
             write(b"\n")
         time.sleep(args.watch)
@@ -1153,15 +1304,25 @@ def watch(cluster, args):
 
 # ---- command line ------------------------------------------------------
 
-DOCUMENTS = format_json, format_prometheus, format_ganglia
-VIEWS = {"--json": format_json, "--prometheus": format_prometheus,
-         "--ganglia": format_ganglia, "--dots": format_dots,
-         "--daemon": format_daemon, "--jobs": format_jobs}
+WINDOW = 80, 24                 # columns and lines, where none are told
+
+# Documents are for programs: no colours, no screen.
+DOCUMENTS = (
+    View(["--json"], format_json, read_sorted, SORT_KEYS),
+    View(["--prometheus"], format_prometheus, read_sorted, SORT_KEYS),
+    View(["--ganglia"], format_ganglia, read_sorted, SORT_KEYS))
+VIEWS = DOCUMENTS + (
+    View(["--dots"], format_dots, read_sorted, SORT_KEYS),
+    View(["--daemon"], format_daemon, read_sorted, SORT_KEYS),
+    View(["-J", "--jobs"], format_jobs, read_jobs, JOB_KEYS))
+# Those that other options choose.
+TABLE = View([], format_table, read_sorted, SORT_KEYS)
+NUMBERS = View([], format_numbers, read_sorted, SORT_KEYS)
+CHOSEN_TEXTS = View([], format_texts, read_sorted, SORT_KEYS)
 
 
 def make_parser():
     """Return the parser of the options; its help is the text above."""
-    import argparse
     parser = argparse.ArgumentParser(
         prog="beostat", usage="beostat.py [view] [selection] [NODES ...]",
         # A width, lest it load shutil for it.
@@ -1171,11 +1332,10 @@ def make_parser():
     option("nodes", nargs="*")
     for short, long, title, text, _ in TEXTS:
         option(short, long, dest="texts", action="append_const",
-               const=(title, text))
+               const=(title, text), default=[])
     option("-a", "--all", action="store_true")
-    for long, view in VIEWS.items():
-        option(*["-J"] * (view is format_jobs), long, dest="view",
-               action="store_const", const=view)
+    for view in VIEWS:
+        option(*view.options, dest="view", action="store_const", const=view)
     option("-b", "--brief", action="store_true")
     option("-w", "--watch", nargs="?", const="")
     option("--sort")
@@ -1184,71 +1344,106 @@ def make_parser():
     option("--up", dest="states", action="store_const", const=("up",))
     option("--down", dest="states", action="store_const",
            const=("down", "left"))
-    option("--cluster")
+    option("--cluster", default="beostat")
     option("--table")
     option("-v", "--version", action="version", version="beostat " + VERSION)
-    parser.set_defaults(**DEFAULTS)
     return parser
 
 
 def parse_args(argv):
-    """Return the options; argparse exits 2 on a usage error.
-
-    Without an option it is not loaded: it costs a third of a view's time.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not any(word.startswith("-") for word in words):
-        return check_args(types.SimpleNamespace(**dict(DEFAULTS,
-                                                       nodes=words)))
+    """Return the options, completed; argparse exits 2 on a usage error."""
+    words = list(argv)
     while "--sort" in words[:-1]:       # lest -KEY look like an option
         place = words.index("--sort")
         words[place:place + 2] = ["--sort=" + words[place + 1]]
-    return check_args(make_parser().parse_args(words))
-
-
-def refuse(text):
-    """Exit 2 with an error of usage."""
-    make_parser().error(text)
-
-
-def check_args(args):
-    """Return the options, completed; argparse exits 2 when they clash."""
-    keys = JOB_KEYS if args.view is format_jobs else SORT_KEYS
-    if args.sort and args.sort.lstrip("-") not in keys:
-        refuse("--sort %s: choose from %s" % (args.sort, " ".join(keys)))
+    parser = make_parser()
+    args = parser.parse_args(words)
+    args.view = choose_view(args, parser.error)
+    args.watch, args.nodes = choose_watch(args, parser.error)
+    if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
+        parser.error("--sort %s: choose from %s" % (
+            args.sort, " ".join(args.view.sort_keys)))
     if args.top is not None and args.top < 1:
-        refuse("--top %d: at least 1" % args.top)
-    if args.watch is not None:
-        try:
-            args.watch = float(args.watch or WATCH_S)
-        except ValueError:              # it was the first of NODES
-            args.nodes = [args.watch] + args.nodes
-            args.watch = WATCH_S
-        if not LEAST_WATCH_S <= args.watch <= 1e6:
-            refuse("--watch: at least %g seconds" % LEAST_WATCH_S)
+        parser.error("--top %d: at least 1" % args.top)
+    read_terminal(args)
+    return args
+
+
+def choose_view(args, refuse):
+    """Return the View; with --all, its texts are completed.
+
+    refuse  ends the program with an error of usage
+    """
     if args.all:
         args.texts = [(title, text) for _, _, title, text, shown in TEXTS
-                      if shown] + [each for each in args.texts or []
-                                   if each[1] in (text_cpu_percent,
-                                                  text_net_rate)]
+                      if shown or (title, text) in args.texts]
     if args.texts and args.view:
         refuse("one view at a time")
     if args.texts:
-        args.view = format_texts
-    elif args.view is None:
-        args.view = (format_numbers if args.brief and args.states
-                     else format_table)
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (
-        None, "", "dumb")
-    args.colours = (terminal and "NO_COLOR" not in os.environ
-                    and args.view not in DOCUMENTS)
-    args.live = (args.watch is not None and terminal and sys.stdin.isatty()
-                 and args.view not in DOCUMENTS)
+        return CHOSEN_TEXTS
+    if args.view:
+        return args.view
+    return NUMBERS if args.brief and args.states else TABLE
+
+
+def choose_watch(args, refuse):
+    """Return (seconds between two looks or None, NODES)."""
+    if args.watch is None:
+        return None, args.nodes
+    try:
+        seconds, nodes = float(args.watch or WATCH_S), args.nodes
+    except ValueError:                  # it was the first of NODES
+        seconds, nodes = WATCH_S, [args.watch] + args.nodes
+    if not LEAST_WATCH_S <= seconds <= MOST_WATCH_S:
+        refuse("--watch: at least %g seconds" % LEAST_WATCH_S)
+    return seconds, nodes
+
+
+def read_terminal(args):
+    """Set what the terminal is like: colours, live, width, height, wide."""
+    terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
+                and os.environ.get("TERM") not in (None, "", "dumb"))
+    args.colours = terminal and "NO_COLOR" not in os.environ
+    args.live = (args.watch is not None and terminal
+                 and sys.stdin is not None and sys.stdin.isatty())
     args.width, args.height = window()
-    wide = "utf" in (sys.stdout.encoding or "").lower()
-    args.blocks = BLOCKS if wide else PLAIN_BLOCKS
-    args.heights = HEIGHTS if wide else PLAIN_HEIGHTS
-    return args
+    args.wide = "utf" in (sys.stdout.encoding or "").lower()
+
+
+def window():
+    """Return (columns, lines) of the terminal, else of $COLUMNS, $LINES."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):
+        return [int(os.environ.get(name, "")) if os.environ.get(
+            name, "").isdigit() else default
+            for name, default in zip(("COLUMNS", "LINES"), WINDOW)]
+
+
+def format_lines(lines, args):
+    """Return the bytes of a view's lines."""
+    return encode("".join([paint(line, colour, args.colours) + "\n"
+                           for line, colour in lines]), args)
+
+
+def encode(text, args):
+    """Return the bytes of a text: UTF-8 for programs, else as the terminal
+    has it."""
+    encoding = ("utf-8" if args.view in DOCUMENTS
+                else sys.stdout.encoding or "utf-8")
+    return text.encode(encoding, "backslashreplace")
+
+
+def write(data):
+    """Write bytes to standard output, at once.
+
+    Raises  BeostatError
+    """
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise libbeostat.BeostatError("cannot write: %s" % error.strerror)
 
 
 def complain(text):
@@ -1256,19 +1451,31 @@ def complain(text):
     print("beostat: %s" % text, file=sys.stderr, flush=True)
 
 
+def run(args):
+    """Show what was asked for; return the last Picture.
+
+    Raises  BeostatError
+    """
+    with libbeostat.open(args.table) as cluster:
+        if args.watch is not None:
+            return watch(cluster, args)
+        gc.disable()                    # there will be no garbage in time
+        picture = read_picture(cluster, args)
+        write(format_lines(args.view.format(picture, args), args))
+        return picture
+
+
 def main(argv=None):
     """Return the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    picture = None
+    if sys.stderr is None:              # 2>&-, and print would use stdout
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        complain("cannot write: standard output is closed")
+        return 3
+    args = parse_args(sys.argv[1:] if argv is None else argv)
     try:
-        args = parse_args(argv)
-        with libbeostat.open(args.table) as cluster:
-            if args.watch is None:
-                gc.disable()            # there will be no garbage in time
-                picture = read_picture(cluster, args)
-                write(format_lines(args.view(picture, args), args))
-            else:
-                picture = watch(cluster, args)
+        return report(run(args))
     except KeyboardInterrupt:
         return 1
     except libbeostat.BadNodeList as error:
@@ -1281,7 +1488,6 @@ def main(argv=None):
     except libbeostat.BeostatError as error:
         complain(error)
         return 3
-    return report(picture)
 
 
 def report(picture):

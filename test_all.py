@@ -14,6 +14,7 @@ import os
 import pty
 import pwd
 import re
+import resource
 import select
 import shutil
 import signal
@@ -21,8 +22,10 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import textwrap
+import threading
 import time
 import zlib
 
@@ -528,6 +531,15 @@ def body_of(folder, texts, **fields):
     values = dict(zip(names, sendstats.NODE_STRUCT.unpack(body[:566])))
     values.update(fields)
     return sendstats.NODE_STRUCT.pack(*values.values()) + body[566:]
+
+
+def body_with(**fields):
+    """Return this machine's message body with some fields of NODE set."""
+    values = dict(zip(libbeostat.NODE_AT,
+                      libbeostat.NODE_STRUCT.unpack_from(BODY)))
+    values.update(fields)
+    return (libbeostat.NODE_STRUCT.pack(*values.values())
+            + BODY[libbeostat.NODE_STRUCT.size:])
 
 
 def seven_nodes(folder):
@@ -1819,7 +1831,7 @@ def shown(receiver, *words):
     picture = picture._replace(
         path="/dev/shm/beostat", time_s=1e9 + 2,
         status=picture.status._replace(pid=812, start_time_s=1e9 - 3600))
-    return beostat.format_lines(args.view(picture, args), args).decode()
+    return beostat.format_lines(args.view.format(picture, args), args).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -1833,13 +1845,13 @@ def plain_surroundings(monkeypatch):
 
 GOLDEN = {
     '': """\
- node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+ node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
     0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
     1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
     2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
     3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
     4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
     6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
 total 5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2  123M   999
 down: n5
@@ -1852,7 +1864,7 @@ never heard: n[7-8]
     2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
     3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
     4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
     6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
 """,
     '-b --up': """\
@@ -1862,40 +1874,38 @@ n[0-2,4,6]
 n[3,5]
 """,
     '--down': """\
- node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+ node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
     3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
 total 0 up
 down: n5
 left: n3
 never heard: n[7-8]
 """,
     '--sort load --top 3': """\
- node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+ node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
     4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
     6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 2 up        194 99.1 194.25  195  4090 97.7        63.2     0     0
-left: n3
+    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
+total 3 up        196 99.0 196.31  198  4221 97.6   0.0  63.2  123M   999
 never heard: n[7-8]
 """,
     '--sort -name --top 2': """\
- node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
-    5 down   10m    0 12.5      -    -     -    -     -  63.2     -     - n5
+ node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
     4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-total 1 up        192  100 191.50  192  4013 98.8        63.2     0     0
-down: n5
+    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
+total 2 up        193 99.5 191.70  192  4093 98.8   0.8  63.2     0     0
 never heard: n[7-8]
 """,
     '--reverse 0-2': """\
- node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+ node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
     2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
     1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
     0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
 total 3 up          5 43.5   2.51    4   288  3.1   0.2  63.2  123M   999
 """,
     '6': """\
- node state  age cpus cpu%   load  run procs mem% swap% disk%  in/s out/s name
+ node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
     6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
 total 1 up          2 12.5   2.75    3    77  0.8        63.2     0     0
 """,
@@ -2140,9 +2150,6 @@ beostat_node_up{node="2"} 1
 # HELP beostat_node_age_seconds Time since the last sample arrived.
 # TYPE beostat_node_age_seconds gauge
 beostat_node_age_seconds{node="2"} 0.5
-# HELP beostat_node_info What the node is.
-# TYPE beostat_node_info gauge
-beostat_node_info{node="2",hostname="n2",release="6.1.0",machine="x86_64",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
 # HELP beostat_node_received_messages_total Messages received.
 # TYPE beostat_node_received_messages_total counter
 beostat_node_received_messages_total{node="2"} 1
@@ -2152,6 +2159,9 @@ beostat_node_lost_messages_total{node="2"} 0
 # HELP beostat_node_agent_restarts_total Starts of the agent but the first.
 # TYPE beostat_node_agent_restarts_total counter
 beostat_node_agent_restarts_total{node="2"} 0
+# HELP beostat_node_info What the node is.
+# TYPE beostat_node_info gauge
+beostat_node_info{node="2",hostname="n2",release="6.1.0",machine="x86_64",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
 # HELP beostat_node_boot_time_seconds Boot time, since the epoch.
 # TYPE beostat_node_boot_time_seconds gauge
 beostat_node_boot_time_seconds{node="2"} 1062191376
@@ -2167,21 +2177,15 @@ beostat_node_load5{node="2"} 0.18
 # HELP beostat_node_load15 15m load average.
 # TYPE beostat_node_load15 gauge
 beostat_node_load15{node="2"} 0.12
-# HELP beostat_node_procs Processes.
-# TYPE beostat_node_procs gauge
-beostat_node_procs{node="2"} 80
+# HELP beostat_node_tasks Threads of all processes.
+# TYPE beostat_node_tasks gauge
+beostat_node_tasks{node="2"} 80
 # HELP beostat_node_cpus CPUs on line.
 # TYPE beostat_node_cpus gauge
 beostat_node_cpus{node="2"} 1
 # HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
 # TYPE beostat_node_cpu_busy_ratio gauge
 beostat_node_cpu_busy_ratio{node="2"} 0.125
-# HELP beostat_node_cpu_seconds_total CPU time since boot.
-# TYPE beostat_node_cpu_seconds_total counter
-beostat_node_cpu_seconds_total{node="2",mode="user"} 11324.3
-beostat_node_cpu_seconds_total{node="2",mode="nice"} 31.04
-beostat_node_cpu_seconds_total{node="2",mode="system"} 2203.11
-beostat_node_cpu_seconds_total{node="2",mode="idle"} 512349.07
 # HELP beostat_node_context_switches_total Context switches since boot.
 # TYPE beostat_node_context_switches_total counter
 beostat_node_context_switches_total{node="2"} 115315
@@ -2224,6 +2228,15 @@ beostat_node_filesystem_files{node="2"} 65536
 # HELP beostat_node_filesystem_files_free Free inodes of /.
 # TYPE beostat_node_filesystem_files_free gauge
 beostat_node_filesystem_files_free{node="2"} 60000
+# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
+# TYPE beostat_node_agent_cost_seconds gauge
+beostat_node_agent_cost_seconds{node="2"} 0.00035
+# HELP beostat_node_cpu_seconds_total CPU time since boot.
+# TYPE beostat_node_cpu_seconds_total counter
+beostat_node_cpu_seconds_total{node="2",mode="user"} 11324.3
+beostat_node_cpu_seconds_total{node="2",mode="nice"} 31.04
+beostat_node_cpu_seconds_total{node="2",mode="system"} 2203.11
+beostat_node_cpu_seconds_total{node="2",mode="idle"} 512349.07
 # HELP beostat_node_network_receive_bytes_total rx_bytes column of /proc/net/dev.
 # TYPE beostat_node_network_receive_bytes_total counter
 beostat_node_network_receive_bytes_total{node="2",device="lo"} 104503
@@ -2256,9 +2269,6 @@ beostat_node_network_transmit_errs_total{node="2",device="eth0"} 5
 # TYPE beostat_node_network_transmit_drop_total counter
 beostat_node_network_transmit_drop_total{node="2",device="lo"} 0
 beostat_node_network_transmit_drop_total{node="2",device="eth0"} 0
-# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
-# TYPE beostat_node_agent_cost_seconds gauge
-beostat_node_agent_cost_seconds{node="2"} 0.00035
 # HELP beostat_recvstats_up 1 while recvstats is at work.
 # TYPE beostat_recvstats_up gauge
 beostat_recvstats_up 1
@@ -2355,7 +2365,6 @@ beostat_recvstats_datagrams_total{result="kernel_drops"} 0
 <GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
 <CLUSTER NAME="beostat" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
 <HOST NAME="n5" IP="10.0.0.5" TAGS="" REPORTED="1000000001" TN="600" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="cpu_num" VAL="0" TYPE="uint16" UNITS="CPUs" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
@@ -2506,14 +2515,208 @@ def test_four_thousand_dots_fit_a_screen(receiver, monkeypatch):
     assert max(map(len, shown(receiver, "--dots").splitlines()[:-1])) <= 20
 
 
-def test_encoding_of_the_terminal_does_not_matter(seven):
-    for encoding in "ascii", "latin-1", "utf-8":
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_encoding_of_the_terminal_does_not_matter(receiver, encoding):
+    """Documents are UTF-8 in all of them."""
+    feed(receiver, message(0, body=body_with(hostname="k\xf6ln".encode())))
+
+    def output(*words):
         shown = subprocess.run(
-            [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-             seven.table.path], stdout=subprocess.PIPE,
+            [sys.executable, "-S", os.path.join(HERE, "beostat.py"), *words,
+             "--table", receiver.table.path], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(os.environ, PYTHONIOENCODING=encoding))
-        assert shown.stderr == b"" and b" n4\n" in shown.stdout
+        assert b"Traceback" not in shown.stderr
+        return shown.stdout
+    assert "k\xf6ln".encode(encoding, "backslashreplace") in output()
+    for view in "--prometheus", "--ganglia":
+        assert "k\xf6ln" in output(view).decode("utf-8")
+    assert json.loads(output("--json"))["nodes"][0]["host"][
+        "hostname"] == "k\xf6ln"
+
+
+CLOSED = (
+    # what is closed, status, standard output, standard error
+    (">&-", 3, "", "beostat: cannot write: standard output is closed\n"),
+    ("-b --up 2>&-", 0, "n[0-2,4,6]\n", ""),
+    ("-b 0 2>&- <&-", 0, None, ""),
+    ("--watch 0.1 --json 0 <&- | head -c 9", 0, '{"path": ', ""),
+    ("99 2>&- | tail -n +2", 0, "total 0 up\n", ""),
+    ("--nonsense 2>&-", 2, "", ""),
+    (">&- 2>&-", 3, "", ""),
+)
+
+
+@pytest.mark.parametrize("words, status, output, error", CLOSED)
+def test_closed_descriptors(seven, words, status, output, error):
+    shown = subprocess.run(
+        "%s -S %s/beostat.py --table %s %s" % (
+            sys.executable, HERE, seven.table.path, words), shell=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=20,
+        universal_newlines=True)
+    assert (shown.returncode, shown.stderr) == (status, error)
+    assert output is None or shown.stdout == output
+
+
+HOSTS = (
+    # host names of nodes 0, 1 ..., the names of Ganglia's HOSTs
+    (["a", "b.example"], ["a", "b.example"]),
+    (["..", ".", "", "/etc", "a/../../b", "__SummaryInfo__"],
+     ["n0", "n1", "n2", "n3", "n4", "n5"]),
+    (["a", "a", "b"], ["n0", "n1", "b"]),
+    (["n1", "..", "n1_"], ["n1", "n1__", "n1_"]),
+    (["n07", "n1"], ["n07", "n1"]),
+)
+
+
+@pytest.mark.parametrize("hosts, names", HOSTS)
+def test_ganglia_names_are_folders_of_one_host_each(receiver, hosts, names):
+    import xml.etree.ElementTree
+    for number, host in enumerate(hosts):
+        feed(receiver, message(number, body=body_with(
+            hostname=host.encode())))
+    tree = xml.etree.ElementTree.fromstring(shown(receiver, "--ganglia"))
+    assert [host.get("NAME") for host in tree.iter("HOST")] == names
+
+
+def test_message_too_small_for_all_is_said(receiver):
+    for number in range(5):
+        feed(receiver, message(number, body=body_with(flags=number)))
+    lines = shown(receiver).splitlines()
+    assert lines[-2:] == ["interfaces did not all fit: n[1,3]",
+                          "CPUs did not all fit: n[2-3]"]
+    text = shown(receiver, "-l", "3")
+    assert "*** interfaces did not all fit in the message ***\n" in text
+    assert "*** CPUs did not all fit in the message ***\n" in text
+    assert "did not" not in shown(receiver, "-a", "0,4")
+    assert re.findall("beostat_node_clipped.*", shown(
+        receiver, "--prometheus"))[2:] == [
+            'beostat_node_clipped{node="%d",list="%s"} 1' % pair for pair in (
+                (1, "interfaces"), (2, "CPUs"), (3, "interfaces"),
+                (3, "CPUs"))]
+
+
+UNKNOWN = dict(
+    # fields that a node does not know, the columns that it then lacks
+    cpus=("cpus",), busy_fraction=("cpu%",), one=("load",), active=("run",),
+    total=("tasks",), total_bytes=("mem%",), swap_free_bytes=("swap%",),
+    blocks=("disk%",), block_bytes=("disk%",), rx_bytes_per_s=("in/s",))
+
+
+@pytest.mark.parametrize("field", sorted(UNKNOWN))
+def test_unknown_is_not_0_and_in_no_total(receiver, field):
+    """Node 1, which knows it, makes the total alone."""
+    code, = [code for fields, code, *_ in libbeostat.NODE
+             if field in fields.split()]
+    known = body_of(os.path.join(os.path.dirname(receiver.table.path), "p"),
+                    XEON, **FIXED)
+    values = list(libbeostat.NODE_STRUCT.unpack_from(known))
+    place = list(libbeostat.NODE_AT).index(field)
+    values[place] = 0 if field == "cpus" else libbeostat.ABSENT[code]
+    tail = known[libbeostat.NODE_STRUCT.size:]
+    if field == "cpus":
+        tail = tail[2 * libbeostat.CPU_STRUCT.size:]
+    unknown = libbeostat.NODE_STRUCT.pack(*values) + tail
+    feed(receiver, message(0, body=unknown))
+    feed(receiver, message(1, body=known), "10.0.0.2")
+    head, first, second, totals = [
+        line.split() for line in shown(receiver, "--sort", "node")
+        .splitlines()]
+    assert "-" not in second and len(totals) == len(head) - 1
+    for name in UNKNOWN[field]:
+        place = head.index(name)
+        assert first[place] == "-"
+        assert totals[place] == second[place]
+    for view in "--prometheus", "--ganglia", "-a":
+        assert "None" not in shown(receiver, view)
+
+
+# ---- bytes: any value in any field, through every view
+
+
+EDGES = {"Q": (0, 2**64 - 2, 2**64 - 1), "I": (0, 2**32 - 2, 2**32 - 1),
+         "H": (0, 2**16 - 2, 2**16 - 1),
+         "f": (0.0, -1.0, -2.0, 1.5, 3e38, float("nan"), float("inf"))}
+EDGES["d"] = EDGES["f"] + (1e300,)
+TEXTS = (b"", b"\xff" * 64, "\xf6".encode()[:1], b"a\0b", b"..", b"a/b", b"\n",
+         EVIL.encode(), b"</HOST>]]>&amp;{}%s%d", b"\x1b]0;x\x07", b"NaN")
+EVERY_VIEW = (
+    "", "-b", "-b --up", "-b --down", "--sort name", "--sort mem --reverse",
+    "-cmlnsf", "-aCR", "-aCRb", "--dots", "--daemon", "--json",
+    "--prometheus", "--ganglia")
+
+
+def edge_bodies():
+    """Yield a message body for each edge of each field."""
+    cpus, interfaces = struct.unpack_from(
+        "<HH", BODY, libbeostat.NODE_AT["cpus"])
+    at = 0
+    for rows, count in ((libbeostat.NODE, 1), (libbeostat.ONE_CPU, cpus),
+                        (libbeostat.INTERFACE, interfaces)):
+        record, offsets = libbeostat.layout(rows)
+        codes = {field: code for fields, code, *_ in rows
+                 for field in fields.split()}
+        for field, code in codes.items():
+            for value in EDGES.get(code, TEXTS):
+                body = bytearray(BODY)
+                if code.endswith("s"):
+                    value = value[:int(code[:-1])]
+                struct.pack_into("<" + code, body, at + offsets[field],
+                                 value)
+                yield bytes(body)
+        at += record.size * count
+    if interfaces:                      # two of one name
+        size = libbeostat.INTERFACE_STRUCT.size
+        body = bytearray(BODY + BODY[-size:])
+        struct.pack_into("<H", body, libbeostat.NODE_AT["interfaces"],
+                         interfaces + 1)
+        yield bytes(body)
+
+
+def check_views(receiver):
+    """See that every view shows what can be shown, and is well-formed."""
+    import xml.etree.ElementTree
+    with libbeostat.open(receiver.table.path) as cluster:
+        numbers = {node.number for node in cluster}
+        refused = set(cluster.refused)
+    for words in EVERY_VIEW:
+        text = shown(receiver, *words.split())
+        assert all(char == "\n" or char == "\t" or char.isprintable()
+                   for char in text), words
+        assert "None" not in text and "nan" not in text.split(), words
+    document = json.loads(shown(receiver, "--json"), parse_constant=int)
+    assert {node["number"] for node in document["nodes"]} == numbers
+    assert set(map(int, document["refused"])) == refused
+    hosts = xml.etree.ElementTree.fromstring(shown(receiver, "--ganglia"))
+    names = [host.get("NAME") for host in hosts.iter("HOST")]
+    assert len(names) == len(set(names)) == len(numbers)
+    assert not {"", ".", ".."} & set(names)
+    series = [line.rpartition(" ")[0] for line in shown(
+        receiver, "--prometheus").splitlines() if line[0] != "#"]
+    assert len(series) == len(set(series))
+    for each in series:
+        assert re.fullmatch(
+            r'[a-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?', each), each
+
+
+def test_every_value_of_every_field_through_every_view(receiver):
+    """A node for each, all in one table; under LONG=1 each alone as well."""
+    bodies = list(edge_bodies())
+    for number, body in enumerate(bodies):
+        feed(receiver, message(number, body=body))
+    for field, code in (("start_us", "Q"), ("sequence", "I"),
+                        ("period_s", "f"), ("time_s", "d")):
+        for value in EDGES[code]:
+            number += 1
+            feed(receiver, broken(message(number), **{field: value}))
+    check_views(receiver)
+    if os.environ.get("LONG"):
+        with tempfile.TemporaryDirectory() as folder:
+            alone = new_receiver(folder)
+            for sequence, body in enumerate(bodies, 1):
+                feed(alone, message(0, sequence, body=body))
+                check_views(alone)
+            close(alone)
 
 
 class Terminal:
@@ -2660,7 +2863,7 @@ def test_words_behind_watch_may_be_nodes(seven):
 def original(seven, monkeypatch):
     """libbeostat, whose functions read the table of seven nodes."""
     monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
-    monkeypatch.setattr(libbeostat, "first_use", [])
+    libbeostat.cluster.cache_clear()
     return libbeostat
 
 
@@ -3414,20 +3617,62 @@ def test_jobs_view(running):
     assert running.beostat("-J", "--sort", "load", "3").returncode == 2
 
 
-def test_node_that_does_not_answer_is_named(running, tmp_path, monkeypatch):
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(1)
-        receiver = new_receiver(tmp_path)
-        body = body_of(tmp_path / "proc", EPYC,
-                       procstatd_port=deaf.getsockname()[1])
-        feed(receiver, message(0, body=body), "127.0.0.1")
-        with libbeostat.open(receiver.table.path) as cluster:
-            monkeypatch.setattr(beostat, "JOBS_LIMIT_S", 0.3)
-            jobs, errors = beostat.ask_jobs([cluster[0]])
-        close(receiver)
-    assert jobs == []
-    assert errors == ["node 0: 127.0.0.1: no answer in 0.3 s"]
+JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
+NO_LIST = "answer is not a list of processes"
+ANSWERS = (
+    # what a node's procstatd sends, what beostat says of it
+    (JOB % b"\xff\x1b[31m", None),
+    (None, "Connection refused"),
+    (b"", "no answer in 3 s"),
+    (b"5", "no answer in 3 s"),
+    (b"x" * (1 << 23), "answer of over 4194304 bytes"),
+    (JOB.replace(b"1\n", b"2\n", 1) % b"sleep", NO_LIST),
+    (JOB.replace(b"4096", b"9" * 400) % b"sleep", NO_LIST),
+    (JOB % (b"x" * 20000), NO_LIST),
+    (b"9" * 20000 + b"\n\n", NO_LIST),
+    (b"65537\n" + b"1 1 0 S 1 1 1 1 x\n" * 65537 + b"\n", NO_LIST),
+    (b"1\n11 1 0 S\n\n", NO_LIST),
+    (b"\n\n", NO_LIST),
+)
+
+
+def answer_for_ever(listener, answer):
+    """Give an answer to each line of each client until it is shut down."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):
+                while client.recv(64):
+                    client.sendall(answer)
+
+
+def test_jobs_of_nodes_that_lie(running, receiver):
+    """Each is that node's error line, and the others are shown, with few
+    descriptors."""
+    with contextlib.ExitStack() as stack:
+        for number, (answer, _) in enumerate(ANSWERS):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            if answer is not None:
+                listener.listen(5)
+                stack.callback(listener.shutdown, socket.SHUT_RDWR)
+                threading.Thread(target=answer_for_ever, daemon=True,
+                                 args=(listener, answer)).start()
+            feed(receiver, message(number, body=body_with(
+                procstatd_port=listener.getsockname()[1])), "127.0.0.1")
+        feed(receiver, message(99, body=body_with(procstatd_port=9)),
+             "255.255.255.255")         # which has no route
+        shown = tool("beostat.py", "-J", "--table", receiver.table.path,
+                     preexec_fn=lambda: resource.setrlimit(
+                         resource.RLIMIT_NOFILE, (32, 32)))
+    assert shown.stdout.splitlines()[1:] == [
+        "    0      11 root     S    1   1.0M   0.0 \ufffd\\x1b[31m"]
+    errors = shown.stderr.splitlines()
+    assert errors[:-1] == ["beostat: node %d: 127.0.0.1: %s" % (number, error)
+                           for number, (_, error) in enumerate(ANSWERS)
+                           if error]
+    assert errors[-1].startswith("beostat: node 99: 255.255.255.255: ")
+    assert shown.returncode == 1
 
 
 # ---- access ------------------------------------------------------------
