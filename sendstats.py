@@ -108,7 +108,7 @@ HEADER = (
     ("magic", "4s"), ("length", "I"), ("node", "i"), ("kind version", "H"),
     ("start_us", "Q"), ("sequence", "I"), ("period_s", "f"),
     ("time_s", "d"))
-ASK = (("spread_s", "f"),)      # the body of a request
+ASK = (("spread_s", "f"), ("agent_start_us", "Q"))  # the body of a request
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: records ---------------------------------------------------
@@ -614,7 +614,7 @@ SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
 def parse_destination(text, port):
     """Return (host, port) of `ADDRESS[:PORT]`.
 
-    Raises  ValueError, which says that it is none
+    Raises  ValueError, which says that it is not one
     """
     host, colon, number = text.partition(":")
     if colon:
@@ -682,17 +682,18 @@ def resolve(master):
 
     In a thread, so that a name server that is silent delays no sample.
     """
-    wait_s = RETRY_S
+    retry_s = RETRY_S
     while True:
+        wait_s = LOOK_UP_S
         try:
             # As bytes: a str would make Python load its IDNA tables.
             master.address = socket.getaddrinfo(
                 master.host.encode(), None, socket.AF_INET,
                 socket.SOCK_DGRAM)[0][4][0]
-            wait_s = LOOK_UP_S
+            retry_s = RETRY_S
         except (OSError, UnicodeError) as error:
             master.trouble = explain(error)
-            wait_s = min(wait_s * 2, LOOK_UP_S)
+            wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
         time.sleep(RETRY_S)
         master.wanted.acquire(True, wait_s - RETRY_S)
 
@@ -796,21 +797,35 @@ ASK_STRUCT, _ = layout(ASK)
 REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
 
 
-def parse_request(data):
-    """Return (node, start_us, sequence, period_s, spread_s) of a request.
+def split_mac(datagram):
+    """Return (message, what follows it) of a datagram.
 
+    Raises  ValueError when it is too short for a message
+    """
+    if len(datagram) < HEADER_STRUCT.size:
+        raise ValueError("shorter than a header")
+    _, length, *_ = HEADER_STRUCT.unpack_from(datagram)
+    return datagram[:length], datagram[length:]
+
+
+def parse_request(data):
+    """Return (node, start_us, sequence, period_s, spread_s, agent_start_us).
+
+    data    of a request; that of an older recvstats has no agent_start_us
     Raises  ValueError when it is not one
     """
-    if len(data) != REQUEST_BYTES or zlib.crc32(data) != CRC_RESIDUE:
+    if not HEADER_STRUCT.size + CRC_BYTES < len(data) <= REQUEST_BYTES or (
+            zlib.crc32(data) != CRC_RESIDUE):
         raise ValueError("not a request")
     magic, _, node, kind, _, start_us, sequence, period_s, _ = (
         HEADER_STRUCT.unpack_from(data))
-    spread_s, = ASK_STRUCT.unpack_from(data, HEADER_STRUCT.size)
+    spread_s, agent_start_us = ASK_STRUCT.unpack(
+        data[HEADER_STRUCT.size:-CRC_BYTES].ljust(ASK_STRUCT.size, b"\0"))
     low, high = ASKED_PERIODS_S
     if (magic != MAGIC or kind != REQUEST or not 0 <= spread_s <= SPREAD_MOST_S
             or not (period_s == 0 or low * 0.999 <= period_s <= high)):
         raise ValueError("a request that makes no sense")
-    return node, start_us, sequence, period_s, spread_s
+    return node, start_us, sequence, period_s, spread_s, agent_start_us
 
 
 def join_group(group, port, index):
@@ -836,6 +851,7 @@ class Requests:
     answered    when the last sample left
     listen_at   nobody is listened to before: no master makes the agent
                 work more than five times a second
+    group_due   no request through a group is answered before
     groups      {(master, index, network): the socket that hears its group}
     orders      {(master, whether through the group): (start_us, sequence)}
                 of the last signed request
@@ -846,7 +862,7 @@ class Requests:
         self.keys, self.say = keys, say
         self.own_s = self.period_s = sampler.period_s
         self.due = self.until = NEVER
-        self.listen_at = self.answered = 0.0
+        self.listen_at = self.answered = self.group_due = 0.0
         self.groups, self.orders = {}, {}
 
     def join(self, masters):
@@ -870,7 +886,7 @@ class Requests:
                      for (master, *_), sock in self.groups.items())
         return found
 
-    def take(self, sock, master, grouped, now):
+    def receive(self, sock, master, grouped, now):
         """Read what came to a socket, and obey what a master asks."""
         self.listen_at = now + ANSWER_S
         try:
@@ -887,36 +903,52 @@ class Requests:
             self.groups = {place: each for place, each in self.groups.items()
                            if each is not sock}
 
-    def obey(self, data, master, grouped, now):
-        """Do what a datagram asks, if it is from one that may."""
+    def check(self, datagram, master, grouped):
+        """Return (period_s, spread_s) that a datagram asks for.
+
+        An agent without a number cannot tell whether it is meant, but on
+        its own socket.  A signed request must name this very agent, unless
+        it is for all: one recorded earlier is worth nothing.
+        Raises  ValueError when this agent is not to obey it
+        """
+        data, mac = split_mac(datagram)
+        node, *order, period_s, spread_s, agent_start_us = parse_request(data)
+        ours = self.sampler.node
+        if node not in (UNNUMBERED, ours) and (grouped or ours != UNNUMBERED):
+            raise ValueError("for another node")
+        if agent_start_us not in (0, self.sampler.start_us):
+            raise ValueError("for an agent before this one")
+        if len(mac) not in (0, MAC_BYTES):
+            raise ValueError("with more behind it than a MAC")
+        if self.keys:
+            if not (self.keys.verify(data, mac)
+                    and (grouped or agent_start_us)
+                    and order > self.orders.get((master, grouped), [])):
+                raise ValueError("not signed, or not now")
+            self.orders[master, grouped] = order
+        return period_s, spread_s
+
+    def obey(self, datagram, master, grouped, now):
+        """Do what a datagram asks, if it is from one that may.
+
+        Of a group anybody may be the sender: it makes the agent no faster
+        than its own period, and asks for one sample more in that time.
+        """
         try:
-            node, *order, period_s, spread_s = parse_request(
-                self.verified(data))
+            period_s, spread_s = self.check(datagram, master, grouped)
         except ValueError:
             return
-        if node not in (UNNUMBERED, self.sampler.node):
-            return
-        if self.keys and order <= self.orders.get((master, grouped), []):
-            return                      # replayed
-        self.orders[master, grouped] = order
-        self.period_s, self.until = period_s or self.own_s, now + TOLD_S
-        self.due = min(self.due, max(now + spread_s * self.phase,
-                                     self.answered + ANSWER_S))
+        period_s = period_s or self.own_s
+        due = max(now + spread_s * self.phase, self.answered + ANSWER_S)
+        if grouped:
+            period_s = max(period_s, self.own_s)
+            due = max(due, self.group_due)
+            self.group_due = min(due, self.due) + self.own_s
+        self.due = min(self.due, due)
+        self.period_s, self.until = period_s, now + TOLD_S
 
-    def verified(self, data):
-        """Return a request without its MAC.
-
-        Raises  ValueError when it must have one, and has not
-        """
-        mac = data[REQUEST_BYTES:]
-        if len(mac) == MAC_BYTES:
-            data = data[:REQUEST_BYTES]
-        if self.keys and not self.keys.verify(data, mac):
-            raise ValueError("not signed with a key of ours")
-        return data
-
-    def note_sample(self, now):
-        """Note that a sample left, which answers whoever asked."""
+    def answer(self, now):
+        """Take note that a sample left, which answers whoever asked."""
         self.answered, self.due = now, NEVER
         if now > self.until:
             self.period_s, self.until = self.own_s, NEVER
@@ -1504,7 +1536,8 @@ class Agent:
                 time.sleep(min(until - now, RETRY_S))
                 continue
             for sock in ready:
-                self.requests.take(sock, *sources[sock], time.monotonic())
+                self.requests.receive(sock, *sources[sock],
+                                      time.monotonic())
 
     def set_period(self, now):
         """Take the period that masters ask for, from the next sample on."""
@@ -1534,10 +1567,10 @@ class Agent:
                 write_line(sys.stdout, "sequence %d, %d bytes to %s: %s" % (
                     self.sampler.sequence, len(message), master.name, result))
         self.requests.join(self.masters)
-        self.requests.note_sample(time.monotonic())
+        self.requests.answer(time.monotonic())
         return sent
 
-    def look_again(self):
+    def refresh(self):
         """Read the keys and resolve names anew, as SIGHUP asks."""
         if self.keys:
             self.keys.refresh(anew=True)
@@ -1583,7 +1616,7 @@ class Agent:
         if set(told) & set(STOP):
             return False
         if told:
-            self.look_again()
+            self.refresh()
             return True
         self.send(SAMPLE)
         self.report()

@@ -876,6 +876,55 @@ def test_interfaces_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
     assert node.interfaces[-1].name == "veth573"
 
 
+def test_cpus_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
+    stat = "cpu  1 2 3 4\n" + "".join(
+        "cpu%d 1 2 3 4\n" % cpu for cpu in range(3001))
+    node = sample_of(tmp_path, dict(EPYC, stat=stat))
+    assert node.agent.flags & sendstats.CPUS_CLIPPED
+    assert node.agent.cpus == len(node.cpus) == 3000
+
+
+def test_cpus_are_unknown_without_stat(tmp_path):
+    node = sample_of(tmp_path, {name: text for name, text in EPYC.items()
+                                if name != "stat"})
+    assert (node.agent.cpus, node.cpu.busy_fraction) == (0, None)
+    assert node.load.one is not None
+
+
+@pytest.mark.parametrize("period_s", [0.01, 0.05, 1.0])
+def test_rates_go_back_one_period(tmp_path, period_s):
+    """They froze where it was shorter than 0.18 s."""
+    root, stat = write_proc(tmp_path, EPYC), EPYC["stat"]
+    sampler = sendstats.Sampler(root, 0, period_s)
+    sampler.begin()
+    for user, busy in (633, .5), (633, 0), (658, .5):
+        write_proc(tmp_path, {"stat": re.sub(
+            r"cpu  \d+ 0 928 \d+", "cpu  %d 0 928 %d" % (
+                user, 127363 + user), stat)})
+        sampler.past = [(when - period_s, *counters)
+                        for when, *counters in sampler.past]
+        node = decode(sampler.take(sendstats.SAMPLE))
+        assert user == 633 or node.cpu.busy_fraction == busy
+    sampler.close()
+
+
+@pytest.mark.parametrize("step_s, start, sequence", [
+    (0.9, 1000, 3), (-0.9, 1000, 3), (1.5, 1001.5, 1), (-30, 970, 1)])
+def test_clock_that_is_set_starts_the_sequence_anew(
+        monkeypatch, step_s, start, sequence):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    sampler = sendstats.Sampler("/proc", 0, 1.0)
+    for _ in range(2):
+        header = header_of(sampler.take(sendstats.SAMPLE))
+    assert (header["start_us"], header["sequence"]) == (1000000000, 2)
+    now[0] += step_s
+    header = header_of(sampler.take(sendstats.SAMPLE))
+    assert (header["start_us"], header["sequence"]) == (start * 1e6, sequence)
+    sampler.close()
+
+
 def test_numbers_of_this_machine_are_true():
     sampler = sendstats.Sampler("/proc", 5, 1.0)
     node = decode(sampler.take(sendstats.SAMPLE))
@@ -2942,9 +2991,12 @@ def master():
         yield sock
 
 
-def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1):
+def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1,
+            agent_start_us=0, start_us=1000):
     """Return a request."""
-    return recvstats.pack_request(node, 1000, sequence, period_s, spread_s)
+    return sendstats.pack_message(
+        (node, sendstats.REQUEST, start_us, sequence, period_s, 0.0),
+        sendstats.ASK_STRUCT.pack(spread_s, agent_start_us))
 
 
 def damaged(data):
@@ -3034,7 +3086,7 @@ def test_agent_returns_to_its_own_period_after_an_hour_of_silence():
     requests, master = requests_of(period_s=10.0)
     requests.obey(request(period_s=2.0), master, False, 1000.0)
     for now, period_s in (1000.0, 2.0), (4599.0, 2.0), (4601.0, 10.0):
-        requests.note_sample(now)
+        requests.answer(now)
         assert requests.period_s == period_s
 
 
@@ -3047,6 +3099,57 @@ def test_answers_are_spread_by_node_number():
     due.sort()
     assert 0 <= due[0] and due[-1] <= 10.1
     assert max(b - a for a, b in zip(due, due[1:])) < 0.5
+
+
+def test_request_through_the_group_makes_no_agent_faster():
+    requests, master = requests_of(period_s=10.0)
+    for now, period_s, answer_s in (
+            # at, period asked for, when the answer is due
+            (1000.0, 0.1, 1000.0), (1000.5, 0.1, 1010.0), (1010.5, 0, 1020.0),
+            (1090.0, 0, 1090.0)):
+        requests.obey(request(period_s=period_s), master, True, now)
+        assert requests.due == answer_s
+        assert requests.period_s == 10.0
+        requests.answer(answer_s)
+    requests.obey(request(period_s=60.0), master, True, 1100.0)
+    assert requests.period_s == 60.0                # slower is welcome
+    requests.obey(request(period_s=0.1), master, False, 1100.0)
+    assert (requests.period_s, requests.due) == (pytest.approx(0.1), 1100.0)
+
+
+def test_request_for_another_start_of_the_agent_is_not_obeyed():
+    requests, master = requests_of()
+    requests.sampler.start_us = 77
+    for start_us, due in (76, requests.due), (77, 1000.0), (0, 1000.0):
+        requests.answer(0.0)
+        requests.obey(request(agent_start_us=start_us), master, False, 1000.0)
+        assert requests.due == due
+
+
+def test_request_of_an_older_recvstats_is_obeyed():
+    """Its body ends behind spread_s."""
+    requests, master = requests_of(phase=0.5)
+    requests.obey(sendstats.pack_message(
+        (7, sendstats.REQUEST, 1, 1, 0.0, 0.0), struct.pack("<f", 4.0)),
+        master, False, 1000.0)
+    assert requests.due == 1002.0
+
+
+def test_agent_without_a_number_answers_on_its_own_socket(running, master):
+    running.start("sendstats.py", "-f", "-r", "3600",
+                  "127.0.0.1:%d" % master.getsockname()[1],
+                  env={name: value for name, value in os.environ.items()
+                       if name != "NODE"})
+    first, agent = master.recvfrom(65536)
+    assert header_of(first)["node"] == -2
+    master.sendto(request(node=31), agent)
+    assert header_of(master.recv(65536))["sequence"] == 2
+
+
+def test_agents_without_a_number_have_any_phase():
+    phases = [sendstats.phase_of(-2) for _ in range(50)]
+    assert len({int(phase * 4) for phase in phases}) == 4
+    assert sendstats.phase_of(3) == sendstats.phase_of(3)
 
 
 def test_recvstats_asks_at_its_start_and_for_a_period(running):
@@ -3227,7 +3330,7 @@ for node in range(1000):
     socks.append(sock)
 print("ready", flush=True)
 group.setblocking(True)
-_, _, _, _, spread_s = sendstats.parse_request(group.recv(999))
+_, _, _, _, spread_s, _ = sendstats.parse_request(group.recv(999))
 now = time.monotonic()
 due = sorted((now + spread_s * ((node + 2) * sendstats.GOLDEN %% 1), node)
              for node in range(1000))
@@ -3767,11 +3870,18 @@ def test_keys_from_agent_to_table_and_back(running, tmp_path):
 
 
 def test_signed_requests(running, master, tmp_path):
+    """Signed, new, and for this very agent; of others it takes none."""
     path = write_key(tmp_path, b"key")
-    agent = agent_of(running, master, "--key-file", path)
-    good = sign(request(sequence=5), b"key")
-    for data in (request(sequence=6), sign(request(sequence=6), b"bad"),
-                 good[:-1], good + b"x"):
+    running.start("sendstats.py", "-f", "-r", "3600", "--key-file", path, 7,
+                  "127.0.0.1:%d" % master.getsockname()[1])
+    first, agent = master.recvfrom(65536)
+    start_us = header_of(first)["start_us"]
+    good = sign(request(sequence=5, agent_start_us=start_us), b"key")
+    later = request(sequence=6, agent_start_us=start_us)
+    for data in (later, sign(later, b"bad"), good[:-1], good + b"x",
+                 sign(request(sequence=7), b"key"),
+                 sign(request(sequence=7, agent_start_us=start_us - 1),
+                      b"key")):
         master.sendto(data, agent)
     master.settimeout(0.3)
     with pytest.raises(socket.timeout):
@@ -3786,8 +3896,27 @@ def test_signed_requests(running, master, tmp_path):
         master.recv(65536)
     master.settimeout(LIMIT_S)
     time.sleep(0.25)
-    master.sendto(sign(request(sequence=6), b"key"), agent)
+    master.sendto(sign(later, b"key"), agent)
     assert header_of(master.recv(65536))["sequence"] == 3
+
+
+def test_key_file_is_read_again_on_sighup(running, master, tmp_path):
+    """Though its inode, size and time of change are what they were."""
+    path = write_key(tmp_path, b"one")
+    running.start("sendstats.py", "-f", "-r", "0.1", "--key-file", path, 7,
+                  "127.0.0.1:%d" % master.getsockname()[1])
+    data = master.recv(65536)
+    assert data == sign(data[:-16], b"one")
+    found = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(b"two")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    running.processes[-1].send_signal(signal.SIGHUP)
+
+    def changed():
+        data = master.recv(65536)
+        return data == sign(data[:-16], b"two")
+    wait_for(changed)
 
 
 @pytest.mark.parametrize("keys, mode, text", [
