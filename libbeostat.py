@@ -106,6 +106,8 @@ HEADER = (
 )
 ASK = (                         # the body of a request
     ("spread_s", "f", "s", "answers fall within it, by node number"),
+    ("agent_start_us", "Q", "us", "start_us of the agent that is meant, 0 "
+     "any; a signed request to one node must name it"),
 )
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
@@ -147,8 +149,9 @@ CPU = (
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
-    ("active total last_pid", "I", "", "processes running (less the agent "
-     "itself), processes, newest process id; /proc/loadavg"),
+    ("active total last_pid", "I", "", "tasks running (less the agent "
+     "itself), tasks, newest process id; a process has a task for each of "
+     "its threads; /proc/loadavg"),
 )
 MEMORY = (
     ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
@@ -172,9 +175,10 @@ AGENT = (
     ("send_errors", "I", "", "messages that the kernel refused to send"),
     ("skipped", "I", "", "samples left out because one overran"),
     ("procstatd_port", "H", "", "TCP port of its procstatd, 0 none"),
-    ("flags", "H", "", "1 some interfaces did not fit in the message"),
+    ("flags", "H", "", "1 some interfaces, 2 some CPUs did not fit in the "
+     "message"),
     ("cpus interfaces", "H", "", "records that follow: CPUs that are on "
-     "line, interfaces"),
+     "line, 0 unknown; interfaces"),
 )
 NODE = HOST + PROCESSOR + KERNEL + CPU + LOAD + MEMORY + DISK + NETWORK + AGENT
 ONE_CPU = (

@@ -507,16 +507,16 @@ def sample_of(folder, files, later=None):
     root = write_proc(folder, files)
     sampler = sendstats.Sampler(root, 0, 1.0)
     if later:
+        sampler.begin()
         write_proc(folder, later)
-        sampler.last = (time.monotonic() - 1.0,) + sampler.last[1:]
+        sampler.past = [(time.monotonic() - 1.0,) + sampler.past[0][1:]]
     return decode(last_sample(sampler))
 
 
 def last_sample(sampler):
     """Return the message of a sample, after which no file is open."""
     data = sampler.take(sendstats.SAMPLE)
-    for fd in sampler.files.values():
-        os.close(fd)
+    sampler.close()
     return data
 
 
@@ -615,9 +615,10 @@ def test_functions_that_stand_twice_are_one_text():
     import inspect
     assert (inspect.getsource(libbeostat.layout)
             == inspect.getsource(sendstats.layout))
-    for name in ("open_signals", "daemonize", "PidFile", "number_in",
-                 "explain",
-                 "find_interface", "parse_network", "network", "Keys"):
+    for name in ("attempt", "explain", "network", "is_in", "find_interface",
+                 "Keys", "wait_for", "open_signals", "close_inherited",
+                 "is_ready", "release_standard", "daemonize", "PidFile",
+                 "write_line", "number_in"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -893,6 +894,55 @@ def test_interfaces_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
     assert node.agent.flags == sendstats.CLIPPED
     assert node.agent.interfaces == len(node.interfaces) == 574
     assert node.interfaces[-1].name == "veth573"
+
+
+def test_cpus_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
+    stat = "cpu  1 2 3 4\n" + "".join(
+        "cpu%d 1 2 3 4\n" % cpu for cpu in range(3001))
+    node = sample_of(tmp_path, dict(EPYC, stat=stat))
+    assert node.agent.flags & sendstats.CPUS_CLIPPED
+    assert node.agent.cpus == len(node.cpus) == 3000
+
+
+def test_cpus_are_unknown_without_stat(tmp_path):
+    node = sample_of(tmp_path, {name: text for name, text in EPYC.items()
+                                if name != "stat"})
+    assert (node.agent.cpus, node.cpu.busy_fraction) == (0, None)
+    assert node.load.one is not None
+
+
+@pytest.mark.parametrize("period_s", [0.01, 0.05, 1.0])
+def test_rates_go_back_one_period(tmp_path, period_s):
+    """They froze where it was shorter than 0.18 s."""
+    root, stat = write_proc(tmp_path, EPYC), EPYC["stat"]
+    sampler = sendstats.Sampler(root, 0, period_s)
+    sampler.begin()
+    for user, busy in (633, .5), (633, 0), (658, .5):
+        write_proc(tmp_path, {"stat": re.sub(
+            r"cpu  \d+ 0 928 \d+", "cpu  %d 0 928 %d" % (
+                user, 127363 + user), stat)})
+        sampler.past = [(when - period_s, *counters)
+                        for when, *counters in sampler.past]
+        node = decode(sampler.take(sendstats.SAMPLE))
+        assert user == 633 or node.cpu.busy_fraction == busy
+    sampler.close()
+
+
+@pytest.mark.parametrize("step_s, start, sequence", [
+    (0.9, 1000, 3), (-0.9, 1000, 3), (1.5, 1001.5, 1), (-30, 970, 1)])
+def test_clock_that_is_set_starts_the_sequence_anew(
+        monkeypatch, step_s, start, sequence):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    sampler = sendstats.Sampler("/proc", 0, 1.0)
+    for _ in range(2):
+        header = header_of(sampler.take(sendstats.SAMPLE))
+    assert (header["start_us"], header["sequence"]) == (1000000000, 2)
+    now[0] += step_s
+    header = header_of(sampler.take(sendstats.SAMPLE))
+    assert (header["start_us"], header["sequence"]) == (start * 1e6, sequence)
+    sampler.close()
 
 
 def test_numbers_of_this_machine_are_true():
@@ -1824,6 +1874,7 @@ USAGE = (
     ("sendstats.py", "-r", "often"), ("sendstats.py", "-p", "70000"),
     ("sendstats.py", "0", "master:0"), ("sendstats.py", "0", "a:b"),
     ("sendstats.py", "-3"), ("sendstats.py", "2147483648"),
+    ("sendstats.py", "-a", "master"), ("sendstats.py", "--allow", "x"),
     ("recvstats.py", "-p", "0"), ("recvstats.py", "-N", "-1"),
     ("recvstats.py", "--iprange", "10.0.0.9-10.0.0.1"),
     ("recvstats.py", "--iprange", "here"),
@@ -1861,9 +1912,6 @@ def test_node_of_the_environment_must_be_a_number():
 
 
 START_ERRORS = (
-    ("sendstats.py", ["-a", "192.0.2.1", "0", "127.0.0.1"],
-     "sendstats: -a 192.0.2.1: Cannot assign requested address: "
-     "name an address of this node\n"),
     ("sendstats.py", ["--proc", "/nowhere", "0", "127.0.0.1"],
      "sendstats: --proc /nowhere: no such folder\n"),
     ("sendstats.py", ["--pid-file", "/nowhere/pid", "0", "127.0.0.1"],
@@ -3344,10 +3392,12 @@ def master():
         yield sock
 
 
-def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1):
+def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1,
+            agent_start_us=0, start_us=1000):
     """Return a request."""
-    return recvstats.pack_request(node, (1000, sequence), period_s,
-                                  spread_s, 0)
+    return sendstats.pack_message(
+        (node, sendstats.REQUEST, start_us, sequence, period_s, 0.0),
+        sendstats.ASK_STRUCT.pack(spread_s, agent_start_us))
 
 
 def damaged(data):
@@ -3426,48 +3476,81 @@ def test_agent_takes_the_period_asked_for_until_it_is_asked_for_none(
     wait_for(lambda: header_of(master.recv(65536))["period_s"] == 3600)
 
 
-def agent_without_sockets(**options):
-    """Return an Agent of node 7 that sends to nobody."""
-    args = sendstats.parse_args(["7", "127.0.0.1:9"], {})
-    vars(args).update(options)
-    return sendstats.Agent(args)
+def requests_of(node=7, period_s=10.0, phase=0.0):
+    """Return (the Requests of an agent, its master)."""
+    sampler = sendstats.Sampler("/proc", node, period_s)
+    return (sendstats.Requests(sampler, phase, None, None),
+            sendstats.Master("127.0.0.1", 9, "", ""))
 
 
-def test_agent_returns_to_its_own_period_after_an_hour_of_silence(
-        monkeypatch):
-    agent = agent_without_sockets(rate=10.0)
-    monkeypatch.setattr(
-        agent.destinations[0], "receive",
-        lambda sock, data=[request(period_s=2.0), None]: data.pop(0))
-    agent.hear(agent.destinations[0], None)
-    assert agent.sampler.period_s == 2.0
-    agent.told_until = time.monotonic() - 1
-    turns = [b"", b"15"]
-
-    def wait():
-        agent.due = time.monotonic()
-        return turns.pop(0)
-    monkeypatch.setattr(agent, "wait", wait)
-    agent.run()
-    assert agent.sampler.period_s == 10.0
+def test_agent_returns_to_its_own_period_after_an_hour_of_silence():
+    requests, master = requests_of(period_s=10.0)
+    requests.obey(request(period_s=2.0), master, False, 1000.0)
+    for now, period_s in (1000.0, 2.0), (4599.0, 2.0), (4601.0, 10.0):
+        requests.answer(now)
+        assert requests.period_s == period_s
 
 
-def test_answers_are_spread_by_node_number(monkeypatch):
+def test_answers_are_spread_by_node_number():
     due = []
     for node in range(100):
-        agent = agent_without_sockets(node=node)
-        monkeypatch.setattr(
-            agent.destinations[0], "receive",
-            lambda sock, data=[request(spread_s=10.0), None]: data.pop(0))
-        now = time.monotonic()
-        agent.hear(agent.destinations[0], None)
-        due.append(agent.answer_due - now)
-        for fd in [*agent.sampler.files.values(), agent.signals]:
-            os.close(fd)
+        requests, master = requests_of(phase=sendstats.phase_of(node))
+        requests.obey(request(spread_s=10.0), master, False, 1000.0)
+        due.append(requests.due - 1000.0)
     due.sort()
     assert 0 <= due[0] and due[-1] <= 10.1
     assert max(b - a for a, b in zip(due, due[1:])) < 0.5
-    signal.set_wakeup_fd(-1)
+
+
+def test_request_through_the_group_makes_no_agent_faster():
+    requests, master = requests_of(period_s=10.0)
+    for now, period_s, answer_s in (
+            # at, period asked for, when the answer is due
+            (1000.0, 0.1, 1000.0), (1000.5, 0.1, 1010.0), (1010.5, 0, 1020.0),
+            (1090.0, 0, 1090.0)):
+        requests.obey(request(period_s=period_s), master, True, now)
+        assert requests.due == answer_s
+        assert requests.period_s == 10.0
+        requests.answer(answer_s)
+    requests.obey(request(period_s=60.0), master, True, 1100.0)
+    assert requests.period_s == 60.0                # slower is welcome
+    requests.obey(request(period_s=0.1), master, False, 1100.0)
+    assert (requests.period_s, requests.due) == (pytest.approx(0.1), 1100.0)
+
+
+def test_request_for_another_start_of_the_agent_is_not_obeyed():
+    requests, master = requests_of()
+    requests.sampler.start_us = 77
+    for start_us, due in (76, requests.due), (77, 1000.0), (0, 1000.0):
+        requests.answer(0.0)
+        requests.obey(request(agent_start_us=start_us), master, False, 1000.0)
+        assert requests.due == due
+
+
+def test_request_of_an_older_recvstats_is_obeyed():
+    """Its body ends behind spread_s."""
+    requests, master = requests_of(phase=0.5)
+    requests.obey(sendstats.pack_message(
+        (7, sendstats.REQUEST, 1, 1, 0.0, 0.0), struct.pack("<f", 4.0)),
+        master, False, 1000.0)
+    assert requests.due == 1002.0
+
+
+def test_agent_without_a_number_answers_on_its_own_socket(running, master):
+    running.start("sendstats.py", "-f", "-r", "3600",
+                  "127.0.0.1:%d" % master.getsockname()[1],
+                  env={name: value for name, value in os.environ.items()
+                       if name != "NODE"})
+    first, agent = master.recvfrom(65536)
+    assert header_of(first)["node"] == -2
+    master.sendto(request(node=31), agent)
+    assert header_of(master.recv(65536))["sequence"] == 2
+
+
+def test_agents_without_a_number_have_any_phase():
+    phases = [sendstats.phase_of(-2) for _ in range(50)]
+    assert len({int(phase * 4) for phase in phases}) == 4
+    assert sendstats.phase_of(3) == sendstats.phase_of(3)
 
 
 def test_recvstats_asks_at_its_start_and_for_a_period(running):
@@ -3669,7 +3752,7 @@ sys.path[:0] = [%r]
 import sendstats
 body = %r
 group = sendstats.join_group(sendstats.GROUP, sendstats.GROUP_PORT + 1,
-                             sendstats.find_interface("v1"))
+                             sendstats.find_interface("v1")[0])
 socks = []
 for node in range(1000):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -3678,7 +3761,7 @@ for node in range(1000):
     socks.append(sock)
 print("ready", flush=True)
 group.setblocking(True)
-_, _, _, _, spread_s = sendstats.parse_request(group.recv(999))
+_, _, _, _, spread_s, _ = sendstats.parse_request(group.recv(999))
 now = time.monotonic()
 due = sorted((now + spread_s * ((node + 2) * sendstats.GOLDEN %% 1), node)
              for node in range(1000))
@@ -3722,8 +3805,9 @@ def test_a_thousand_nodes_are_back_after_a_restart(running, namespaces):
 class Client:
     """A connection to a procstatd."""
 
-    def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+    def __init__(self, port, address="127.0.0.1"):
+        self.sock = socket.create_connection(("127.0.0.1", port), LIMIT_S,
+                                             (address, 0))
 
     def ask(self, command):
         """Return the lines of a reply."""
@@ -3787,9 +3871,10 @@ def test_procstatd_replies(procstatd):
 def test_reply_leaves_out_what_is_absent_and_nothing_else(tmp_path):
     stat = EPYC["stat"].replace("processes 2055", "processes 65535")
     root = write_proc(tmp_path, {"stat": stat})
-    data = last_sample(sendstats.Sampler(root, 0, 1.0))
-    values = dict(line.split(" ", 1) for line in sendstats.format_everything(
-        data).decode().splitlines() if line)
+    sampler = sendstats.Sampler(root, 0, 1.0)
+    values = dict(line.split(" ", 1) for line in sendstats.reply_send(
+        sampler, b"send").decode().splitlines() if line)
+    sampler.close()
     assert values["forks"] == "65535" and int(values["uptime"]) > 0
     assert not {"load1", "mem_used", "proc", "mhz"} & set(values)
 
@@ -3801,7 +3886,7 @@ def test_jobs_of_this_machine(procstatd, running):
     agent = running.processes[-1].pid
     pid, ppid, uid, state, threads, rss, vsize, ticks, command = jobs[agent]
     assert (int(ppid), int(uid)) == (os.getpid(), os.getuid())
-    assert state in "RS" and int(threads) == 1
+    assert state in "RS" and int(threads) == 3  # one for all, for each one
     assert 4000 < int(rss) < 40000 and int(vsize) > int(rss)
     assert "sendstats.py -d --procstatd" in command
 
@@ -3874,20 +3959,96 @@ def test_hostile_clients_are_dropped_and_refused(procstatd):
         for _ in range(160):
             noise.sock.sendall(b"x" * 65536)
     assert noise.is_closed()
-    wrong = Client(procstatd)
-    wrong.sock.sendall(b"make coffee\n")
-    assert wrong.is_closed()
     half = Client(procstatd)
     half.sock.sendall(b"qu")
     deaf = Client(procstatd)
     deaf.sock.sendall(b"jobs\nsend\n" * 20)
-    silent = [Client(procstatd) for _ in range(8)]
-    assert Client(procstatd).is_closed()            # the eleventh
+    silent = [Client(procstatd, "127.0.0.%d" % (number % 3 + 2))
+              for number in range(8)]
+    assert Client(procstatd, "127.0.0.9").is_closed()   # the eleventh
     assert silent[0].ask(b"quik\n")
     half.sock.sendall(b"ik\n")
     assert half.sock.recv(9)
     silent[1].sock.close()
     wait_for(lambda: not closed_at_once(procstatd))
+
+
+def test_one_address_has_four_connections(procstatd):
+    four = [Client(procstatd) for _ in range(4)]
+    assert Client(procstatd).is_closed()
+    assert Client(procstatd, "127.0.0.2").ask(b"quik\n")
+    assert four[3].ask(b"quik\n")
+
+
+@pytest.mark.parametrize("sent, lines", [
+    (b"QUIK\r\n", ["load1"]), (b" Quik \nquit\n", ["load1"]),
+    (b"quik", ["load1"]), (b"make coffee\n", [
+        "unknown command: make coffee; there are init send quik jobs quit"]),
+    (b"\x1b[2J", [r"unknown command: \x1b[2J; there are"]), (b"", [])])
+def test_command_in_any_case_and_without_a_newline(procstatd, sent, lines):
+    client = Client(procstatd)
+    client.sock.sendall(sent)
+    client.sock.shutdown(socket.SHUT_WR)
+    reply = client.sock.makefile("rb").read().decode()
+    for got, want in zip(reply.split("\n"), lines):
+        assert got.startswith(want)
+    assert bool(reply) == bool(lines)
+    assert reply.count("\n\n") == len(lines)
+
+
+def test_refused_client_is_logged(running):
+    port = start_procstatd(running, "--allow", "10.0.0.0/8")
+    assert Client(port, "127.0.0.3").is_closed()
+    assert "sendstats: procstatd: 127.0.0.3 refused: not allowed\n" in [
+        running.processes[-1].stderr.readline() for _ in range(2)]
+
+
+@pytest.mark.parametrize("flood", [
+    b"jobs\n", b"quik\n" * 40, b"\n" * 200, None])
+def test_all_clients_together_cost_a_fifth_of_a_cpu(running, procstatd,
+                                                    flood):
+    """None: they connect and leave, and do nothing else."""
+    import threading
+    pid, end = running.processes[-1].pid, time.monotonic() + 1.5
+    before = cpu_s(pid)
+
+    def ask():
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                sock = Client(procstatd).sock
+                sock.settimeout(0.1)
+                while flood and time.monotonic() < end:
+                    sock.sendall(flood)
+                    with contextlib.suppress(socket.timeout):
+                        sock.recv(1 << 20)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cpu_s(pid) - before < 0.5                # 0.3, and their last
+
+
+def test_clients_that_never_read_hold_little(running, tmp_path):
+    root = write_proc(tmp_path / "proc", dict(EPYC))
+    for pid in range(1, 2001):
+        folder = os.path.join(root, "%d" % pid)
+        os.mkdir(folder)
+        with open(os.path.join(folder, "stat"), "w") as file:
+            file.write(STAT_LINE % (pid, "sh", pid, 1))
+        with open(os.path.join(folder, "cmdline"), "wb") as file:
+            file.write(b"x" * 4000)
+    port = start_procstatd(running, "--proc", root)
+    count, *lines = Client(port).ask(b"jobs\n")
+    assert count == "2000" == str(len(lines))
+    assert {len(line.split()[-1]) for line in lines} == {(1 << 20) // 2000}
+    before = resident_kb(running.processes[-1].pid)
+    deaf = [Client(port, "127.0.0.%d" % (number % 3 + 2))
+            for number in range(10)]
+    for client in deaf:
+        client.sock.sendall(b"jobs\n" * 50)
+    time.sleep(1)
+    assert resident_kb(running.processes[-1].pid) - before < 20000
 
 
 def closed_at_once(port):
@@ -3902,20 +4063,26 @@ def closed_at_once(port):
             return True
 
 
-def test_idle_client_is_dropped(running, tmp_path):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    daemon = sendstats.Procstatd(port, lambda address: True, "/proc")
-    client = socket.create_connection(("127.0.0.1", port))
-    daemon.serve([daemon.listener], 0)
-    state, = daemon.clients.values()
-    state["heard"] -= sendstats.IDLE_S - 5
-    daemon.serve([], 0)
-    assert daemon.clients
-    state["heard"] -= 6
-    daemon.serve([], 0)
-    assert not daemon.clients and client.recv(1) == b""
+@pytest.mark.parametrize("sends, reads", [
+    (b"", True), (b"qui", True), (b"jobs\n" * 500, False)])
+def test_client_that_is_idle_or_does_not_read_is_dropped(
+        monkeypatch, sends, reads):
+    """Who dribbles a command's bytes is, too."""
+    import threading
+    monkeypatch.setattr(sendstats, "IDLE_S", 0.2)
+    ours, theirs = socket.socketpair()
+    clients = ["127.0.0.1"]
+    thread = threading.Thread(target=sendstats.serve_client, args=(
+        theirs, "127.0.0.1", "/proc", threading.Lock(), clients))
+    thread.start()
+    for byte in sends if reads else ():
+        ours.send(bytes([byte]))
+        time.sleep(0.1)
+    if not reads:
+        ours.sendall(sends)
+    thread.join(LIMIT_S)
+    assert not clients and not thread.is_alive()
+    ours.close()
 
 
 def test_procstatd_serves_only_networks_allowed(running):
@@ -3931,7 +4098,7 @@ def test_procstatd_serves_only_networks_allowed(running):
     ("192.168.1.7", "192.168.1.7", True), ("0.0.0.0/0", "1.2.3.4", True),
     ("192.168.1.7/31", "192.168.1.6", True)])
 def test_network(text, address, inside):
-    assert sendstats.is_in(address, [sendstats.parse_network(text)]) is inside
+    assert sendstats.is_in(address, [sendstats.network(text)]) is inside
 
 
 def test_samples_go_on_beside_clients(running):
@@ -4134,11 +4301,18 @@ def test_keys_from_agent_to_table_and_back(running, tmp_path):
 
 
 def test_signed_requests(running, master, tmp_path):
+    """Signed, new, and for this very agent; of others it takes none."""
     path = write_key(tmp_path, b"key")
-    agent = agent_of(running, master, "--key-file", path)
-    good = sign(request(sequence=5), b"key")
-    for data in (request(sequence=6), sign(request(sequence=6), b"bad"),
-                 good[:-1], good + b"x"):
+    running.start("sendstats.py", "-f", "-r", "3600", "--key-file", path, 7,
+                  "127.0.0.1:%d" % master.getsockname()[1])
+    first, agent = master.recvfrom(65536)
+    start_us = header_of(first)["start_us"]
+    good = sign(request(sequence=5, agent_start_us=start_us), b"key")
+    later = request(sequence=6, agent_start_us=start_us)
+    for data in (later, sign(later, b"bad"), good[:-1], good + b"x",
+                 sign(request(sequence=7), b"key"),
+                 sign(request(sequence=7, agent_start_us=start_us - 1),
+                      b"key")):
         master.sendto(data, agent)
     master.settimeout(0.3)
     with pytest.raises(socket.timeout):
@@ -4153,8 +4327,27 @@ def test_signed_requests(running, master, tmp_path):
         master.recv(65536)
     master.settimeout(LIMIT_S)
     time.sleep(0.25)
-    master.sendto(sign(request(sequence=6), b"key"), agent)
+    master.sendto(sign(later, b"key"), agent)
     assert header_of(master.recv(65536))["sequence"] == 3
+
+
+def test_key_file_is_read_again_on_sighup(running, master, tmp_path):
+    """Though its inode, size and time of change are what they were."""
+    path = write_key(tmp_path, b"one")
+    running.start("sendstats.py", "-f", "-r", "0.1", "--key-file", path, 7,
+                  "127.0.0.1:%d" % master.getsockname()[1])
+    data = master.recv(65536)
+    assert data == sign(data[:-16], b"one")
+    found = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(b"two")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    running.processes[-1].send_signal(signal.SIGHUP)
+
+    def changed():
+        data = master.recv(65536)
+        return data == sign(data[:-16], b"two")
+    wait_for(changed)
 
 
 @pytest.mark.parametrize("keys, mode, text", [
@@ -4802,16 +4995,17 @@ def test_error_of_a_send_is_counted_and_not_fatal(master, monkeypatch,
     class Broken:
         def send(self, data):
             raise OSError(number, os.strerror(number))
-    agent = agent_without_sockets(
-        destinations=[master.getsockname()])
-    destination, = agent.destinations
+    agent = sendstats.Agent(sendstats.parse_args(
+        ["7", "127.0.0.1:%d" % master.getsockname()[1]], {}))
+    only, = agent.masters
     with monkeypatch.context() as patch:
-        patch.setattr(destination, "connect", Broken)
+        patch.setattr(only, "open_socket", Broken)
         assert agent.send(sendstats.SAMPLE) == 0
-    assert destination.trouble == os.strerror(number)
+    assert only.trouble == os.strerror(number)
     assert agent.sampler.send_errors == 1
     assert agent.send(sendstats.SAMPLE) == 1
     assert decode(master.recv(65536)).agent.send_errors == 1
+    agent.sampler.close()
     signal.set_wakeup_fd(-1)
 
 
