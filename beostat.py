@@ -216,13 +216,6 @@ PICK = libbeostat.picker((
     "agent.cpus"))
 
 
-def used_of(whole, free):
-    """Return (what is used, of what), both None when one is unknown."""
-    if whole is None or free is None:
-        return None, None
-    return max(whole - free, 0), whole
-
-
 def measure(node):
     """Return (host name, flags, what of a node can be added up).
 
@@ -233,19 +226,24 @@ def measure(node):
     (name, busy, load, active, tasks, memory, free, available, buffers,
      cached, swap, swap_free, block, blocks, free_blocks, available_blocks,
      rx, tx, flags, cpus) = PICK(node)
-    weight = None if busy is None else cpus or 1
+    weight = busy_cpus = used = used_swap = disk = all_disk = None
+    if busy is not None:
+        weight = cpus or 1
+        busy_cpus = busy * weight
     if available is None and None not in (free, cached):
         # Kernels before 3.14: free memory, buffers and caches stand in.
         available = total((free, buffers, cached))
-    used_blocks, _ = used_of(blocks, free_blocks)
-    disk = all_disk = None
-    if None not in (used_blocks, available_blocks, block):
-        disk = used_blocks * block
+    if None not in (memory, available):
+        used = max(memory - available, 0)
+    if None not in (swap, swap_free):
+        used_swap = max(swap - swap_free, 0)
+    if None not in (block, blocks, free_blocks, available_blocks):
+        disk = (blocks - free_blocks) * block
         all_disk = disk + available_blocks * block
     return libbeostat.unpack_text(name), flags, (
-        cpus or None, weight, None if busy is None else busy * weight, load,
-        active, tasks, *used_of(memory, available),
-        *used_of(swap, swap_free), disk, all_disk, rx, tx)
+        cpus or None, weight, busy_cpus, load, active, tasks, used,
+        memory if used is not None else None, used_swap,
+        swap if used_swap is not None else None, disk, all_disk, rx, tx)
 
 
 def derive(number, state, age_s, name, sums):
