@@ -901,6 +901,7 @@ NODE_LISTS = (
     ("node5, n6 ,7", [5, 6, 7]),
     ("3,3,2-4", [3, 2, 4]),
     ("n[1-2,5]", [1, 2, 5]),
+    (".-1,0,.[2-3]", [-1, 0, 2, 3]),
 )
 
 
@@ -924,6 +925,13 @@ FOLDS = (
     (["n007", "n008", "n009", "n010"], "n[007-010]"),
     (["n1", "n01", "n001", "n2"], "n[001,01,1-2]"),
     (["a1", "b2", "b3", "login"], "a1,b[2-3],login"),
+    (["n%d-ib" % number for number in (1, 2, 3, 7)], "n[1-3,7]-ib"),
+    (["n1-ib0", "n2-ib0", "n1-ib1"], "n1-ib[0-1],n2-ib0"),
+    (["n1-ib0", "n2-ib0"], "n[1-2]-ib0"),
+    (["r%dc%02d" % (rack, chassis) for rack in (1, 2)
+      for chassis in (8, 9, 10)], "r1c[08-10],r2c[08-10]"),
+    (["node1-3", "n1-3"], "node1-[3],n1-[3]"),
+    (["a.example", "b.example"], "a.example,b.example"),
     ([], ""),
 )
 
@@ -937,14 +945,19 @@ def test_expand_undoes_fold_and_no_zero_is_lost():
     import random
     chance = random.Random(11)
     for _ in range(503):
-        names = {chance.choice(("n", "cn-", "")) + "%0*d" % (
+        names = {chance.choice(("n", "cn-", "", "r1-2n", "n1-")) + "%0*d" % (
             chance.randrange(1, 5), chance.choice((
                 chance.randrange(12), chance.randrange(90, 111),
                 chance.randrange(2000))))
+            + chance.choice(("", "", "-ib", "-ib0", ".x"))
             for _ in range(chance.randrange(1, 60))}
         folded = libbeostat.fold_nodes(names)
         expanded = libbeostat.expand_nodes(folded)
         assert sorted(expanded) == sorted(names), folded
+        if shutil.which("nodeset") and not _ % 50:
+            told = subprocess.check_output(["nodeset", "-e", folded],
+                                           universal_newlines=True)
+            assert set(told.split()) == names, folded
 
 
 # ---- table -------------------------------------------------------------
@@ -1872,7 +1885,7 @@ never heard: n[7-8]
 n[0-2,4,6]
 """,
     '-b --down': """\
-n[3,5]
+n[3,5,7-8]
 """,
     '--down': """\
  node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
@@ -2032,10 +2045,10 @@ cpu3 0.0000
 
 """,
     '-Cb 0-3': """\
-0 cpu0 0.0000 cpu1 0.0000
-1 cpu0 0.0000 cpu1 0.0000
-2 cpu0 0.0000
-3 cpu0 0.0000 cpu1 0.0000 cpu2 0.0000 cpu3 0.0000
+0.0000 0.0000 0
+0.0000 0.0000 1
+0.0000 2
+0.0000 0.0000 0.0000 0.0000 3
 """,
     '-R 1': """\
 =============== Node: n1 (index 1) ===============
@@ -2324,6 +2337,7 @@ beostat_recvstats_datagrams_total{result="kernel_drops"} 0
 <METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="boottime" VAL="1062191376" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
@@ -2354,6 +2368,7 @@ beostat_recvstats_datagrams_total{result="kernel_drops"} 0
 <METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="boottime" VAL="1795226462" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
@@ -2378,6 +2393,7 @@ beostat_recvstats_datagrams_total{result="kernel_drops"} 0
 <METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="boottime" VAL="0" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
