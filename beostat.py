@@ -446,10 +446,9 @@ def row_formatter(columns, texts):
 def cutter(columns, args):
     """Return the function that cuts a row's name where a terminal ends."""
     names_at = sum(abs(width) + 1 for _, _, width, _ in columns[:-1])
-    width = max(args.width, names_at + NAME_CELLS)
-    end = "\u2026" if args.wide else ">"
-    if not args.terminal:
+    if not args.terminal or args.width <= names_at:
         return str
+    width, end = args.width, "\u2026" if args.wide else ">"
     return lambda row: row if len(row) <= width else row[:width - 1] + end
 
 
