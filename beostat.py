@@ -4,15 +4,15 @@
 usage: beostat.py [view] [selection] [NODES ...]
 
 A line per node; NODES are numbers, ranges, host names: 0-31,40 n[7,9] .3
-master login; default all that were heard.  Other views:
+login master all up down; default all that were heard.  Other views:
   -c, --cpuinfo -m, --meminfo -l, --loadavg -n, --net-dev -s, --stat
   -f, --statfs -a, --all    texts of /proc, statfs of /; one, some or all
-  -C, --cpu-percent         each CPU's use, 0 to 1
-  -R, --net-rate            bytes a second, received and sent
+  -C, --cpu-percent -R, --net-rate    CPU use, 0 to 1; network bytes a second
   -J, --jobs                processes, as each node's procstatd tells
   --dots --daemon           a cell per node; recvstats' own state
   --json --prometheus --ganglia [--cluster NAME]    for other programs
-  -b, --brief               no headings; with --up, --down the folded list
+  --events                  from now on a line for what becomes of nodes
+  -b, --brief --names       no headings; the folded list, of host names
   -w, --watch [SECONDS]     show it again and again; default every 2 seconds
   --up --down --top N       nodes that are up, or are not; the first N
   --sort KEY --reverse      by a column, -KEY turned round: node state age
@@ -22,7 +22,7 @@ master login; default all that were heard.  Other views:
 Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
 examples:
   beostat.py -w --sort load               the most loaded first, live
-  pdsh -w $(beostat.py -b --up) uptime    run a command where it can run
+  pdsh -w $(beostat.py --names --up) uptime    run it where it can run
 """
 
 import argparse
@@ -57,8 +57,8 @@ path, time_s   the table, and when it was read, since the epoch
 status         recvstats' Status
 nodes          the nodes selected, in order
 never          numbers of nodes expected and never heard
-refused        {number: error} of nodes that sent what cannot be
-missing        errors of nodes asked for that have no sample, or no answer
+refused        {number: text} of nodes that sent what cannot be
+missing        lines about nodes asked for without a sample or an answer
 jobs           [(node number, Job)], of the view that fetches them
 """
 View = collections.namedtuple("View", "options format read sort_keys")
@@ -79,6 +79,7 @@ CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
 TEXT_TIME = "%a %b %d %H:%M:%S %Y"
 COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
            "yellow": "33"}
+UP, DOWN = (libbeostat.CHOSEN[word] for word in ("up", "down"))   # states
 SUMS = 14                       # that measure() gives
 
 of = operator.attrgetter        # of("load.one")(node): the way to a value
@@ -201,7 +202,7 @@ COLUMNS = (
     ("out", "out/s", 5, format_bytes, True, 4),
     ("name", "name", -1, safe, False, 0),
 )
-SORT_KEYS = [key for key, *_ in COLUMNS]
+SORT_KEYS = tuple(key for key, *_ in COLUMNS)
 CPU_COLUMN, MEMORY_COLUMN = SORT_KEYS.index("cpu"), SORT_KEYS.index("mem")
 
 # What measure() takes of a node, in the order of the message.  Names would
@@ -216,13 +217,6 @@ PICK = libbeostat.picker((
     "agent.cpus"))
 
 
-def used_of(whole, free):
-    """Return (what is used, of what), both None when one is unknown."""
-    if whole is None or free is None:
-        return None, None
-    return max(whole - free, 0), whole
-
-
 def measure(node):
     """Return (host name, flags, what of a node can be added up).
 
@@ -233,19 +227,24 @@ def measure(node):
     (name, busy, load, active, tasks, memory, free, available, buffers,
      cached, swap, swap_free, block, blocks, free_blocks, available_blocks,
      rx, tx, flags, cpus) = PICK(node)
-    weight = None if busy is None else cpus or 1
+    weight = busy_cpus = used = used_swap = disk = all_disk = None
+    if busy is not None:
+        weight = cpus or 1
+        busy_cpus = busy * weight
     if available is None and None not in (free, cached):
         # Kernels before 3.14: free memory, buffers and caches stand in.
         available = total((free, buffers, cached))
-    used_blocks, _ = used_of(blocks, free_blocks)
-    disk = all_disk = None
-    if None not in (used_blocks, available_blocks, block):
-        disk = used_blocks * block
+    if None not in (memory, available):
+        used = max(memory - available, 0)
+    if None not in (swap, swap_free):
+        used_swap = max(swap - swap_free, 0)
+    if None not in (block, blocks, free_blocks, available_blocks):
+        disk = (blocks - free_blocks) * block
         all_disk = disk + available_blocks * block
     return libbeostat.unpack_text(name), flags, (
-        cpus or None, weight, None if busy is None else busy * weight, load,
-        active, tasks, *used_of(memory, available),
-        *used_of(swap, swap_free), disk, all_disk, rx, tx)
+        cpus or None, weight, busy_cpus, load, active, tasks, used,
+        memory if used is not None else None, used_swap,
+        swap if used_swap is not None else None, disk, all_disk, rx, tx)
 
 
 def derive(number, state, age_s, name, sums):
@@ -286,28 +285,52 @@ def sort_nodes(nodes, key, reverse):
 # ---- read --------------------------------------------------------------
 
 
-def read_named(cluster, operands):
-    """Return (nodes, errors) of the nodes that a user named.
+NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
 
-    operands  lists of numbers, and host names
+
+def name_error(number, error):
+    """Return the text of an error, which names its node."""
+    text = str(error)
+    return text if text.startswith("node %d:" % number) else (
+        "node %d: %s" % (number, text))
+
+
+def fold_errors(errors):
+    """Return a line for each kind of error.
+
+    errors  {node number: text, which begins with the node}
+    """
+    kinds = {}
+    for number, text in errors.items():
+        kinds.setdefault(text.partition(": ")[2], []).append(number)
+    return [errors[numbers[0]] if len(numbers) == 1 else "nodes %s: %s" % (
+        libbeostat.fold_nodes(numbers), kind)
+            for kind, numbers in kinds.items()]
+
+
+def read_named(cluster, operands):
+    """Return (nodes, lines about those without a sample).
+
+    operands  lists of numbers, host names, and the words for many
     Raises    BadNodeList
     """
-    nodes, errors, everyone = [], [], None
-    for operand in operands:
+    nodes, errors, text = [], {}, ",".join(operands)
+    everyone = [] if NUMBERS_ONLY.fullmatch(text) else list(cluster)
+    for number in libbeostat.parse_nodes(text, everyone):
         try:
-            numbers = libbeostat.parse_nodes(operand)
-        except libbeostat.BadNodeList:
-            everyone = everyone or list(cluster)
-            numbers = [node.number for node in everyone
-                       if node.host.hostname == operand]
-            if not numbers:
-                raise
-        for number in numbers:
-            try:
-                nodes.append(cluster.node(number))
-            except libbeostat.BeostatError as error:
-                errors.append(error)
-    return nodes, errors
+            nodes.append(cluster.node(number))
+        except libbeostat.BeostatError as error:
+            errors[number] = name_error(number, error)
+    return nodes, fold_errors(errors)
+
+
+def filter_nodes(nodes, text):
+    """Return the nodes that a list names, or whose host name has the text."""
+    try:
+        numbers = set(libbeostat.parse_nodes(text, nodes))
+    except libbeostat.BadNodeList:
+        return [node for node in nodes if text in node.host.hostname]
+    return [node for node in nodes if node.number in numbers]
 
 
 def read_picture(cluster, args):
@@ -317,9 +340,13 @@ def read_picture(cluster, args):
         nodes, missing = read_named(cluster, args.nodes)
     else:
         nodes = list(cluster)
-        refused, never = cluster.refused, cluster.never()
+        refused = {number: name_error(number, error)
+                   for number, error in cluster.refused.items()}
+        never = cluster.never()
     if args.states:
         nodes = [node for node in nodes if node.state in args.states]
+    if args.filter:
+        nodes, never = filter_nodes(nodes, args.filter), []
     return args.view.read(Picture(
         cluster.path, time.time(), cluster.status, nodes, never, refused,
         missing, []), args)
@@ -356,7 +383,7 @@ def format_lists(picture):
     lists.append(("never heard", picture.never))
     lines = ["%s: %s" % (state, libbeostat.fold_nodes(numbers))
              for state, numbers in lists if numbers]
-    return lines + ["refused: %s" % error for _, error
+    return lines + ["refused: %s" % text for _, text
                     in sorted(picture.refused.items())]
 
 
@@ -416,6 +443,15 @@ def row_formatter(columns, texts):
     return format_row
 
 
+def cutter(columns, args):
+    """Return the function that cuts a row's name where a terminal ends."""
+    names_at = sum(abs(width) + 1 for _, _, width, _ in columns[:-1])
+    if not args.terminal or args.width <= names_at:
+        return str
+    width, end = args.width, "\u2026" if args.wide else ">"
+    return lambda row: row if len(row) <= width else row[:width - 1] + end
+
+
 def row_colour(node, args):
     """Return the colour of a node's row: watched, by its load per CPU."""
     if node.state != "up":
@@ -431,7 +467,7 @@ def format_table(picture, args):
     """Return the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
     texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
-    format_row = row_formatter(columns, texts)
+    format_row, cut = row_formatter(columns, texts), cutter(columns, args)
     lines, up, clipped = [], [], []
     for node in picture.nodes:
         name, flags, sums = measure(node)
@@ -440,7 +476,7 @@ def format_table(picture, args):
         if flags:
             clipped.append((node.number, flags))
         values = derive(node.number, node.state, node.age_s, name, sums)
-        lines.append((format_row(values), row_colour(node, args)))
+        lines.append((cut(format_row(values)), row_colour(node, args)))
     if args.brief:
         return lines
     values = measure_all(up)
@@ -453,9 +489,26 @@ def format_table(picture, args):
                + format_clipped(clipped)])
 
 
-def format_numbers(picture, args):
+# ---- view: folded ------------------------------------------------------
+
+HOST = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")     # that pdsh can be given
+
+
+def name_nodes(nodes, numbers, args):
+    """Return what to fold: node numbers, or host names with --names.
+
+    numbers  of nodes that have not been heard; these, and nodes whose host
+             name no shell should see, stay numbers
+    """
+    return [node.host.hostname if args.names
+            and HOST.fullmatch(node.host.hostname) else node.number
+            for node in nodes] + numbers
+
+
+def format_folded(picture, args):
     """Return the folded list of the nodes, for pdsh -w."""
-    folded = libbeostat.fold_nodes(node.number for node in picture.nodes)
+    never = picture.never if args.states == DOWN else []
+    folded = libbeostat.fold_nodes(name_nodes(picture.nodes, never, args))
     return [(folded, "")] if folded else []
 
 
@@ -633,6 +686,19 @@ def text_cpu_percent(node):
     return ["cpu%d %.4f" % cpu[:2] for cpu in node.cpus]
 
 
+def brief_cpu_percent(node):
+    """Return the uses of a node's CPUs and its number, as scripts read it."""
+    return [" ".join(["%.4f" % cpu[1] for cpu in node.cpus]
+                     + ["%d" % node.number])]
+
+
+def brief_net_dev(node):
+    """Return a line for each interface, its node and name first."""
+    return [" ".join(["%d" % node.number, safe(each.name)]
+                     + ["%d" % count for count in each[1:17]])
+            for each in node.interfaces]
+
+
 def text_net_rate(node):
     """Return the network rate, received and sent."""
     return [] if None in node.network else [
@@ -652,23 +718,36 @@ TEXTS = (
 )
 
 
+# of -b, of a node; the others make one line, of its number and their words
+BRIEF = {text_cpu_percent: brief_cpu_percent, text_net_dev: brief_net_dev}
+
+
+def format_brief(node, texts):
+    """Return the lines of a node with --brief."""
+    words = [[word for line in text(node) for word in line.split()]
+             for text in texts if text not in BRIEF]
+    lines = [" ".join(["%d" % node.number] + sum(words, []))] if words else []
+    return lines + [line for text in texts if text in BRIEF
+                    for line in BRIEF[text](node)]
+
+
 def format_texts(picture, args):
     """Return texts of /proc, node by node, or with --brief a line each."""
-    lines = []
+    lines, texts = [], [text for _, text in args.texts]
     for node in picture.nodes:
         if args.brief:
-            words = [word for _, text in args.texts for line in text(node)
-                     for word in line.split()]
-            lines.append(" ".join(["%d" % node.number] + words))
+            if (node.number != libbeostat.MASTER or args.nodes
+                    or text_cpu_percent not in texts):
+                lines += format_brief(node, texts)
             continue
         lines.append("=============== Node: %s (index %d) ==============="
                      % (safe(node.host.hostname), node.number))
         if node.state != "up":
             lines.append("*** %s, last heard %.1f s ago ***"
                          % (node.state, node.age_s))
-        when = time.strftime(TEXT_TIME, time.localtime(node.time_s))
         lines += ["*** %s did not all fit in the message ***" % what
                   for flag, what in CLIPPED if (node.agent.flags or 0) & flag]
+        when = time.strftime(TEXT_TIME, time.localtime(node.time_s))
         for title, text in args.texts:
             lines += ["", " *** %s *** %s" % (title, when)] + text(node)
         lines.append("")
@@ -903,7 +982,7 @@ def format_json(picture, args):
                  encode(picture.status._asdict()),
                  new_line + (", " + new_line).join(nodes) + new_line,
                  encode(picture.never),
-                 encode({"%d" % number: str(error) for number, error
+                 encode({"%d" % number: text for number, text
                          in sorted(picture.refused.items())})), "")]
 
 
@@ -1096,6 +1175,7 @@ GANGLIA = (
     ("part_max_used", "float", "%", "both",
      lambda node: share(*measure(node)[2][10:12])),
     ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
+    ("sys_clock", "uint32", "s", "zero", of("time_s")),
     ("machine_type", "string", "", "zero", of("host.machine")),
     ("os_name", "string", "", "zero", lambda node: "Linux"),
     ("os_release", "string", "", "zero", of("host.release")),
@@ -1169,13 +1249,24 @@ WATCH_S, LEAST_WATCH_S, MOST_WATCH_S = 2.0, 0.1, 1e6
 HISTORY = 300                   # instants in the line of CPU use
 HEIGHTS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 PLAIN_HEIGHTS = " .:-=+*#"
-KEYS = {b"q": "quit", b"\033[A": "back", b"k": "back", b"\033[B": "on",
-        b"j": "on", b"\033[5~": "page back", b"b": "page back",
-        b"\033[6~": "page on", b" ": "page on", b"\033[H": "top",
-        b"g": "top", b"\033[F": "end", b"G": "end"}
-KEY = re.compile(rb"\033\[[0-9;]*.|[^\033]")
+SCROLL = {b"\033[A": "back", b"k": "back", b"\033[B": "on", b"j": "on",
+          b"\033[5~": "page back", b"b": "page back", b"\033[6~": "page on",
+          b" ": "page on", b"\033[H": "top", b"g": "top", b"\033[F": "end",
+          b"G": "end"}
+KEY = re.compile(rb"\033\[[0-9;]*.|.", re.S)
+ENTER_KEYS, ERASE_KEYS, ESCAPE_KEY = (b"\r", b"\n"), (b"\x7f", b"\b"), b"\033"
 ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
 LEAVE = b"\033[?7h\033[?25h\033[?1049l"
+HELP = """\
+q               quit
+j k, arrows     a line down, up
+PgUp PgDn       a page; also b and the space bar
+g G, Home End   the first, the last line
+s               sort by the next column
+/               show only some nodes: a node list or a part of the host
+                name, Enter; empty: all
+?               this help, and back
+"""
 
 
 def format_head(picture, history, args):
@@ -1187,6 +1278,8 @@ def format_head(picture, history, args):
     counts = ", ".join("%d %s" % (states.count(state), state)
                        for state in ("up", "down", "left")
                        if state in states) or "none heard"
+    if picture.never:
+        counts += ", %d never heard" % len(picture.never)
     if not picture.status.running:
         counts += "; RECVSTATS IS GONE"
     line = "%s  %d nodes: %s  %s CPUs  load %s" % (
@@ -1201,7 +1294,21 @@ def format_head(picture, history, args):
             (text + "".join(cells[-max(args.width - len(text), 1):]), "")]
 
 
-def format_frame(lines, head, first, args):
+def format_foot(hidden, prompt, args):
+    """Return the last line: what is typed, else what keys there are."""
+    if prompt is not None:
+        return "/" + safe(prompt) + "_"
+    parts = ["q quits, ? helps"]
+    if args.sort:
+        parts.append("sorted by " + args.sort)
+    if args.filter:
+        parts.append("only " + safe(args.filter))
+    if hidden > 0:
+        parts.append("j k PgUp PgDn scroll: %d lines not shown" % hidden)
+    return ", ".join(parts)
+
+
+def format_frame(lines, head, first, prompt, args):
     """Return the bytes that redraw a window with lines from first on.
 
     The heading of a table stays on top; what does not fit is counted.
@@ -1210,9 +1317,7 @@ def format_frame(lines, head, first, args):
     body = lines[len(fixed) - len(head):]
     room = max(args.height - len(fixed) - 1, 1)
     shown = body[first:first + room]
-    hidden = len(body) - len(shown)
-    foot = [("q quits" + (", j k PgUp PgDn scroll: %d lines not shown"
-                          % hidden if hidden > 0 else ""), "dim")]
+    foot = [(format_foot(len(body) - len(shown), prompt, args), "dim")]
     text = "\033[H" + "\n".join(
         paint(line if "\033" in line else line[:args.width], colour,
               args.colours) + "\033[K"
@@ -1220,38 +1325,53 @@ def format_frame(lines, head, first, args):
     return encode(text, args)
 
 
-def scroll(first, key, page, count):
-    """Return the first of count lines to show, after a key."""
-    first += {"back": -1, "on": 1, "page back": -page, "page on": page,
-              "top": -count, "end": count}[key]
-    return max(min(first, count - 1 - page), 0)
-
-
 class Screen:
-    """A terminal in raw mode with its other screen, given back at exit."""
+    """A terminal in raw mode with its other screen, given back at exit.
+
+    first      of the lines to show
+    prompt     what is typed behind /, None when nothing is
+    help       whether the keys are shown
+    """
 
     def __enter__(self):
-        import termios
-        import tty
+        self.first, self.prompt, self.help = 0, None, False
         self.input = sys.stdin.fileno()
-        self.before = termios.tcgetattr(self.input)
-        tty.setcbreak(self.input)
-        write(ENTER)
         self.reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)    # a resize ends the wait for a key
         signal.signal(signal.SIGWINCH, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        self.take()
         return self
 
     def __exit__(self, *_):
-        import termios
         signal.set_wakeup_fd(-1)
+        self.give_back()
+
+    def take(self, *_):
+        """Take the terminal; ^Z gives it back meanwhile."""
+        import termios
+        import tty
+        self.before = termios.tcgetattr(self.input)
+        tty.setcbreak(self.input)
+        write(ENTER)
+        signal.signal(signal.SIGTSTP, self.stop)
+
+    def give_back(self):
+        """Leave the terminal as it was."""
+        import termios
         write(LEAVE)
         termios.tcsetattr(self.input, termios.TCSADRAIN, self.before)
 
+    def stop(self, *_):
+        """Stop until the shell continues us."""
+        self.give_back()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        self.take()
+
     def read_keys(self, wait_s):
-        """Return what the keys typed ask for, in order.
+        """Return the keys typed, in order, q when the terminal is gone.
 
         None were after the wait, or when the window changed its size.
         """
@@ -1259,31 +1379,65 @@ class Screen:
                                     max(wait_s, 0))
         if self.reader in ready:
             os.read(self.reader, 64)
-        typed = os.read(self.input, 64) if self.input in ready else b""
-        if self.input in ready and not typed:
-            return ["quit"]             # the terminal is gone
-        return [KEYS[key] for key in KEY.findall(typed) if key in KEYS]
+        if self.input not in ready:
+            return []
+        return KEY.findall(os.read(self.input, 64)) or [b"q"]
+
+    def press(self, key, args, count):
+        """Do what a key asks for; return whether the nodes change.
+
+        count  of the lines that there are
+        """
+        if self.prompt is not None:
+            return self.edit(key, args)
+        if key == b"/":
+            self.prompt = ""
+        elif key == b"?":
+            self.help = not self.help
+        elif key == b"s":
+            keys = args.view.sort_keys
+            last = keys.index(args.sort.lstrip("-")) if args.sort else -1
+            args.sort = keys[(last + 1) % len(keys)]
+        elif key in SCROLL:
+            page = max(args.height - 4, 1)
+            self.first += {"back": -1, "on": 1, "page back": -page, "page on":
+                           page, "top": -count, "end": count}[SCROLL[key]]
+            self.first = max(min(self.first, count - 1 - page), 0)
+        return key == b"s"
+
+    def edit(self, key, args):
+        """Change what is typed; return whether the nodes change."""
+        if key in ENTER_KEYS:
+            args.filter, self.prompt, self.first = self.prompt, None, 0
+        elif key == ESCAPE_KEY:
+            self.prompt = None
+        elif key in ERASE_KEYS:
+            self.prompt = self.prompt[:-1]
+        elif len(key) == 1:
+            self.prompt += key.decode("ascii", "ignore")
+        return key in ENTER_KEYS
 
 
 def watch_screen(cluster, args):
     """Redraw the view in a terminal until q; return the last Picture."""
-    history, first = collections.deque(maxlen=HISTORY), 0
+    history = collections.deque(maxlen=HISTORY)
     with Screen() as screen:
         due = time.monotonic()
         while True:
+            args.width, args.height = window()
             if time.monotonic() >= due:
                 picture = read_picture(cluster, args)
-                args.width, args.height = window()
                 head = format_head(picture, history, args)
                 due = max(due + args.watch, time.monotonic())
-            args.width, args.height = window()
-            lines = args.view.format(picture, args)
-            write(format_frame(lines, head, first, args))
-            page = max(args.height - 4, 1)
+            lines = ([(line, "") for line in HELP.splitlines()]
+                     if screen.help else args.view.format(picture, args))
+            write(format_frame(lines, head, screen.first, screen.prompt,
+                               args))
             for key in screen.read_keys(due - time.monotonic()):
-                if key == "quit":
+                if key == b"q" and screen.prompt is None:
                     return picture
-                first = scroll(first, key, page, len(lines))
+                if screen.press(key, args, len(lines)):
+                    due = time.monotonic()
 
 
 def watch(cluster, args):
@@ -1298,23 +1452,73 @@ def watch(cluster, args):
         time.sleep(args.watch)
 
 
+# ---- events ------------------------------------------------------------
+# What becomes of the nodes, from now on: a line for each kind of change.
+
+EVENTS_S = 1.0                  # between two looks
+EVENT_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+def find_changes(before, now):
+    """Return {state: the nodes that came to it}.
+
+    before, now  {number: Node}
+    """
+    changes = {}
+    for number, node in now.items():
+        if number not in before or before[number].state != node.state:
+            changes.setdefault(node.state, []).append(node)
+    return changes
+
+
+def format_event(time_s, event, names, args):
+    """Return the bytes of an event's line: its time, what, and who."""
+    when = time.strftime(EVENT_TIME, time.localtime(time_s))
+    if args.view == JSON:
+        import json
+        return json.dumps({"time": when, "event": event, "nodes": [
+            "n%d" % name if isinstance(name, int) else name
+            for name in names]}).encode() + b"\n"
+    return ("%s %s %s" % (when, event, libbeostat.fold_nodes(names))
+            ).rstrip().encode() + b"\n"
+
+
+def watch_events(cluster, args):
+    """Write what happens, as it does, for ever."""
+    before = read_picture(cluster, args)
+    while True:
+        time.sleep(args.watch or EVENTS_S)
+        now = read_picture(cluster, args)
+        if now.status.running != before.status.running:
+            event = ("recvstats back" if now.status.running
+                     else "recvstats gone")
+            write(format_event(now.time_s, event, [], args))
+        changes = find_changes(*[{node.number: node for node in picture.nodes}
+                                 for picture in (before, now)])
+        for state, nodes in sorted(changes.items()):
+            write(format_event(now.time_s, state,
+                               name_nodes(nodes, [], args), args))
+        before = now
+
+
 # ---- command line ------------------------------------------------------
 
 WINDOW = 80, 24                 # columns and lines, where none are told
 
 # Documents are for programs: no colours, no screen.
+JSON = View(("--json",), format_json, read_sorted, SORT_KEYS)
 DOCUMENTS = (
-    View(["--json"], format_json, read_sorted, SORT_KEYS),
-    View(["--prometheus"], format_prometheus, read_sorted, SORT_KEYS),
-    View(["--ganglia"], format_ganglia, read_sorted, SORT_KEYS))
+    JSON,
+    View(("--prometheus",), format_prometheus, read_sorted, SORT_KEYS),
+    View(("--ganglia",), format_ganglia, read_sorted, SORT_KEYS))
 VIEWS = DOCUMENTS + (
-    View(["--dots"], format_dots, read_sorted, SORT_KEYS),
-    View(["--daemon"], format_daemon, read_sorted, SORT_KEYS),
-    View(["-J", "--jobs"], format_jobs, read_jobs, JOB_KEYS))
+    View(("--dots",), format_dots, read_sorted, SORT_KEYS),
+    View(("--daemon",), format_daemon, read_sorted, SORT_KEYS),
+    View(("-J", "--jobs"), format_jobs, read_jobs, JOB_KEYS))
 # Those that other options choose.
-TABLE = View([], format_table, read_sorted, SORT_KEYS)
-NUMBERS = View([], format_numbers, read_sorted, SORT_KEYS)
-CHOSEN_TEXTS = View([], format_texts, read_sorted, SORT_KEYS)
+TABLE = View((), format_table, read_sorted, SORT_KEYS)
+FOLDED = View((), format_folded, read_sorted, SORT_KEYS)
+CHOSEN_TEXTS = View((), format_texts, read_sorted, SORT_KEYS)
 
 
 def make_parser():
@@ -1331,28 +1535,46 @@ def make_parser():
                const=(title, text), default=[])
     option("-a", "--all", action="store_true")
     for view in VIEWS:
-        option(*view.options, dest="view", action="store_const", const=view)
+        option(*view.options, dest="views", action="append_const",
+               const=view, default=[])
+    option("--events", action="store_true")
     option("-b", "--brief", action="store_true")
     option("-w", "--watch", nargs="?", const="")
     option("--sort")
     option("--reverse", action="store_true")
     option("--top", type=int)
-    option("--up", dest="states", action="store_const", const=("up",))
-    option("--down", dest="states", action="store_const",
-           const=("down", "left"))
+    option("--up", dest="states", action="store_const", const=UP)
+    option("--down", dest="states", action="store_const", const=DOWN)
+    option("--names", action="store_true")
     option("--cluster", default="beostat")
     option("--table")
+    parser.set_defaults(filter="")
     option("-v", "--version", action="version", version="beostat " + VERSION)
     return parser
 
 
-def parse_args(argv):
-    """Return the options, completed; argparse exits 2 on a usage error."""
-    words = list(argv)
-    while "--sort" in words[:-1]:       # lest -KEY look like an option
+def split_words(argv):
+    """Return the words of a command line as argparse wants them.
+
+    Lest -KEY of --sort, or the master in a list of nodes, be an option.
+    """
+    words = ["master" + word[2:] if re.match("-1(,|$)", word) else word
+             for word in argv]
+    while "--sort" in words[:-1]:
         place = words.index("--sort")
         words[place:place + 2] = ["--sort=" + words[place + 1]]
-    parser = make_parser()
+    return words
+
+
+def parse_args(argv, program="beostat"):
+    """Return the options, completed; argparse exits 2 on a usage error.
+
+    program  called as beostatus, it watches, and -c says so as well
+    """
+    words, parser = split_words(argv), make_parser()
+    if program == "beostatus":
+        parser.set_defaults(watch="")
+        words = [word for word in words if word != "-c"]
     args = parser.parse_args(words)
     args.view = choose_view(args, parser.error)
     args.watch, args.nodes = choose_watch(args, parser.error)
@@ -1373,13 +1595,12 @@ def choose_view(args, refuse):
     if args.all:
         args.texts = [(title, text) for _, _, title, text, shown in TEXTS
                       if shown or (title, text) in args.texts]
-    if args.texts and args.view:
+    views = {*args.views, *[CHOSEN_TEXTS for _ in args.texts]}
+    if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
-    if args.texts:
-        return CHOSEN_TEXTS
-    if args.view:
-        return args.view
-    return NUMBERS if args.brief and args.states else TABLE
+    for view in views:
+        return view
+    return FOLDED if args.names or args.brief and args.states else TABLE
 
 
 def choose_watch(args, refuse):
@@ -1396,11 +1617,12 @@ def choose_watch(args, refuse):
 
 
 def read_terminal(args):
-    """Set what the terminal is like: colours, live, width, height, wide."""
-    terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
-                and os.environ.get("TERM") not in (None, "", "dumb"))
-    args.colours = terminal and "NO_COLOR" not in os.environ
-    args.live = (args.watch is not None and terminal
+    """Set what the terminal is like: terminal, colours, live, width, height,
+    wide (whether it shows all of Unicode)."""
+    args.terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
+                     and os.environ.get("TERM") not in (None, "", "dumb"))
+    args.colours = args.terminal and "NO_COLOR" not in os.environ
+    args.live = (args.watch is not None and args.terminal
                  and sys.stdin is not None and sys.stdin.isatty())
     args.width, args.height = window()
     args.wide = "utf" in (sys.stdout.encoding or "").lower()
@@ -1409,11 +1631,11 @@ def read_terminal(args):
 def window():
     """Return (columns, lines) of the terminal, else of $COLUMNS, $LINES."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno())
+        size = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
-        return [int(os.environ.get(name, "")) if os.environ.get(
-            name, "").isdigit() else default
-            for name, default in zip(("COLUMNS", "LINES"), WINDOW)]
+        size = [int(text) if text.isdigit() else 0 for text in (
+            os.environ.get(name, "") for name in ("COLUMNS", "LINES"))]
+    return [told or default for told, default in zip(size, WINDOW)]
 
 
 def format_lines(lines, args):
@@ -1453,6 +1675,8 @@ def run(args):
     Raises  BeostatError
     """
     with libbeostat.open(args.table) as cluster:
+        if args.events:
+            return watch_events(cluster, args)
         if args.watch is not None:
             return watch(cluster, args)
         gc.disable()                    # there will be no garbage in time
@@ -1469,9 +1693,10 @@ def main(argv=None):
     if sys.stdout is None:
         complain("cannot write: standard output is closed")
         return 3
-    args = parse_args(sys.argv[1:] if argv is None else argv)
+    program, _, _ = os.path.basename(sys.argv[0]).partition(".")
+    args = parse_args(sys.argv[1:] if argv is None else argv, program)
     try:
-        return report(run(args))
+        return report(run(args), args)
     except KeyboardInterrupt:
         return 1
     except libbeostat.BadNodeList as error:
@@ -1486,10 +1711,15 @@ def main(argv=None):
         return 3
 
 
-def report(picture):
-    """Say what is missing from a view; return the exit status."""
+def report(picture, args):
+    """Say what is missing from a view; return the exit status.
+
+    A document that says itself that recvstats is gone is complete.
+    """
     for error in picture.missing:
         complain(error)
+    if args.view in DOCUMENTS:
+        return 1 if picture.missing else 0
     if not picture.status.running:
         complain("%s: recvstats (pid %d) is gone: start it again with "
                  "recvstats.py" % (picture.path, picture.status.pid))

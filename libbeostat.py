@@ -294,9 +294,12 @@ SLOT = (
 
 NODES_AT_MOST = 1000000         # a node list may name
 PREFIXES = "", ".", "n", "node"
-MASTER_NAMES = "master", "-1"
+MASTER_NAMES = "master", "-1", ".-1"
+CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
+          "down": ("down", "left")}     # states, by the word for them
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
-ITEM = r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])"
+RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
+WORD = re.compile(r"[^][\s]+")
 
 
 def expand_span(text):
@@ -315,46 +318,81 @@ def expand_span(text):
             for number in range(int(first), int(last) + 1)]
 
 
-def expand_nodes(text):
-    """Return the names that a list of nodes stands for, zeros kept.
+def expand_item(item):
+    """Return the names that one item of a list stands for.
 
-    text    as in `0-3,8,n[007-010],.4,master`
+    item    a name; `0-3`, `n0-3`; or with brackets anywhere, `r[1-2]n[0-3]`
     Raises  BadNodeList
     """
-    names = []
-    for item in map(str.strip, re.findall(ITEMS, text)):
-        found = re.fullmatch(ITEM, item)
-        if item in MASTER_NAMES:
-            names.append(item)
-        elif not found:
-            raise BadNodeList("%r is no node and no list of nodes" % item)
-        else:
-            prefix, span, spans = found.groups()
-            for span in (span or spans).split(","):
-                names += [prefix + digits for digits in expand_span(span)]
-        if len(names) > NODES_AT_MOST:
-            raise BadNodeList("%s: too many nodes" % text)
-    if not names:
-        raise BadNodeList("%r names no node" % text)
+    first, *others = re.split(r"\[([^][]*)\]", item)
+    bare = RANGE.fullmatch(item)
+    if bare:
+        first, others = bare.group(1), [bare.group(2), ""]
+    names = [first]
+    for spans, text in zip(others[::2], others[1::2]):
+        numbers = [digits + text for span in spans.split(",")
+                   for digits in expand_span(span)]
+        if len(names) * len(numbers) > NODES_AT_MOST:
+            raise BadNodeList("%s: too many nodes" % item)
+        names = [name + number for name in names for number in numbers]
+    if not WORD.fullmatch(names[0]):
+        raise BadNodeList("%r is no node and no list of nodes" % item)
     return names
 
 
-def parse_nodes(text):
-    """Return the node numbers of a list, each once, -1 for the master.
+def split_items(text):
+    """Return the items of a list, at its commas.
 
-    text    as in `0-3,8,n[10-12],.4,master`
+    Raises  BadNodeList when it has none
+    """
+    items = [item.strip() for item in re.findall(ITEMS, text)]
+    if not items:
+        raise BadNodeList("%r names no node" % text)
+    return items
+
+
+def expand_nodes(text):
+    """Return the names that a list of nodes stands for, zeros kept.
+
+    text    as in `0-3,8,n[007-010],gpu[1-2]-ib,login,.4,master`
     Raises  BadNodeList
     """
-    nodes = []
-    for name in expand_nodes(text):
-        prefix, digits = split_digits(name)
-        if name in MASTER_NAMES:
-            nodes.append(MASTER)
-        elif prefix in PREFIXES:
-            nodes.append(int(digits))
+    return [name for item in split_items(text) for name in expand_item(item)]
+
+
+def parse_nodes(text, nodes=()):
+    """Return the node numbers of a list, each once, -1 for the master.
+
+    text    as in `0-3,8,n[10-12],.4,master`; with nodes also their host
+            names, which come before any reading as a number, and the words
+            all, up and down (which are those that have left as well)
+    nodes   Nodes, of a Cluster
+    Raises  BadNodeList
+    """
+    hosts, numbers = {}, []
+    for node in nodes:
+        hosts.setdefault(node.host.hostname, []).append(node.number)
+    for item in split_items(text):
+        if item in CHOSEN and nodes and item not in hosts:
+            numbers += [node.number for node in nodes
+                        if node.state in CHOSEN[item]]
         else:
-            raise BadNodeList("%r is no node number" % name)
-    return list(dict.fromkeys(nodes))
+            for name in [item] if item in hosts else expand_item(item):
+                numbers += hosts.get(name) or [parse_number(name)]
+    return list(dict.fromkeys(numbers))
+
+
+def parse_number(name):
+    """Return the node number that a name is: 7, .7, n7, node7, master.
+
+    Raises  BadNodeList
+    """
+    prefix, digits = split_digits(name)
+    if name in MASTER_NAMES:
+        return MASTER
+    if prefix not in PREFIXES or not digits:
+        raise BadNodeList("%r is no node number and no node's name" % name)
+    return int(digits)
 
 
 def split_digits(name):
@@ -383,29 +421,50 @@ def fold_spans(numbers):
     return spans
 
 
+def fold_group(texts, rows):
+    """Return folded names that differ in their numbers alone.
+
+    texts   between the numbers, one more than there are numbers
+    rows    the numbers of each name, as written
+    """
+    if len(texts) == 1:
+        return [texts[0]]
+    columns = [len(set(column)) > 1 for column in zip(*rows)]
+    place = max([place for place, varies in enumerate(columns) if varies],
+                default=len(columns) - 1)
+    folds, names = {}, []
+    for row in rows:
+        folds.setdefault((row[:place], row[place + 1:]), []).append(
+            row[place])
+    for (before, after), numbers in folds.items():
+        spans = [first if first == last else "%s-%s" % (first, last)
+                 for first, last in fold_spans(numbers)]
+        name = ["".join(pair) for pair in zip(texts, before)]
+        name += [texts[place], ",".join(spans), texts[place + 1]]
+        name += ["".join(pair) for pair in zip(after, texts[place + 2:])]
+        if len(numbers) > 1 or RANGE.fullmatch("".join(name)):
+            name[place + 1] = "[%s]" % name[place + 1]
+        names.append("".join(name))
+    return names
+
+
 def fold_nodes(nodes):
     """Return a folded list of nodes, `n[0-3,8]`, that expands to them.
 
-    nodes   numbers (they get the prefix n, -1 is `master`) or names
+    nodes   numbers (they get the prefix n, -1 is `master`) or names, which
+            are folded at the last number that differs: `r1n[07-10]-ib`
     """
-    folded, prefixes = [], {}
-    for node in nodes:
+    folded, groups = [], {}
+    for node in dict.fromkeys(nodes):
         if node in (MASTER,) + MASTER_NAMES:
             folded = [MASTER_NAMES[0]]
         elif isinstance(node, int):
-            prefixes.setdefault("n", []).append("%d" % node)
+            groups.setdefault(("n", ""), []).append(("%d" % node,))
         else:
-            prefix, digits = split_digits(node)
-            prefixes.setdefault(prefix, []).append(digits)
-    for prefix, numbers in prefixes.items():
-        spans = [first if first == last else "%s-%s" % (first, last)
-                 for first, last in fold_spans(filter(None, numbers))]
-        if "" in numbers:
-            folded.append(prefix)
-        if len(spans) == 1 and "-" not in spans[0]:
-            folded.append(prefix + spans[0])
-        elif spans:
-            folded.append("%s[%s]" % (prefix, ",".join(spans)))
+            parts = tuple(re.split("([0-9]+)", node))
+            groups.setdefault(parts[::2], []).append(parts[1::2])
+    for texts, rows in groups.items():
+        folded += fold_group(texts, rows)
     return ",".join(folded)
 
 
@@ -918,6 +977,14 @@ def get_MHz(node):
     return cluster().node(node).processor.mhz
 
 
+def get_cpuinfo_x86(node):
+    """Return the CpuInfo of the node's first CPU: MHz, kB, None unknown."""
+    cpu = cluster().node(node).processor
+    return named("CpuInfo", "vendor_id model_name cpu_MHz cache_size "
+                 "bogomips")(cpu.vendor, cpu.model, cpu.mhz, cpu.cache_kb,
+                             cpu.bogomips)
+
+
 def get_cpu_percent(node, cpu):
     """Return a CPU's use in the last period, 0.0 to 1.0."""
     return find_cpu(node, cpu).busy_fraction
@@ -1022,6 +1089,11 @@ def is_node_available(node, uid=None, gids=()):
         return cluster().node(node).state == "up"
     except BeostatError:
         return False
+
+
+def get_avail_nodes_by_id(uid, gids):
+    """Return the same as get_avail_nodes(): no user is refused a node."""
+    return get_avail_nodes()
 
 
 def get_avail_nodes():

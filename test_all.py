@@ -971,6 +971,7 @@ NODE_LISTS = (
     ("node5, n6 ,7", [5, 6, 7]),
     ("3,3,2-4", [3, 2, 4]),
     ("n[1-2,5]", [1, 2, 5]),
+    (".-1,0,.[2-3]", [-1, 0, 2, 3]),
 )
 
 
@@ -994,6 +995,13 @@ FOLDS = (
     (["n007", "n008", "n009", "n010"], "n[007-010]"),
     (["n1", "n01", "n001", "n2"], "n[001,01,1-2]"),
     (["a1", "b2", "b3", "login"], "a1,b[2-3],login"),
+    (["n%d-ib" % number for number in (1, 2, 3, 7)], "n[1-3,7]-ib"),
+    (["n1-ib0", "n2-ib0", "n1-ib1"], "n1-ib[0-1],n2-ib0"),
+    (["n1-ib0", "n2-ib0"], "n[1-2]-ib0"),
+    (["r%dc%02d" % (rack, chassis) for rack in (1, 2)
+      for chassis in (8, 9, 10)], "r1c[08-10],r2c[08-10]"),
+    (["node1-3", "n1-3"], "node1-[3],n1-[3]"),
+    (["a.example", "b.example"], "a.example,b.example"),
     ([], ""),
 )
 
@@ -1007,14 +1015,19 @@ def test_expand_undoes_fold_and_no_zero_is_lost():
     import random
     chance = random.Random(11)
     for _ in range(503):
-        names = {chance.choice(("n", "cn-", "")) + "%0*d" % (
+        names = {chance.choice(("n", "cn-", "", "r1-2n", "n1-")) + "%0*d" % (
             chance.randrange(1, 5), chance.choice((
                 chance.randrange(12), chance.randrange(90, 111),
                 chance.randrange(2000))))
+            + chance.choice(("", "", "-ib", "-ib0", ".x"))
             for _ in range(chance.randrange(1, 60))}
         folded = libbeostat.fold_nodes(names)
         expanded = libbeostat.expand_nodes(folded)
         assert sorted(expanded) == sorted(names), folded
+        if shutil.which("nodeset") and not _ % 50:
+            told = subprocess.check_output(["nodeset", "-e", folded],
+                                           universal_newlines=True)
+            assert set(told.split()) == names, folded
 
 
 # ---- table -------------------------------------------------------------
@@ -2318,7 +2331,7 @@ never heard: n[7-8]
 n[0-2,4,6]
 """,
     '-b --down': """\
-n[3,5]
+n[3,5,7-8]
 """,
     '--down': """\
  node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
@@ -2478,10 +2491,24 @@ cpu3 0.0000
 
 """,
     '-Cb 0-3': """\
-0 cpu0 0.0000 cpu1 0.0000
-1 cpu0 0.0000 cpu1 0.0000
-2 cpu0 0.0000
-3 cpu0 0.0000 cpu1 0.0000 cpu2 0.0000 cpu3 0.0000
+0.0000 0.0000 0
+0.0000 0.0000 1
+0.0000 2
+0.0000 0.0000 0.0000 0.0000 3
+""",
+    '-nb 1,2': """\
+1 lo 94105221 331211 0 0 0 0 0 0 94105221 331211 0 0 0 0 0 0
+1 eth0 3121110921 22301117 0 0 0 0 0 0 2001222333 21010101 0 0 0 0 0 0
+1 eth1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+1 sit0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+2 lo 104503 1301 0 0 0 0 0 0 104503 1301 0 0 0 0 0 0
+2 eth0 1235461773 3510213 17 2 1 3 0 11 4013244571 4120551 5 0 0 91 7 0
+""",
+    '--names --up': """\
+n[0-2,4,6]
+""",
+    '--names --down': """\
+n[3,5,7-8]
 """,
     '-R 1': """\
 =============== Node: n1 (index 1) ===============
@@ -2773,6 +2800,7 @@ beostat_recvstats_datagrams_total{result="log_drops"} 0
 <METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="boottime" VAL="1062191376" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
@@ -2803,6 +2831,7 @@ beostat_recvstats_datagrams_total{result="log_drops"} 0
 <METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="boottime" VAL="1795226462" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
@@ -2827,6 +2856,7 @@ beostat_recvstats_datagrams_total{result="log_drops"} 0
 <METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="boottime" VAL="0" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
+<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
@@ -2922,6 +2952,8 @@ def test_gmetad_lists_the_nodes(seven, running):
                 return b"</GANGLIA_XML>" in data and data.count(
                     b"<HOST ") == 7 and b'NAME="n4"' in data
         wait_for(answer)
+        written = os.path.join(running.folder, "rrd", "blue", "n4")
+        wait_for(lambda: os.path.exists(written + "/sys_clock.rrd"))
 
 
 @pytest.mark.parametrize("words", [
@@ -3169,6 +3201,157 @@ def test_every_value_of_every_field_through_every_view(receiver):
             close(alone)
 
 
+HOSTNAMES = {-1: "head", 0: "login", 1: "node002", 2: "node001", 3: "n0",
+             4: "compute-007", 5: "compute-008", 6: "gpu1-ib", 7: "$(reboot)",
+             8: "down"}                 # 5 and 6 have left
+
+
+@pytest.fixture
+def named(receiver):
+    """Nodes whose host names say something else than their numbers."""
+    for number, host in HOSTNAMES.items():
+        feed(receiver, message(
+            number, body=body_with(hostname=host.encode()), period_s=60.0,
+            kind=sendstats.FAREWELL if number in (5, 6) else
+            sendstats.SAMPLE), "10.0.0.%d" % (number + 2))
+    receiver.tick(time.monotonic(), 0)
+    return receiver
+
+
+WORDS = (
+    # words, numbers of the rows, standard error
+    ("node002", [1], ""), ("n0", [3], ""), ("n1", [1], ""), ("0", [0], ""),
+    ("n0-1", [3, 1], ""), ("n[0-1]", [3, 1], ""),
+    ("login n0 3 login", [0, 3], ""), ("login,node001", [0, 2], ""),
+    ("compute-[007-008]", [4, 5], ""), ("gpu[1-1]-ib", [6], ""),
+    ("all", [-1, 0, 1, 2, 3, 4, 5, 6, 7, 8], ""),
+    ("up", [-1, 0, 1, 2, 3, 4, 7, 8], ""), ("down", [8], ""),
+    (".-1", [-1], ""), ("-1,0", [-1, 0], ""), ("-1", [-1], ""),
+    ("head,up,1", [-1, 0, 1, 2, 3, 4, 7, 8], ""),
+    ("0-70000", [0, 1, 2, 3, 4, 5, 6, 7, 8],
+     "beostat: nodes n[9-63]: never heard\n"
+     "beostat: nodes n[64-70000]: not in the table\n"),
+    ("0,77", [0], "beostat: node 77: not in the table\n"),
+    ("compute-009", [], "beostat: 'compute-009' is no node number and no "
+     "node's name\n"),
+)
+
+
+@pytest.mark.parametrize("words, rows, error", WORDS)
+def test_words_for_nodes(named, words, rows, error):
+    """A host name is itself before it is a number."""
+    shown = tool("beostat.py", "--table", named.table.path, "-b",
+                 *words.split())
+    assert [int(line.split()[0]) for line in shown.stdout.splitlines()
+            ] == rows
+    assert shown.stderr == error
+
+
+FOLDED = (
+    ("-b --up", "master,n[0-4,7-8]"), ("-b --down", "n[5-6]"),
+    ("--names --up", "head,login,node[001-002],n[0,7],compute-007,down"),
+    ("--names --down", "compute-008,gpu1-ib"),
+    ("--names", "head,login,node[001-002],n[0,7],compute-[007-008],gpu1-ib,"
+     "down"), ("-b --up 5", ""),
+)
+
+
+@pytest.mark.parametrize("words, text", FOLDED)
+def test_folded_lists_for_pdsh(named, words, text):
+    assert shown(named, *words.split()) == (text and text + "\n")
+
+
+def test_nodeset_expands_the_names(named):
+    told = subprocess.check_output(
+        [installed("nodeset"), "-e", shown(named, "--names", "--up").strip()],
+        universal_newlines=True)
+    assert set(told.split()) == {
+        "head", "login", "node001", "node002", "n0", "compute-007", "n7",
+        "down"}
+
+
+def test_damaged_sample_is_named(receiver):
+    feed(receiver, message(3, body=body_with(one=float("nan"))))
+    shown = tool("beostat.py", "--table", receiver.table.path, "3")
+    assert shown.stderr.startswith("beostat: node 3: sample ")
+    text = tool("beostat.py", "--table", receiver.table.path).stdout
+    assert "\nrefused: node 3: sample " in text
+
+
+def test_master_is_in_loads_only_when_named(named):
+    loads = [line.split()[-1] for line in shown(named, "-Cb").splitlines()]
+    assert loads == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
+    assert shown(named, "-Cb", "master").split()[-1] == "-1"
+
+
+@pytest.mark.parametrize("words", [
+    "--json --dots", "-c --json", "--json --events --dots", "-l --events",
+    "--dots --events"])
+def test_views_exclude_each_other(words):
+    shown = tool("beostat.py", *words.split())
+    assert shown.returncode == 2
+    assert shown.stderr.endswith("error: one view at a time\n")
+
+
+def stop(master):
+    """End a recvstats as an administrator does."""
+    master.terminate()
+    master.wait()
+
+
+def test_document_is_complete_when_recvstats_is_gone(running):
+    master = running.recvstats()
+    running.send(message(0))
+    running.wait_up(0)
+    stop(master)
+    for view in "--json", "--prometheus", "--ganglia":
+        shown = running.beostat(view)
+        assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout
+        assert running.beostat(view, "99").returncode == 1
+    assert running.beostat("--dots").returncode == 3
+
+
+def lines_of(process):
+    """Yield the lines of a process as they come."""
+    while True:
+        assert select.select([process.stdout], [], [], LIMIT_S)[0]
+        yield process.stdout.readline()
+
+
+def test_events(running):
+    """A line for each kind of change, folded, as it comes."""
+    def start(*words):
+        return lines_of(running.start(
+            "beostat.py", "--table", running.table, "--events", "-w", "0.1",
+            *words, bufsize=0))
+
+    def send(numbers, kind, sequence):
+        running.send(*[message(number, sequence, kind=kind, period_s=60.0,
+                               body=body_with(hostname=b"c%03d" % number))
+                       for number in numbers])
+
+    master = running.recvstats()
+    send(range(9), sendstats.SAMPLE, 1)
+    running.wait_up(8)
+    plain, down, document = start(), start("--names", "--down"), start(
+        "--json", "--names", "1,8")
+    time.sleep(0.5)                     # until all have had a first look
+    send((1, 2, 3, 8), sendstats.FAREWELL, 2)
+    when, *event = next(plain).split()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", when)
+    assert event == ["left", "n[1-3,8]"]
+    assert next(down).split()[1:] == ["left", "c[001-003,008]"]
+    event = json.loads(next(document))
+    assert (event["event"], event["nodes"]) == ("left", ["c001", "c008"])
+    send((2, 9), sendstats.SAMPLE, 3)
+    assert next(plain).split()[1:] == ["up", "n[2,9]"]
+    stop(master)
+    for lines in plain, down:
+        assert next(lines).split()[1:] == ["recvstats", "gone"]
+    running.recvstats()
+    assert next(plain).split()[1:] == ["recvstats", "back"]
+
+
 class Terminal:
     """A program in a pseudo-terminal."""
 
@@ -3256,6 +3439,104 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     assert screen.status() in (0, 1)
 
 
+def test_watch_helps_sorts_and_filters(named):
+    named.table.expected = 11
+    named.tick(time.monotonic(), 0)
+    screen = watch(named)
+
+    def first_rows():
+        return [line.split()[0] for line in screen.frame()[3:-1] if line]
+    screen.wait_text("? helps")
+    assert "10 nodes: 8 up, 2 left, 2 never heard" in screen.frame()[0]
+    screen.type(b"?")
+    wait_for(lambda: "this help" in " ".join(screen.frame()))
+    screen.type(b"?")
+    wait_for(lambda: first_rows()[0] == "-1")
+    for _ in range(14):                 # to the last column, the name
+        screen.type(b"s")
+    wait_for(lambda: "sorted by name" in screen.frame()[-1])
+    assert first_rows()[0] == "7"
+    screen.type(b"/compux\x7f")
+    wait_for(lambda: screen.frame()[-1] == "/compu_")
+    screen.type(b"\r")
+    wait_for(lambda: first_rows()[:2] == ["4", "5"])
+    assert "only compu" in screen.frame()[-1]
+    screen.type(b"/n[0-1]\r")
+    wait_for(lambda: first_rows()[:2] == ["3", "1"])
+    screen.type(b"/q\033")             # q is a letter there, Esc leaves it
+    wait_for(lambda: "only n[0-1]" in screen.frame()[-1])
+    screen.type(b"/\r")
+    wait_for(lambda: len(first_rows()) > 9)
+    screen.type(b"q")
+    screen.status()
+
+
+def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
+    feed(receiver, message(0))
+    pid, fd = pty.fork()
+    if not pid:                         # a shell with job control
+        os.execvpe("bash", ["bash", "--norc", "-i"],
+                   dict(os.environ, PS1="ready$ ", TERM="xterm",
+                        PYTHONIOENCODING="utf-8"))
+    shell = Terminal.__new__(Terminal)
+    shell.pid, shell.fd, shell.text = pid, fd, ""
+    shell.resize(20, 100)
+    shell.wait_text("ready$ ")
+    shell.type(b"%s %s/beostat.py --table %s -w 0.1\r" % tuple(map(
+        os.fsencode, (sys.executable, HERE, receiver.table.path))))
+    shell.wait_text("? helps")
+    shell.type(b"\x1a")
+    assert "\033[?1049l" in shell.wait_text("ready$ ")
+    shell.type(b"stty -a | tr ';' '\\n' | grep -w icanon\r")
+    assert " icanon" in shell.wait_text("ready$ ").split("\r\n", 1)[1]
+    shell.type(b"fg\r")
+    assert "\033[?1049h" in shell.wait_text("? helps")
+    shell.type(b"q")
+    shell.wait_text("ready$ ")
+    shell.type(b"exit\r")
+    shell.status()
+
+
+def test_terminal_of_no_size_has_80_columns(receiver):
+    for number in range(40):
+        feed(receiver, message(number, body=body_with(hostname=b"h" * 60)))
+    screen = watch(receiver, lines=0, columns=0)
+    screen.wait_text("? helps")
+    frame = screen.frame()
+    assert len(frame) == 24 and max(map(len, frame)) == 80
+    screen.type(b"q")
+    screen.status()
+
+
+@pytest.mark.parametrize("columns, shown_columns", [(80, 80), (100, 100),
+                                                    (40, 138)])
+def test_long_name_is_cut_on_a_terminal_and_whole_in_a_pipe(
+        receiver, columns, shown_columns):
+    feed(receiver, message(0, body=body_with(hostname=b"h" * 64)))
+    screen = Terminal(24, columns, [
+        "sh", "-c", "sleep 0.1; exec %s -S %s/beostat.py --table %s" % (
+            sys.executable, HERE, receiver.table.path)],
+        TERM="xterm", PYTHONIOENCODING="utf-8")
+    row = screen.wait_text("total").split("\r\n")[1]
+    screen.status()
+    assert len(row) == shown_columns
+    assert row.endswith("h\u2026") == (columns > 74)
+    assert "h" * 64 in shown(receiver)
+
+
+@pytest.mark.parametrize("words", [[], ["-c"], ["5"], ["-w", "1"]])
+def test_beostatus_is_the_live_view(receiver, tmp_path, words):
+    feed(receiver, message(5))
+    link = str(tmp_path / "beostatus")
+    os.symlink(os.path.join(HERE, "beostat.py"), link)
+    screen = Terminal(20, 100, [sys.executable, "-S", link, "--table",
+                                receiver.table.path, *words],
+                      TERM="xterm", PYTHONIOENCODING="utf-8")
+    assert "1 nodes: 1 up" in screen.wait_text("? helps")
+    screen.type(b"q")
+    assert screen.status() in (0, 3)
+
+
 @pytest.mark.parametrize("end", [b"\x03", signal.SIGTERM])
 def test_watch_gives_the_terminal_back_however_it_ends(receiver, end):
     feed(receiver, message(0))
@@ -3341,6 +3622,9 @@ CALLS = (
     ("is_node_available", (5,), False),
     ("is_node_available", (99,), False),
     ("get_avail_nodes", (), [0, 1, 2, 4, 6]),
+    ("get_avail_nodes_by_id", (1000, (100, 10)), [0, 1, 2, 4, 6]),
+    ("get_cpuinfo_x86", (2,), ("GenuineIntel", "Pentium III (Coppermine)",
+                               863.872, 256, 1723.59)),
     ("get_last_multicast", (), 0.0),
 )
 
@@ -5122,7 +5406,7 @@ def test_readme_start_script_is_shell(text):
 
 
 def test_readme_has_start_scripts_and_units_of_both_daemons():
-    for first, count in (("#!/bin/sh", 2), ("[Unit]", 2),
+    for first, count in (("#!/bin/sh", 3), ("[Unit]", 2),
                          ("#!/usr/bin/env python3", 3)):
         assert len(readme_programs(first)) == count
 
@@ -5179,13 +5463,39 @@ def test_readme_script_runs(seven, text, monkeypatch, tmp_path):
     path = tmp_path / "script.py"
     path.write_text(text.replace("while True:", "for _ in range(2):")
                     .replace("sleep(60)", "sleep(0)")
-                    .replace('["mail"', '["echo"'))
+                    .replace("/var/tmp", str(tmp_path)))
     ended = subprocess.run(
         [sys.executable, str(path)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, universal_newlines=True,
         env=dict(os.environ, PYTHONPATH=HERE))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout
+
+
+def test_readme_mail_script(running, tmp_path):
+    """One mail for all nodes that fall together."""
+    script, = [text for text in readme_programs("#!/bin/sh")
+               if "--events" in text]
+    mail = tmp_path / "mail"
+    mail.write_text("#!/bin/sh\necho \"$2 to $3\" >>%s/sent\n" % tmp_path)
+    mail.chmod(0o755)
+    beostat_py = tmp_path / "beostat.py"
+    beostat_py.write_text('#!/bin/sh\nexec %s %s/beostat.py "$@" -w 0.1\n' % (
+        sys.executable, HERE))
+    beostat_py.chmod(0o755)
+    running.recvstats()
+    running.send(*[message(number, period_s=60.0) for number in range(40)])
+    running.wait_up(39)
+    with subprocess.Popen(["sh", "-c", script], env=dict(
+            os.environ, PATH="%s:%s" % (tmp_path, os.environ["PATH"]),
+            BEOSTAT_TABLE=running.table), start_new_session=True) as shell:
+        time.sleep(0.4)                 # until it has had a first look
+        running.send(*[message(number, 2, kind=sendstats.FAREWELL, body=
+                               body_with(hostname=b"c%03d" % number))
+                       for number in range(40)])
+        wait_for((tmp_path / "sent").exists)
+        os.killpg(shell.pid, signal.SIGKILL)
+    assert (tmp_path / "sent").read_text() == "left: c[000-039] to root\n"
 
 
 @pytest.fixture(scope="module")
