@@ -51,10 +51,33 @@ CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 MESSAGE_BYTES = 65000           # no message is longer
 U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
+READ_BYTES = 65536              # of a file, at a time
+NEVER = float("inf")
 
 
 class StartError(Exception):
     """What keeps the program from starting or going on, and what to do."""
+
+
+def ignore(*_):
+    """Do nothing."""
+
+
+def attempt(call, *args):
+    """Make a system call; return whether it worked, where it may fail."""
+    try:
+        call(*args)
+    except OSError:
+        return False
+    return True
+
+
+def explain(error):
+    """Return what an error says, and of which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return ("%s: %s" % (error.filename, error.strerror)
+                if error.filename else error.strerror)
+    return str(error)
 
 
 # ---- layout: rows ------------------------------------------------------
@@ -245,16 +268,17 @@ class InUse(StartError):
 
 
 def read_process(pid):
-    """Return (start time in ticks since boot, effective user id).
+    """Return (start time in ticks since boot, effective user id, whether it
+    lives: a dead one stays until its parent has asked for its end).
 
     Raises  OSError
     Source  proc(5), /proc/PID/stat and status
     """
     with open("/proc/%d/stat" % pid) as file:
-        start = int(file.read().rpartition(")")[2].split()[19])
+        state, *fields = file.read().rpartition(")")[2].split()
     with open("/proc/%d/status" % pid) as file:
         uids, = [line for line in file if line.startswith("Uid:")]
-    return start, int(uids.split()[2])
+    return int(fields[18]), int(uids.split()[2]), state not in "ZXx"
 
 
 def read_pid_namespace():
@@ -283,7 +307,7 @@ def has_writer(fd, header, owner):
             pass                        # another user's
         try:
             return header["pid"] != os.getpid() and read_process(
-                header["pid"]) == (header["pid_start_ticks"], owner)
+                header["pid"]) == (header["pid_start_ticks"], owner, True)
         except (OSError, ValueError):
             pass                        # hidden
     limit = time.monotonic() + MOVES_S
@@ -446,7 +470,7 @@ class Table:
             start_time_s=time.time(), heartbeat_s=self.start_s,
             used_bytes=round_up(TABLE_BYTES + entries * ENTRY_BYTES))
         try:
-            self.status["pid_start_ticks"], _ = read_process(pid)
+            self.status["pid_start_ticks"], _, _ = read_process(pid)
         except (OSError, ValueError):
             pass                        # no /proc: the heartbeat will tell
 
@@ -1114,7 +1138,8 @@ class Group:
 class Keys:
     """The keys of a file, one per line: the first signs, all verify.
 
-    Raises  StartError when others may read the file, or it holds none
+    trouble  why the file as it is now will not do, or ""
+    Raises   StartError when others may read the file, or it holds none
     """
 
     def __init__(self, path):
@@ -1138,18 +1163,22 @@ class Keys:
         if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
             raise StartError("%s: must hold keys of 1 to %d bytes, one a "
                              "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
-        self.keys = keys
-        self.seen = found.st_ino, found.st_mtime, found.st_size
+        self.keys, self.seen = keys, self.version(found)
 
-    def refresh(self):
-        """Read the file when it has changed; keep the old keys when the
-        new file will not do, and say so once in self.trouble."""
+    def version(self, found):
+        """Return what of a stat result changes when the file does."""
+        return found.st_ino, found.st_size, found.st_mtime, found.st_ctime
+
+    def refresh(self, anew=False):
+        """Read the file when it has changed, or anew; keep the old keys
+        when the new file will not do, and say why in self.trouble."""
         try:
-            found = os.stat(self.path)
-            if (found.st_ino, found.st_mtime, found.st_size) != self.seen:
+            if anew or self.version(os.stat(self.path)) != self.seen:
                 self.read()
-                self.trouble = ""
-        except (OSError, StartError) as error:
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = explain(error)
+        except StartError as error:
             self.trouble = str(error)
 
     def sign(self, data, key=None):
@@ -1158,11 +1187,37 @@ class Keys:
                             digest_size=MAC_BYTES).digest()
 
     def verify(self, data, mac):
-        """Return whether one of the keys made the MAC."""
-        return any([self.sign(data, key) == mac for key in self.keys])
+        """Return whether one of the keys made the MAC.
+
+        The time that whole numbers of one size take to differ in no bit
+        does not tell where they do (hmac is not in a minimal Python).
+        """
+        number = int.from_bytes(mac, "little")
+        return len(mac) == MAC_BYTES and any([
+            int.from_bytes(self.sign(data, key), "little") ^ number == 0
+            for key in self.keys])
 
 
 # ---- daemon ------------------------------------------------------------
+# What a process needs that runs for years beside others.
+
+STOP = signal.SIGTERM, signal.SIGINT
+
+
+def wait_for(files, wait_s):
+    """Return those files that can be read within wait_s seconds.
+
+    By poll, since select knows no descriptor above 1,023.
+    Raises  OSError
+    """
+    poll = select.poll()
+    fds = {}
+    for file in files:
+        fd = file if isinstance(file, int) else file.fileno()
+        fds[fd] = file
+        poll.register(fd, select.POLLIN)
+    ready = poll.poll(None if wait_s == NEVER else max(wait_s, 0) * 1000)
+    return [fds[fd] for fd, _ in ready]
 
 
 def open_signals(numbers):
@@ -1172,75 +1227,127 @@ def open_signals(numbers):
         os.set_blocking(fd, False)
     signal.set_wakeup_fd(writer)
     for number in numbers:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, ignore)
     return reader
+
+
+def close_inherited():
+    """Close what the caller left open, lest its locks be held for ever, and
+    open the standard files, lest a socket get their numbers."""
+    try:
+        most = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:
+        most = os.sysconf("SC_OPEN_MAX")
+    os.closerange(3, most + 1)
+    spare = 0
+    while spare <= 2:
+        spare = os.open("/", os.O_RDONLY)
+    os.close(spare)
+
+
+def is_ready(reader, wait_s):
+    """Return whether a daemon's child is, or may yet be, within wait_s.
+
+    reader  what the child writes a byte to when it is ready
+    """
+    try:
+        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+    except OSError:
+        return True                     # the child goes on without us
+
+
+def release_standard():
+    """Let go of the caller's terminal.
+
+    Raises  OSError
+    """
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError:                     # a root without /dev
+        null = os.open("/", os.O_RDONLY)
+    for fd in 0, 1, 2:
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def daemonize(wait_s):
     """Fork; in the child, return the function that lets the parent go.
 
-    The parent exits 0 when the child calls it, or after wait_s (None: no
-    limit), and 1 when the child ends before.  Until then the child's
-    errors reach the caller's terminal.
+    The parent exits 0 when the child calls it, or after wait_s, and 1 when
+    the child ends before.  Until then the child's errors reach the
+    caller's terminal.  The parent's end changes nothing for the child.
+    Raises  OSError
     """
-    spare = 0
-    while spare <= 2:                   # lest a socket get the number of
-        spare = os.open("/", os.O_RDONLY)       # a standard file, and lose it
-    os.close(spare)
+    close_inherited()
     reader, writer = os.pipe()
     if os.fork():
-        os.close(writer)
-        heard, _, _ = select.select([reader], [], [], wait_s)
-        os._exit(0 if not heard or os.read(reader, 1) else 1)
-    os.close(reader)
+        attempt(os.close, writer)
+        os._exit(0 if is_ready(reader, wait_s) else 1)
+    attempt(os.close, reader)
     os.setsid()
 
     def release():
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-        except OSError:                 # a root without /dev
-            null = os.open("/", os.O_RDONLY)
-        for fd in 0, 1, 2:
-            os.dup2(null, fd)
-        os.close(null)
-        os.chdir("/")                   # what lies elsewhere may go
-        os.write(writer, b".")
-        os.close(writer)
+        attempt(os.chdir, "/")          # what lies elsewhere may go
+        attempt(release_standard)
+        attempt(os.write, writer, b".")
+        attempt(os.close, writer)
     return release
 
 
 class PidFile:
     """The file of --pid-file, if one is named: locked while this runs,
-    which tells a stale one; written once ready, removed at the end.
-
-    Raises  StartError when another process holds it, OSError
-    """
+    which tells a stale one, and of a mode that lets nobody else lock it."""
 
     def __init__(self, path):
-        self.file = open(path, "a+") if path else None
+        self.path, self.fd = path, -1
+
+    def is_in_place(self, fd):
+        """Return whether the path still names an open file."""
         try:
-            if path:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(fd), os.stat(self.path))
+        except OSError:
+            return False
+
+    def hold(self):
+        """Lock the file and write this process's number.
+
+        Raises  StartError
+        """
+        try:
+            while self.path and self.fd < 0:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT
+                             | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.is_in_place(fd):
+                    self.fd = fd
+                else:
+                    os.close(fd)        # its process has just ended
+            if self.path:
+                self.write()
         except BlockingIOError:
-            self.file.seek(0)
             raise StartError("%s: is of another that runs (pid %s)" % (
-                path, self.file.read().strip() or "unknown"))
+                self.path, os.pread(fd, 16, 0).decode(
+                    "ascii", "replace").strip() or "unknown"))
+        except OSError as error:
+            raise StartError("%s: %s" % (self.path, error.strerror))
 
     def write(self):
-        """Write this process's number."""
-        if self.file:
-            self.file.truncate(0)
-            self.file.write("%d\n" % os.getpid())
-            self.file.flush()
+        """Write this process's number.
+
+        Raises  StartError when the file is not a pid file, OSError
+        """
+        text = os.pread(self.fd, READ_BYTES, 0)
+        if text.strip() and not text.strip().isdigit():
+            raise StartError("%s: is not a pid file: name another"
+                             % self.path)
+        os.fchmod(self.fd, 0o600)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
 
     def remove(self):
         """Remove the file, if it still is this one."""
-        try:
-            if self.file and os.path.samestat(os.fstat(self.file.fileno()),
-                                              os.stat(self.file.name)):
-                os.unlink(self.file.name)
-        except OSError:
-            pass                        # it is gone, or its folder read-only
+        if self.fd >= 0 and self.is_in_place(self.fd):
+            attempt(os.unlink, self.path)
 
 
 # ---- log ---------------------------------------------------------------
@@ -1429,16 +1536,17 @@ class Receiver:
             status["away_s"] += gap_s
             status["heartbeat_s"] = now
 
-    def tick(self, now):
+    def tick(self, now, told=b""):
         """Do what is due once a second.
 
+        told    the numbers of the signals that came
         Raises  InUse
         """
         nodes, table = self.nodes, self.table
         nodes.wall_s = time.time() - time.monotonic()
         table.status["heartbeat_s"] = now
         nodes.sweep()
-        self.refresh_keys()
+        self.refresh_keys(signal.SIGHUP in told)
         if self.group and self.group.follow(self.log):
             self.requests.renew_due = 0.0
         if self.sock:
@@ -1452,11 +1560,11 @@ class Receiver:
         table.counts["log_drops"] = self.log.drops
         table.beat(now)
 
-    def refresh_keys(self):
-        """Read the keys again when their file has changed."""
+    def refresh_keys(self, anew):
+        """Read the keys again when their file has changed, or anew."""
         if self.keys:
             trouble = self.keys.trouble
-            self.keys.refresh()
+            self.keys.refresh(anew)
             if self.keys.trouble not in ("", trouble):
                 self.log("%s: the old keys stay" % self.keys.trouble)
 
@@ -1533,14 +1641,6 @@ def drain(receive, receiver, accept, now):
     return BATCH
 
 
-def wait(poller, signals, wait_s):
-    """Return the numbers of the signals that came, once there is anything
-    to read, or after a wait."""
-    if any([fd == signals for fd, _ in poller.poll(max(wait_s, 0) * 1000)]):
-        return set(os.read(signals, 64))
-    return set()
-
-
 def run(args, receiver, sock, signals):
     """Store messages until told to stop.
 
@@ -1548,17 +1648,14 @@ def run(args, receiver, sock, signals):
     Raises  InUse when another recvstats has taken the table
     """
     accept = debugging(receiver) if args.debug else receiver.accept
-    group, told = receiver.group, set()
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    poller.register(signals, select.POLLIN)
+    group, told = receiver.group, b""
     now = due = time.monotonic()
-    while True:
+    while not set(told) & set(STOP):
         try:
-            told = wait(poller, signals, due - now)
-            if told - {signal.SIGHUP}:
-                return
-            time.sleep(NAP_S)
+            told = b""
+            if signals in wait_for([sock, signals], due - now):
+                told = os.read(signals, 64)
+            attempt(time.sleep, NAP_S)
             now, done = time.monotonic(), BATCH
             receiver.wake(now)
             while done == BATCH and now <= due:
@@ -1567,10 +1664,10 @@ def run(args, receiver, sock, signals):
                 now = time.monotonic()
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
-            time.sleep(FAULT_S)
+            attempt(time.sleep, FAULT_S)
             now = time.monotonic()
         if told or now >= due:
-            receiver.tick(now)
+            receiver.tick(now, told)
             due = now + TICK_S
 
 
@@ -1624,10 +1721,12 @@ def start(args, log):
 
 def number_in(low, high, kind=float):
     """Return argparse's check of a number between two others."""
+    from argparse import ArgumentTypeError
+
     def number(text):
         value = kind(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
+            raise ArgumentTypeError(
                 "%s is not between %s and %s" % (text, low, high))
         return value
     return number
@@ -1703,42 +1802,40 @@ def parse_args(argv):
     return args
 
 
+def write_line(stream, text):
+    """Write a line of text at once, if anybody takes it."""
+    if stream:                          # a closed one is None
+        attempt(os.write, stream.fileno(),
+                (text + "\n").encode("utf-8", "backslashreplace"))
+
+
 def complain(text):
     """Write a line to standard error."""
-    print("recvstats: %s" % text, file=sys.stderr, flush=True)
-
-
-def explain(error):
-    """Return what an error at the start says, and of which file."""
-    if isinstance(error, OSError) and error.filename:
-        return "%s: %s" % (error.filename, error.strerror)
-    return str(error)
+    write_line(sys.stderr, "recvstats: " + text)
 
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
     args = parse_args(argv)
+    pid_file, release, log = PidFile(args.pid_file), ignore, ignore
     try:
-        pid_file = PidFile(args.pid_file)
-        try:
-            release = str if args.foreground else daemonize(None)
-            log = Log(args.foreground)
-            signals = open_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-            receiver, sock = start(args, log)
-            receiver.tick(time.monotonic())
-            if receiver.group and not receiver.group.index:
-                complain("%s: waiting for it" % receiver.group.trouble)
-            pid_file.write()
-            release()
-            run(args, receiver, sock, signals)
-            receiver.stop(time.monotonic())
-        finally:
-            pid_file.remove()
+        if not args.foreground:
+            release, log = daemonize(NEVER), Log(False)
+        pid_file.hold()
+        signals = open_signals(STOP + (signal.SIGHUP,))
+        receiver, sock = start(args, Log(args.foreground))
+        receiver.tick(time.monotonic())
+        if receiver.group and not receiver.group.index:
+            complain("%s: waiting for it" % receiver.group.trouble)
+        release()
+        run(args, receiver, sock, signals)
+        receiver.stop(time.monotonic())
     except (StartError, OSError) as error:
         complain(explain(error))
-        if not args.foreground:         # its terminal may be gone
-            Log(False)(explain(error))
+        log(explain(error))             # the terminal may be gone
         return 1
+    finally:
+        pid_file.remove()
     return 0
 
 
