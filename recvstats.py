@@ -149,39 +149,30 @@ HEADER_STRUCT, HEADER_AT = layout(HEADER)
 LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
 
 
-def check(message, size, keys):
-    """Return (counter, header, flags) of a datagram, "stored" for one that
-    may be.
+def check(message, size, header, keys):
+    """Return the counter of a datagram, "stored" for one that may be.
 
     message  the buffer; what is behind size is of an older datagram
+    header   what is unpacked of it
     keys     what must have signed it, or None
     """
-    if size < LEAST_BYTES:
-        return "short", None, 0
-    header = HEADER_STRUCT.unpack_from(message)
     magic, length, _, kind, _, _, _, period_s, _ = header
-    flags = SIGNED if size == length + MAC_BYTES else 0
-    counter = "stored"
     if magic != MAGIC:
-        counter = ("version_wrong" if magic[:3] == MAGIC[:3]
-                   else "magic_wrong")
-    elif length < LEAST_BYTES or size < length:
-        counter = "short"
-    elif size > MESSAGE_BYTES or length != size and not flags:
-        counter = "long"
-    elif not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
-        counter = "crc_wrong"
-    elif kind == REQUEST:
-        counter = "requests"
-    elif not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
-        counter = "header_wrong"
-    elif keys and not flags:
-        counter = "unsigned"
-    elif keys and not keys.verify(message[:length], message[length:size]):
-        counter = "signature_wrong"
-    elif keys:
-        flags |= VERIFIED
-    return counter, header, flags
+        return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
+    if length != size and length + MAC_BYTES != size or size > MESSAGE_BYTES:
+        return "short" if size < length else "long"
+    if length < LEAST_BYTES:
+        return "short"
+    if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
+        return "crc_wrong"
+    if not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
+        return "requests" if kind == REQUEST else "header_wrong"
+    if keys:
+        if length == size:
+            return "unsigned"
+        if not keys.verify(message[:length], message[length:size]):
+            return "signature_wrong"
+    return "stored"
 
 
 def network(text):
@@ -707,7 +698,7 @@ SILENT_FROM = SLOT_AT["silent_from_s"] // WORD_BYTES
 LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
     "start_us", "sequence"))
-NOTHING = 0, 0, 0, b"", 0, 0, 0, 0
+NOTHING = 0, 0, 0, b"", 0, 0, -1, 0
 STATE, _ = layout(SLOT + HEADER, (
     "silent_from_s", "address", "port", "kind", "start_us", "sequence",
     "period_s"))
@@ -752,9 +743,9 @@ def format_nodes(nodes):
     return ",".join(["master"] * (MASTER in nodes) + [text] * bool(spans))
 
 
-def begin(received, last_start, start, sequence):
-    """Return (window, lost, restarts) of a message that does not follow the
-    last one: the window anew, what the others grow by.
+def begin(received, lost, restarts, last_start, start, sequence):
+    """Return (window, lost, restarts) with a message that does not follow
+    the last one.
 
     Bit n of the window: the message n before this one came, or is not
     missed.
@@ -763,8 +754,8 @@ def begin(received, last_start, start, sequence):
         return 1, 0, 0                  # what came before, nobody awaited
     if start > last_start:
         window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
-        return window, max(sequence - 1, 0), 1
-    return U64, 0, 1 if start < last_start else 0
+        return window, lost + max(sequence - 1, 0), restarts + 1
+    return U64, lost, restarts + 1 if start < last_start else restarts
 
 
 class Nodes:
@@ -778,6 +769,7 @@ class Nodes:
 
     def __init__(self, table, args, keyed, log):
         self.table, self.keyed, self.log = table, keyed, log
+        self.flags = SIGNED | VERIFIED if keyed else SIGNED
         self.max_nodes, self.iprange = args.max_nodes, args.iprange
         self.allowed = args.allow
         self.buffer = memoryview(bytearray(SLOT_STRUCT.size + 65536))
@@ -818,12 +810,12 @@ class Nodes:
             return "left"
         return "down" if silent_s > silence_s(state.period_s) else "up"
 
-    def store(self, size, sender, address, flags, header, now):
+    def store(self, size, sender, address, header, now):
         """Put a good message into its slot, if it is newer than the last.
 
         Returns  the counter that it adds to
         """
-        _, _, node, kind, _, start, sequence, _, time_s = header
+        _, length, node, kind, _, start, sequence, _, time_s = header
         if node == UNNUMBERED:
             node = self.number_of(sender[0])
         if not MASTER <= node < self.max_nodes:
@@ -836,18 +828,16 @@ class Nodes:
         window, received, lost, owner, room, restarts, last_start, last = (
             LAST.unpack_from(table.view, place) if place else NOTHING)
         gap = sequence - last & U32
-        follows = received and start == last_start and 0 < gap < HALF
-        if received and not (follows and address == owner):
+        if address != owner or start != last_start or not 0 < gap < HALF:
             counter = self.judge(node, place, address, start, sequence, now)
             if counter != "stored":
                 return counter
-        if follows:
+        if start == last_start and 0 < gap < HALF:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
             lost += gap - 1
         else:
-            window, more_lost, starts = begin(received, last_start, start,
-                                              sequence)
-            lost, restarts = lost + more_lost, restarts + starts
+            window, lost, restarts = begin(received, lost, restarts,
+                                           last_start, start, sequence)
         if size > room:
             place, room = self.make_room(node, size, room, now)
             if not place:
@@ -856,8 +846,8 @@ class Nodes:
             self.note(node, kind, received)
         self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
             now, now + self.wall_s, now - table.status["away_s"], window,
-            received + 1, min(lost, U64), address, node, size, room,
-            restarts, sender[1], flags)
+            received + 1, lost if lost <= U64 else U64, address, node, size,
+            room, restarts, sender[1], self.flags if size > length else 0)
         table.publish(place, WORD_BYTES, self.buffer[
             :SLOT_STRUCT.size - WORD_BYTES + size])
         if place != old:
@@ -867,6 +857,8 @@ class Nodes:
     def judge(self, node, place, address, start, sequence, now):
         """Return "stored" when a message that does not follow the last one
         may take its place, else the counter that it adds to."""
+        if not place:
+            return "stored"             # the first of its node
         state = State(*STATE.unpack_from(self.table.view, place))
         behind = state.sequence - sequence & U32
         order = "newer"
@@ -1507,6 +1499,7 @@ class Receiver:
         self.requests = Requests(sock, self.nodes, args, keys)
         self.group = Group(sock, args.interface) if args.interface else None
         self.message, self.admit = self.nodes.message, self.nodes.admit
+        self.store = self.nodes.store
         self.examples, self.told, self.told_due = {}, {}, 0.0
 
     def accept(self, size, sender, now):
@@ -1519,10 +1512,13 @@ class Receiver:
         address = self.admit(sender[0])
         if not address:
             return "not_allowed"
-        counter, header, flags = check(self.message, size, self.keys)
+        if size < LEAST_BYTES:
+            return "short"
+        header = HEADER_STRUCT.unpack_from(self.message)
+        counter = check(self.message, size, header, self.keys)
         if counter != "stored":
             return counter
-        return self.nodes.store(size, sender, address, flags, header, now)
+        return self.store(size, sender, address, header, now)
 
     def refuse(self, size, sender, now):
         """Store nothing: the interface to listen to is not there."""
