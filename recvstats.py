@@ -1618,23 +1618,24 @@ def debugging(receiver):
 
 
 def drain(receive, receiver, accept, now):
-    """Store what the socket holds; return how many datagrams, up to BATCH.
+    """Store what the socket holds, up to BATCH datagrams; return whether
+    there may be more.
 
     receive  the socket's recvfrom_into
     accept   returns the counter that a datagram adds to
     """
     message, examples = receiver.message, receiver.examples
     counts = receiver.table.counts
-    for done in range(BATCH):
+    for _ in range(BATCH):
         try:
             size, sender = receive(message)
-        except BlockingIOError:         # none left
-            return done
+        except BlockingIOError:
+            return False
         counter = accept(size, sender, now)
         counts[counter] += 1
         if counter != "stored":
             examples[counter] = sender
-    return BATCH
+    return True
 
 
 def run(args, receiver, sock, signals):
@@ -1652,11 +1653,11 @@ def run(args, receiver, sock, signals):
             if signals in wait_for([sock, signals], due - now):
                 told = os.read(signals, 64)
             attempt(time.sleep, NAP_S)
-            now, done = time.monotonic(), BATCH
+            now = time.monotonic()
             receiver.wake(now)
-            while done == BATCH and now <= due:
-                done = drain(sock.recvfrom_into, receiver, accept if not group
-                             or group.index else receiver.refuse, now)
+            hears = accept if not group or group.index else receiver.refuse
+            while drain(sock.recvfrom_into, receiver, hears, now) and (
+                    now <= due):
                 now = time.monotonic()
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))

@@ -1773,15 +1773,197 @@ def test_states_that_a_reader_sees(receiver):
         assert cluster[1].age_s == pytest.approx(3.1, abs=1)
 
 
+def killed(receiver):
+    """Let go of a receiver's table, as the end by a kill would."""
+    receiver.table.unmap()
+    os.close(receiver.table.fd)
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped", "starved"])
+def test_silence_counts_only_while_somebody_listens(tmp_path, end):
+    """Of 100 s in which recvstats was gone, nothing counts: who was down
+    stays down, who was up has what was left of his three periods."""
+    receiver = new_receiver(tmp_path)
+    path, now = receiver.table.path, time.monotonic()
+    gone = now - 100
+    feed(receiver, message(1), now=gone - 10)           # down
+    feed(receiver, message(2), now=gone - 2)            # up, for a second
+    feed(receiver, message(3, kind=sendstats.FAREWELL), now=gone - 9)
+    states = {1: "down", 2: "up", 3: "left"}
+
+    def seen():
+        with libbeostat.open(path) as cluster:
+            assert cluster.running == cluster.status.running
+            return cluster.running, {node.number: node.state
+                                     for node in cluster}
+    if end == "stopped":
+        receiver.stop(gone)
+    else:
+        receiver.tick(gone)
+    assert seen() == (False, states)
+    with libbeostat.open(path) as cluster:
+        assert cluster[2].age_s == pytest.approx(102, abs=2)
+        assert cluster.status.uptime_s < 10
+    if end != "starved":
+        killed(receiver)
+        receiver = new_receiver(tmp_path)
+        now = time.monotonic()
+    receiver.lines.clear()
+    receiver.wake(now)
+    feed(receiver, message(4), now=now)
+    receiver.tick(now)
+    assert seen() == (True, {**states, 4: "up"})
+    receiver.tick(now + .9)
+    assert receiver.lines == ["up: n4"]
+    receiver.tick(now + 1.9)
+    assert receiver.lines == ["up: n4", "down: n2"]
+
+
+def test_stop_leaves_true_numbers(running):
+    process = running.recvstats()
+    running.send(*[message(3, sequence) for sequence in range(1, 14)])
+    with running.open() as cluster:
+        wait_for(lambda: 3 in cluster and cluster[3].sequence == 13)
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0
+        status = cluster.status
+        assert (status.running, status.stopped) == (False, 1)
+        assert status.received == status.stored == 13
+        assert status.recent["stored"] == 13
+    shown = running.beostat()
+    assert shown.returncode == 3 and " 3 up " in shown.stdout
+    assert shown.stderr.count("is gone") == 1
+
+
+def test_recvstats_that_is_stopped_for_a_while(running):
+    """SIGSTOP: the node is up when recvstats goes on, its samples having
+    waited in the socket or not."""
+    process = running.recvstats()
+    running.send(message(3), message(4))
+    running.wait_up(4)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.7)
+    running.send(message(3, 2))
+    with running.open() as cluster:
+        assert not cluster.running
+        assert [node.state for node in cluster] == ["up", "up"]
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: cluster.running)
+        assert [node.state for node in cluster] == ["up", "up"]
+        assert [node.sequence for node in cluster] == [2, 1]
+
+
 def test_iprange(tmp_path):
-    receiver = new_receiver(tmp_path, "--iprange", "10.0.0.100-10.0.0.131")
-    for address, counter in (("10.0.0.100", "stored"),
-                             ("10.0.0.131", "stored"),
-                             ("10.0.0.99", "unnumbered"),
-                             ("10.0.0.132", "unnumbered")):
-        assert feed(receiver, message(-2), address) == counter
+    for last, addresses in (("-10.0.0.131", (100, 131, 99, 132)),
+                            ("", (100, 131, 99, 132))):
+        receiver = new_receiver(tmp_path, "--iprange", "10.0.0.100" + last,
+                                "--max-nodes", "32", "--fresh")
+        for address, counter in zip(addresses, (
+                "stored", "stored", "unnumbered", "unnumbered")):
+            assert feed(receiver, message(-2), "10.0.0.%d" % address) == (
+                counter)
+        with libbeostat.open(receiver.table.path) as cluster:
+            assert [node.number for node in cluster] == [0, 31]
+        close(receiver)
+
+
+DROPPED = (
+    # options, what comes, the line of log
+    ([], message(-2), "unnumbered: 3 datagrams dropped, the last one from "
+     "10.0.0.9:4000: give its node a number, or its address with --iprange"),
+    (["--max-nodes", "9"], message(9), "number_wrong: 3 datagrams dropped, "
+     "the last one from 10.0.0.9:4000: give its node a lower number, or "
+     "raise --max-nodes"),
+    (["--allow", "192.168.0.0/16"], message(3), "not_allowed: 3 datagrams "
+     "dropped, the last one from 10.0.0.9:4000: name its network with "
+     "--allow, or stop it"),
+    (["--key-file", "{}"], message(3), "unsigned: 3 datagrams dropped, the "
+     "last one from 10.0.0.9:4000: start its agent with --key-file"),
+    (["--key-file", "{}"], message(3) + bytes(16), "signature_wrong: 3 "
+     "datagrams dropped, the last one from 10.0.0.9:4000: give its agent a "
+     "key of --key-file"),
+)
+
+
+@pytest.mark.parametrize("options, data, line", DROPPED)
+def test_what_is_refused_is_logged_once_a_minute(tmp_path, options, data,
+                                                 line):
+    key = write_key(tmp_path, b"key")
+    receiver = new_receiver(tmp_path, *[word.format(key) for word in options])
+    now = time.monotonic()
+    for turn, wanted in ((0, [line]), (30, []), (59, []), (61, [
+            line.replace(" 3 ", " 9 ")])):
+        for _ in range(3):
+            feed(receiver, data, "10.0.0.9", now + turn)
+        receiver.tick(now + turn)
+        assert receiver.lines == wanted
+        receiver.lines.clear()
     with libbeostat.open(receiver.table.path) as cluster:
-        assert [node.number for node in cluster] == [0, 31]
+        assert cluster.status.recent[line.partition(":")[0]] == 12
+    close(receiver)
+
+
+def test_second_agent_on_a_node_is_logged(receiver):
+    now = time.monotonic()
+    feed(receiver, message(3, start=2000), now=now)
+    assert feed(receiver, message(3, start=1000), now=now) == "stale"
+    receiver.tick(now)
+    assert receiver.lines[-1] == (
+        "stale: 1 datagrams dropped, the last one from 10.0.0.1:4000: two "
+        "agents run there, or its clock went back")
+
+
+def test_clock_of_the_future_is_refused_when_signed(tmp_path):
+    receiver = new_receiver(tmp_path, "--key-file",
+                            write_key(tmp_path, b"key"))
+    now_us = int(time.time() * 1e6)
+    for start, time_s, counter in (
+            (now_us + 90 * 10**6, 1e9, "clock_wrong"),
+            (1000, time.time() + 90, "clock_wrong"),
+            (now_us + 50 * 10**6, time.time() + 50, "stored")):
+        data = sign(message(3, start=start, time_s=time_s), b"key")
+        assert feed(receiver, data) == counter
+    receiver.tick(time.monotonic())
+    assert any(line.startswith("clock_wrong: 2 datagrams dropped")
+               for line in receiver.lines)
+
+
+def test_number_that_moves_while_it_is_up_is_logged(tmp_path):
+    receiver = new_receiver(tmp_path, "--key-file",
+                            write_key(tmp_path, b"key"))
+    now = time.monotonic()
+    feed(receiver, sign(message(3, 1), b"key"), "10.0.0.1", now)
+    assert feed(receiver, sign(message(3, 2), b"key"), "10.0.0.2",
+                now) == "stored"
+    receiver.tick(now)
+    assert "node 3: was up at 10.0.0.1 and is now at 10.0.0.2" in (
+        receiver.lines)
+
+
+@pytest.mark.parametrize("period_s", [1.0, 3600.0])
+def test_nobody_holds_a_number_for_more_than_a_minute(receiver, period_s):
+    now = time.monotonic()
+    feed(receiver, message(7, 9, start=2**62, period_s=period_s), now=now)
+    silent_s = min(3 * period_s, 60)
+    for address, counter in ("10.0.0.2", "conflict"), ("10.0.0.1", "stale"):
+        assert feed(receiver, message(7), address, now + silent_s - .1) == (
+            counter)
+    assert feed(receiver, message(7), "10.0.0.2", now + silent_s + .1) == (
+        "stored")
+
+
+def test_log_is_bounded_in_lines_and_what_waits_is_folded(running):
+    """Farewells and samples in turn, for ever."""
+    process = running.recvstats()
+    for turn in range(60):
+        running.send(*[message(node, turn + 1, kind=1 + turn % 2)
+                       for node in (3, 4, 5)])
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+    process.terminate()
+    lines = process.communicate()[1].splitlines()
+    assert len(lines) <= 25
+    assert any("left: n[3-5]" in line for line in lines)
 
 
 def test_max_nodes_bounds_the_table(tmp_path):
