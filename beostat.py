@@ -808,8 +808,9 @@ def measure_jobs(first, second, hz):
 
 def format_jobs(picture, args):
     """Return a line for each process of the nodes."""
-    jobs = sorted(picture.jobs, reverse=not args.reverse,
-                  key=lambda pair: pair[1].rss_kb if args.sort == "rss"
+    key = args.sort or "cpu"
+    jobs = sorted(picture.jobs, reverse=key.startswith("-") == args.reverse,
+                  key=lambda pair: pair[1].rss_kb if key.endswith("rss")
                   else pair[1].cpu)
     lines = [(JOB_ROW % (
         number, job.pid, safe(job.user)[:8], safe(job.state), job.threads,
@@ -1258,7 +1259,8 @@ SCROLL = {b"\033[A": "back", b"k": "back", b"\033[B": "on", b"j": "on",
           b" ": "page on", b"\033[H": "top", b"g": "top", b"\033[F": "end",
           b"G": "end"}
 KEY = re.compile(rb"\033\[[0-9;]*.|.", re.S)
-ENTER_KEYS, ERASE_KEYS, ESCAPE_KEY = (b"\r", b"\n"), (b"\x7f", b"\b"), b"\033"
+ENTER_KEYS, ERASE_KEYS = (b"\r", b"\n"), (b"\x7f", b"\b")
+ESCAPE_KEY, STOP_KEY = b"\033", b"\x1a"
 ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
 LEAVE = b"\033[?7h\033[?25h\033[?1049l"
 HELP = """\
@@ -1352,14 +1354,17 @@ class Screen:
         signal.set_wakeup_fd(-1)
         self.give_back()
 
-    def take(self, *_):
-        """Take the terminal; ^Z gives it back meanwhile."""
+    def take(self):
+        """Take the terminal; ^Z is a key, lest it stop us before we have
+        given it back."""
         import termios
         import tty
         self.before = termios.tcgetattr(self.input)
         tty.setcbreak(self.input)
+        modes = termios.tcgetattr(self.input)
+        modes[-1][termios.VSUSP] = b"\0"
+        termios.tcsetattr(self.input, termios.TCSANOW, modes)
         write(ENTER)
-        signal.signal(signal.SIGTSTP, self.stop)
 
     def give_back(self):
         """Leave the terminal as it was."""
@@ -1367,11 +1372,10 @@ class Screen:
         write(LEAVE)
         termios.tcsetattr(self.input, termios.TCSADRAIN, self.before)
 
-    def stop(self, *_):
-        """Stop until the shell continues us."""
+    def stop(self):
+        """Stop, as ^Z stops all of a shell's job, until it goes on."""
         self.give_back()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
+        os.kill(0, signal.SIGTSTP)
         self.take()
 
     def read_keys(self, wait_s):
@@ -1397,7 +1401,9 @@ class Screen:
         if key == b"/":
             self.prompt = ""
         elif key == b"?":
-            self.help = not self.help
+            self.help, self.first = not self.help, 0
+        elif key == STOP_KEY:
+            self.stop()
         elif key == b"s":
             keys = args.view.sort_keys
             last = keys.index(args.sort.lstrip("-")) if args.sort else -1
@@ -1452,7 +1458,8 @@ def watch(cluster, args):
         picture = read_picture(cluster, args)
         write(format_lines(args.view.format(picture, args), args))
         if args.view not in DOCUMENTS:
-            write(b"\n")
+            write(b"\n" if picture.status.running
+                  else b"recvstats is gone\n\n")
         time.sleep(args.watch)
 
 

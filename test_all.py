@@ -9,6 +9,7 @@ table in a temporary folder, and ends what it started.
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -1718,7 +1719,7 @@ def test_number_of_the_environment_or_by_address(running):
     running.wait_up(-1)
     shown = running.beostat("master", "-1")
     assert [line.split()[0] for line in shown.stdout.splitlines()] == [
-        "node", "-1", "-1", "total"]
+        "node", "-1", "total"]
 
 
 def test_debug_says_what_is_sent_and_received(running):
@@ -2860,6 +2861,9 @@ def test_document_is_complete_when_recvstats_is_gone(running):
         assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout
         assert running.beostat(view, "99").returncode == 1
     assert running.beostat("--dots").returncode == 3
+    watcher = running.start("beostat.py", "--table", running.table, "-w")
+    assert "recvstats is gone\n" in itertools.islice(
+        iter(watcher.stdout.readline, ""), 5)
 
 
 def lines_of(process):
