@@ -336,7 +336,7 @@ def filter_nodes(nodes, text):
 def read_picture(cluster, args):
     """Return the Picture of the nodes selected, as its view wants it."""
     missing, never, refused = [], [], {}
-    if args.nodes and args.view.format is not format_daemon:
+    if args.nodes:
         nodes, missing = read_named(cluster, args.nodes)
     else:
         nodes = list(cluster)
@@ -680,9 +680,9 @@ def text_net_dev(node):
 def text_stat(node):
     """Return the lines of /proc/stat; a CPU has four columns of ticks."""
     sums = ["%d" % ticks for ticks in node.cpu[:10] if ticks is not None]
-    return ([" ".join(["cpu "] + sums)][:len(sums)]
-            + ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
-            + text_of(KERNEL)(node))
+    lines = ["cpu  " + " ".join(sums)] if sums else []
+    lines += ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
+    return lines + text_of(KERNEL)(node)
 
 
 def text_cpu_percent(node):
@@ -862,7 +862,7 @@ def fetch_jobs(node):
             sock.connect((node.address, node.agent.procstatd_port))
             for pause_s in 0, JOBS_S:
                 time.sleep(pause_s)
-                sock.sendall(b"jobs\n")
+                sock.sendall(b"jobs\n", socket.MSG_NOSIGNAL)
                 jobs = parse_jobs(receive_answer(sock, limit))
                 answers.append((time.monotonic(), jobs))
     except socket.timeout:
@@ -1518,13 +1518,14 @@ WINDOW = 80, 24                 # columns and lines, where none are told
 
 # Documents are for programs: no colours, no screen.
 JSON = View(("--json",), format_json, read_sorted, SORT_KEYS)
+DAEMON = View(("--daemon",), format_daemon, read_sorted, SORT_KEYS)
 DOCUMENTS = (
     JSON,
     View(("--prometheus",), format_prometheus, read_sorted, SORT_KEYS),
     View(("--ganglia",), format_ganglia, read_sorted, SORT_KEYS))
 VIEWS = DOCUMENTS + (
     View(("--dots",), format_dots, read_sorted, SORT_KEYS),
-    View(("--daemon",), format_daemon, read_sorted, SORT_KEYS),
+    DAEMON,
     View(("-J", "--jobs"), format_jobs, read_jobs, JOB_KEYS))
 # Those that other options choose.
 TABLE = View((), format_table, read_sorted, SORT_KEYS)
@@ -1587,8 +1588,8 @@ def parse_args(argv, program="beostat"):
         parser.set_defaults(watch="")
         words = [word for word in words if word != "-c"]
     args = parser.parse_args(words)
-    args.view = choose_view(args, parser.error)
     args.watch, args.nodes = choose_watch(args, parser.error)
+    args.view = choose_view(args, parser.error)
     if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
         parser.error("--sort %s: choose from %s" % (
             args.sort, " ".join(args.view.sort_keys)))
@@ -1606,11 +1607,15 @@ def choose_view(args, refuse):
     if args.all:
         args.texts = [(title, text) for _, _, title, text, shown in TEXTS
                       if shown or (title, text) in args.texts]
-    views = {*args.views, *[CHOSEN_TEXTS for _ in args.texts]}
+    views = set(args.views)
+    if args.texts:
+        views.add(CHOSEN_TEXTS)
     if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
-    for view in views:
-        return view
+    if DAEMON in views and args.nodes:
+        refuse("--daemon is about recvstats: no NODES")
+    if views:
+        return views.pop()
     return FOLDED if args.names or args.brief and args.states else TABLE
 
 

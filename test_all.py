@@ -2510,7 +2510,7 @@ def test_gmetad_lists_the_nodes(seven, running):
 
 @pytest.mark.parametrize("words", [
     "--sort zip", "--top 0", "--top x", "-w 0.01", "--json -c",
-    "5-3", "0-99999999999", "n[1", "--sort"])
+    "5-3", "0-99999999999", "n[1", "--sort", "--daemon 0"])
 def test_wrong_words_are_a_usage_error(seven, words):
     shown = tool("beostat.py", "--table", seven.table.path, *words.split())
     assert shown.returncode == 2 and "Traceback" not in shown.stderr
@@ -3856,6 +3856,7 @@ ANSWERS = (
     (b"65537\n" + b"1 1 0 S 1 1 1 1 x\n" * 65537 + b"\n", NO_LIST),
     (b"1\n11 1 0 S\n\n", NO_LIST),
     (b"\n\n", NO_LIST),
+    ("rude", "Broken pipe"),
 )
 
 
@@ -3865,8 +3866,12 @@ def answer_for_ever(listener, answer):
         while True:
             client, _ = listener.accept()
             with client, contextlib.suppress(OSError):
-                while client.recv(64):
+                while answer != "rude" and client.recv(64):
                     client.sendall(answer)
+                if answer == "rude":    # leaves the line unread
+                    client.sendall(JOB % b"sleep")
+                    client.shutdown(socket.SHUT_WR)
+                    select.select([client], [], [])
 
 
 def test_jobs_of_nodes_that_lie(running, receiver):
