@@ -551,20 +551,16 @@ def format_dots(picture, args):
 def describe_daemon(picture):
     """Return (name, value) pairs of recvstats' own state."""
     status = picture.status
-    age_s = picture.time_s - status.start_time_s
-    used = len(picture.nodes) + len(picture.refused)
     return [
         ("recvstats", "running, pid %d" % status.pid if status.running
          else "gone (was pid %d)" % status.pid),
-        ("uptime", format_age(max(age_s, 0))),
+        ("uptime", format_age(status.uptime_s)),
         ("port", status.port),
         ("messages/s", status.messages_per_s),
         ("last request", time.strftime(TEXT_TIME, time.localtime(
             status.request_time_s)) if status.request_time_s else "none"),
-        ("table", "%s, %s bytes" % (safe(picture.path), format_bytes(
-            libbeostat.TABLE_BYTES + status.slots * status.slot_bytes))),
-        ("slots", "%d of %d bytes, %d used, %d free" % (
-            status.slots, status.slot_bytes, used, status.slots - used)),
+        ("table", "%s, %s bytes used" % (safe(picture.path),
+                                         format_bytes(status.used_bytes))),
         ("expected", "%d nodes" % status.expected)] + [
             (field, getattr(status, field))
             for field, *_ in libbeostat.COUNTERS]

@@ -106,6 +106,8 @@ HEADER = (
 )
 ASK = (                         # the body of a request
     ("spread_s", "f", "s", "answers fall within it, by node number"),
+    ("agent_start_us", "Q", "us", "start_us of the agent that is meant, 0 "
+     "any; a signed request to one node must name it"),
 )
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
@@ -147,8 +149,9 @@ CPU = (
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
-    ("active total last_pid", "I", "", "processes running (less the agent "
-     "itself), processes, newest process id; /proc/loadavg"),
+    ("active total last_pid", "I", "", "tasks running (less the agent "
+     "itself), tasks, newest process id; a process has a task for each of "
+     "its threads; /proc/loadavg"),
 )
 MEMORY = (
     ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
@@ -172,9 +175,10 @@ AGENT = (
     ("send_errors", "I", "", "messages that the kernel refused to send"),
     ("skipped", "I", "", "samples left out because one overran"),
     ("procstatd_port", "H", "", "TCP port of its procstatd, 0 none"),
-    ("flags", "H", "", "1 some interfaces did not fit in the message"),
+    ("flags", "H", "", "1 some interfaces, 2 some CPUs did not fit in the "
+     "message"),
     ("cpus interfaces", "H", "", "records that follow: CPUs that are on "
-     "line, interfaces"),
+     "line, 0 unknown; interfaces"),
 )
 NODE = HOST + PROCESSOR + KERNEL + CPU + LOAD + MEMORY + DISK + NETWORK + AGENT
 ONE_CPU = (
@@ -197,27 +201,36 @@ INTERFACE = (
 )
 
 # ---- layout: table -----------------------------------------------------
-# One header, padded to TABLE_BYTES, then the slots: node n has slot n + 1.
-# A slot is a SLOT record and the node's last message.  A change of size or
-# order here raises TABLE_VERSION.
+# A header, padded to TABLE_BYTES; the index, a u32 for each number from -1
+# on, the place of the node's slot in units of UNIT_BYTES, 0 never heard; the
+# slots, each a SLOT record and the node's last message.  A change of size
+# or order here raises TABLE_VERSION.
 
-TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
-TABLE_BYTES = 4096
+TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 2
+TABLE_BYTES, ENTRY_BYTES, UNIT_BYTES = 4096, 4, 64
 SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
 SIGNED, VERIFIED = 1, 2                 # flags of a slot
 STATUS = (
     ("magic", "8s", "", "b'BEOTABLE'"),
     ("word", "Q", "", "odd while the header is being written"),
-    ("version", "I", "", "of this layout, 1"),
-    ("retired", "I", "", "1: a newer file has taken this one's place"),
-    ("slot_bytes", "I", "bytes", "size of a slot"),
-    ("slots", "I", "", "slots in the file"),
-    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
+    ("version", "I", "", "of this layout, 2"),
+    ("entries", "I", "", "numbers that the index has room for, from -1"),
     ("pid", "I", "", "process id of recvstats"),
     ("port", "I", "", "UDP port it listens on"),
-    ("messages_per_s", "I", "", "datagrams in the last second"),
+    ("pid_start_ticks", "Q", "ticks", "when that process started, since "
+     "boot; /proc/PID/stat"),
+    ("pid_namespace", "Q", "", "inode of its PID namespace, 0 unknown"),
     ("start_time_s", "d", "s", "its start, since the epoch"),
+    ("used_bytes", "Q", "bytes", "up to the end of the last slot"),
+    ("used_entries", "I", "", "entries of the index up to the highest number "
+     "that was heard"),
+    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
+    ("messages_per_s", "I", "", "datagrams in the last second"),
+    ("stopped", "I", "", "1: recvstats was told to stop, and did"),
     ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
+    ("uptime_s", "d", "s", "from its start to that"),
+    ("away_s", "d", "s", "in which nobody listened, since the table was "
+     "made: heartbeat_s less away_s is a clock that stands still then"),
     ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
 )
 COUNTERS = (
@@ -227,6 +240,8 @@ COUNTERS = (
     ("repeated", "Q", "", "arrived before; dropped"),
     ("stale", "Q", "", "from an earlier start of the agent; dropped"),
     ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
+    ("clock_wrong", "Q", "", "signed, and of more than 60 s in the future; "
+     "dropped"),
     ("short", "Q", "", "cut off, or shorter than any message; dropped"),
     ("long", "Q", "", "with bytes behind the message; dropped"),
     ("magic_wrong", "Q", "", "not a message of ours; dropped"),
@@ -237,31 +252,42 @@ COUNTERS = (
      "1; dropped"),
     ("unnumbered", "Q", "", "node number -2, and the sender's address not "
      "in --iprange; dropped"),
-    ("not_allowed", "Q", "", "from an address outside --allow; dropped"),
+    ("not_allowed", "Q", "", "from an address outside --allow, or of another "
+     "interface than -i; dropped"),
     ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
      "dropped"),
     ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
-    ("no_space", "Q", "", "no room in the file system for its slot; "
-     "dropped"),
+    ("no_space", "Q", "", "no room in the file system, or in --max-bytes, "
+     "for its slot; dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
+    ("log_drops", "Q", "", "lines of log that nobody took"),
 )
-TABLE_HEADER = STATUS + COUNTERS + (
-    ("crc", "I", "", "CRC-32 of the fields above, their word as 0"),
+RECENT = (
+    (" ".join("recent_" + field for field, *_ in COUNTERS), "Q", "",
+     "the same, in the last minute"),
+)
+TABLE_HEADER = STATUS + COUNTERS + RECENT + (
+    ("crc", "I", "", "CRC-32 of the fields from version on"),
 )
 SLOT = (
     ("word", "Q", "", "odd exactly while the slot is being written"),
     ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
     ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
+    ("silent_from_s", "d", "s", "the same, less away_s of the header: the "
+     "node is silent for heartbeat_s less away_s less this"),
     ("window", "Q", "", "bit n: the message n before the last one came"),
     ("received", "Q", "", "messages received from the node"),
     ("lost", "Q", "", "messages that the node sent and that never came"),
     ("address", "4s", "", "IPv4 address of the sender"),
-    ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
+    ("number", "i", "", "of the node whose slot this is"),
+    ("message_bytes", "I", "bytes", "size of the message, 0: none yet"),
+    ("room_bytes", "I", "bytes", "for a message, behind this header"),
     ("restarts", "I", "", "starts of the agent after the first one seen"),
     ("port", "H", "", "UDP port of the sender"),
     ("flags", "H", "", "1 signed, 2 and verified with a key"),
+    ("unused", "48s", "", "zeros"),
 )
 
 # ---- node lists --------------------------------------------------------
@@ -461,16 +487,16 @@ MESSAGE_AT, BODY = SLOT_STRUCT.size, HEADER_STRUCT.size
 CPUS_AT = BODY + NODE_STRUCT.size
 
 # What a look at a sample needs of it, and no more.
-HEARD, _ = layout(SLOT + HEADER, ("heard_s", "length", "kind", "period_s"))
+HEARD, _ = layout(SLOT + HEADER, (
+    "heard_s", "silent_from_s", "length", "kind", "period_s"))
 SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
 FLOATS, _ = layout(HEADER + NODE, [
     field for fields, code, *_ in HEADER + NODE if code in "df"
     for field in fields.split()])
-TEXTS, _ = layout(HEADER + NODE, [
-    field for fields, code, *_ in NODE if code.endswith("s")
-    for field in fields.split()])
+FRACTIONS, _ = layout(HEADER + NODE, [
+    field for fields, *_ in CPU for field in fields.split()
+    if field.endswith("_fraction")])
 BUSY, _ = layout(ONE_CPU, ("busy",))
-NAME, _ = layout(INTERFACE, ("name",))
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
@@ -478,8 +504,8 @@ ONE_CPU_SHOWN = (
 
 
 def unpack_text(data):
-    """Return the text of a field padded with zeros."""
-    return data.rstrip(b"\0").decode()
+    """Return the text of a field padded with zeros, whatever its bytes."""
+    return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def rounded(value):
@@ -561,23 +587,17 @@ def check(message):
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
                            "update the older" % (version, RECORDS_VERSION))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
-    end = names_at + interfaces * INTERFACE_STRUCT.size
-    if len(message) != end + CRC_BYTES:
+    if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
+                        + CRC_BYTES):
         raise BadSample("sample does not hold the records it counts")
     floats = FLOATS.unpack_from(message)
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
     shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
-    if max(shares, default=(0,)) > (FULL,):
+    if max(FRACTIONS.unpack_from(message)) > 1 or (
+            max(shares, default=(0,)) > (FULL,)):
         raise BadSample("sample with a CPU that is over 100 % busy")
-    try:
-        for name in TEXTS.unpack_from(message):
-            name.decode()
-        for name, in NAME.iter_unpack(message[names_at:end]):
-            name.decode()
-    except UnicodeDecodeError:
-        raise BadSample("sample with a name that is not UTF-8")
 
 
 class Node:
@@ -597,16 +617,17 @@ class Node:
     cpus, interfaces    lists of OneCpu and Interface
     """
 
-    def __init__(self, number, slot, now):
-        heard_s, length, kind, period_s = HEARD.unpack_from(slot)
+    def __init__(self, number, slot, now, clock_s):
+        heard_s, silent_from_s, length, kind, period_s = HEARD.unpack_from(
+            slot)
         self.number, self.slot = number, slot[:MESSAGE_AT]
         self.message = slot[MESSAGE_AT:MESSAGE_AT + length]
         self.age_s = max(now - heard_s, 0.0)
+        silent_s = clock_s - silent_from_s
         self.state = "up"
         if kind == FAREWELL:
             self.state = "left"
-        elif self.age_s > SILENT_S and (
-                self.age_s > SILENT_PERIODS * period_s):
+        elif silent_s > SILENT_S and silent_s > SILENT_PERIODS * period_s:
             self.state = "down"
 
     def __getattr__(self, name):
@@ -631,8 +652,9 @@ class Node:
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
-        (_, _, self.heard_time_s, _, self.received, self.lost, address, _,
-         self.restarts, self.port, flags) = SLOT_STRUCT.unpack(self.slot)
+        (_, _, self.heard_time_s, _, _, self.received, self.lost, address, _,
+         _, _, self.restarts, self.port, flags, _) = SLOT_STRUCT.unpack(
+             self.slot)
         (_, _, _, _, _, start_us, self.sequence, period_s, self.time_s
          ) = HEADER_STRUCT.unpack_from(self.message)
         self.address = "%d.%d.%d.%d" % tuple(address)
@@ -658,17 +680,21 @@ class Node:
 # ---- cluster -----------------------------------------------------------
 
 TABLE = "/dev/shm/beostat"
+FIRST_USER = 1000               # lower user ids are the system's: trusted
 TRIES = 200                     # to find a slot that nobody is writing
 PAUSE_S = 0.0005                # after the first of them: its writer waits
-LOOK_S = 0.1                    # between two looks for a newer table
+LOOK_S = 0.1                    # between two looks at header and index
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
-CHUNK_BYTES = 65536             # slots are read this many bytes at a time
+READ_BYTES = 2048               # most slots are shorter
+SLOT_MOST_BYTES = 2**17         # and none is longer
+NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-WORD_BYTES, SIZE_AT = 8, SLOT_AT["message_bytes"]
-LENGTH, _ = layout(SLOT + HEADER, ("length",))
+VERSION_AT, WORD_BYTES = TABLE_AT["version"], 8
+HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
 STATUS_SHOWN = (
     ("running", "", "", "whether recvstats is at work"),
-    ) + STATUS[2:] + COUNTERS
+    ) + STATUS[2:] + COUNTERS + (
+    ("recent", "", "", "{counter: what was added to it in the last minute}"),)
 
 
 def open(path=None):
@@ -687,6 +713,8 @@ class Cluster:
     cluster[7]              one node; the same as cluster.node(7)
     7 in cluster            whether it was heard
     len(cluster)            how many were
+    running                 whether recvstats is at work: when it is not,
+                            states stay as they were, and ages go on
     refused                 {number: error} of the last iteration: nodes
                             it left out, because of what they sent
     """
@@ -716,35 +744,35 @@ class Cluster:
         Raises  NoTable, NotATable, OtherVersion; the file that was open
                 stays so
         """
+        fd = open_table(self.path)
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK
-                         | os.O_CLOEXEC)
-        except OSError as error:
-            raise NoTable("%s: %s" % (self.path, error.strerror))
-        try:
-            header, found = read_header(fd, self.path), os.fstat(fd)
-            size = TABLE_BYTES + header["slots"] * header["slot_bytes"]
-            if not stat.S_ISREG(found.st_mode) or found.st_size < size:
-                raise NotATable("%s: cut off" % self.path)
-            if header["slot_bytes"] < MESSAGE_AT + CPUS_AT:
-                raise NotATable("%s: slots too small" % self.path)
+            header = read_header(fd, self.path)
         except BeostatError:
             os.close(fd)
             raise
         self.close()
         self.fd = fd
-        self.slots, self.slot_bytes = header["slots"], header["slot_bytes"]
-        self.look_due = time.monotonic() + LOOK_S
+        self.take_header(header, time.monotonic())
+
+    def take_header(self, header, now):
+        """Judge states by a header from now on, find slots by its index."""
+        self.header, self.look_due = header, now + LOOK_S
+        self.clock_s = min(now, header["heartbeat_s"]) - header["away_s"]
+        size = header["used_entries"] * ENTRY_BYTES
+        data = os.pread(self.fd, size, TABLE_BYTES)
+        if len(data) < size:
+            raise NotATable("%s: cut off" % self.path)
+        self.index = memoryview(data).cast("I")
 
     def look(self, now):
-        """Follow the path when recvstats has made a larger table.
+        """Read header and index anew; follow the path when recvstats was
+        gone and has made another table.
 
         A path that names nothing good leaves the old one in use: its
         nodes grow old in plain sight.
         """
-        self.look_due = now + LOOK_S
-        header = read_header(self.fd, self.path)
-        if header["retired"] or now - header["heartbeat_s"] > HEARTBEAT_S:
+        self.take_header(read_header(self.fd, self.path), now)
+        if not self.is_running(now):
             try:
                 if not os.path.samestat(os.stat(self.path),
                                         os.fstat(self.fd)):
@@ -752,89 +780,85 @@ class Cluster:
             except (OSError, BeostatError):
                 pass
 
+    def is_running(self, now):
+        """Return whether recvstats was at work when last looked at."""
+        age_s = now - self.header["heartbeat_s"]
+        return not self.header["stopped"] and age_s <= HEARTBEAT_S
+
+    @property
+    def running(self):
+        """Whether recvstats is at work."""
+        self.look(time.monotonic())
+        return self.is_running(time.monotonic())
+
     @property
     def status(self):
         """recvstats' own state, a Status."""
-        self.look(time.monotonic())
-        header = read_header(self.fd, self.path)
-        age_s = time.monotonic() - header["heartbeat_s"]
+        running = self.running
         made = record("Status", STATUS_SHOWN)
-        return made(age_s <= HEARTBEAT_S,
-                    *[header[field] for field in made._fields[1:]])
+        return made(running, *[
+            self.header[field] for field in made._fields[1:-1]], {
+                field: self.header["recent_" + field]
+                for field, *_ in COUNTERS})
 
-    def is_whole(self, slot, number):
-        """Return whether the bytes of a slot are one whole sample.
+    def find(self, number):
+        """Return the place of a node's slot, as last looked at.
 
-        They are when nobody wrote meanwhile and the CRC is right.  A word
-        left odd by a writer that was killed does not matter then.
+        Raises  NoSuchNode, NeverHeard
         """
-        place = TABLE_BYTES + (number + 1) * self.slot_bytes
-        length, = LENGTH.unpack_from(slot)
-        return (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
-                and BODY + CRC_BYTES <= length <= len(slot) - MESSAGE_AT
-                and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
-                == CRC_RESIDUE)
+        if -1 <= number < len(self.index) - 1 and self.index[number + 1]:
+            return self.index[number + 1] * UNIT_BYTES
+        if 0 <= number < self.header["expected"]:
+            raise NeverHeard("node %d: never heard" % number)
+        raise NoSuchNode("node %d: not in the table" % number)
 
-    def read_slot(self, number):
+    def read_slot(self, number, place):
         """Return the bytes of a slot that holds a whole sample.
 
-        Raises  NoSuchNode, NeverHeard, BadSample, SampleChanging
+        It is one when nobody wrote meanwhile and the CRC is right.  A word
+        left odd by a writer that was killed does not matter then.
+        Raises  NeverHeard, BadSample, SampleChanging
         """
-        if not MASTER <= number < self.slots - 1:
-            raise NoSuchNode("node %d: not in the table" % number)
-        place = TABLE_BYTES + (number + 1) * self.slot_bytes
-        last = None
+        last = b""
         for turn in range(TRIES):
-            slot = self.read(self.slot_bytes, place)
-            if slot[SIZE_AT:SIZE_AT + 4] == bytes(4):
-                raise NeverHeard("node %d: never heard" % number)
-            if self.is_whole(slot, number):
+            slot = os.pread(self.fd, READ_BYTES, place)
+            if len(slot) < MESSAGE_AT + BODY:
+                raise BadSample("node %d: cut off in the table" % number)
+            owner, size, length = HOLDS.unpack_from(slot)
+            if READ_BYTES - MESSAGE_AT < size < SLOT_MOST_BYTES:
+                slot = os.pread(self.fd, MESSAGE_AT + size, place)
+            if (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
+                    and owner == number and BODY <= length <= size
+                    and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
+                    == CRC_RESIDUE):
                 return slot
             if slot == last and slot[0] % 2 == 0:   # nobody is writing
+                if not size:
+                    raise NeverHeard("node %d: not heard again yet" % number)
                 raise BadSample("node %d: damaged in the table" % number)
             last = slot
             time.sleep(PAUSE_S if turn > TRIES // 10 else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
-    def read(self, size, place):
-        """Return size bytes of the file.
+    def read_node(self, number, place):
+        """Return the Node whose slot is at a place.
 
-        Raises  NotATable when it ends before
+        Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
         """
-        data = os.pread(self.fd, size, place)
-        if len(data) < size:
-            raise NotATable("%s: cut off" % self.path)
-        return data
-
-    def slots_in_use(self):
-        """Yield (number, bytes) of the slots of nodes that were heard.
-
-        A chunk of them is read at a time; is_whole() tells whether one
-        has changed since.
-        """
-        number = MASTER
-        while number < self.slots - 1:
-            size = self.slot_bytes
-            many = min(max(CHUNK_BYTES // size, 1), self.slots - 1 - number)
-            chunk = self.read(many * size, TABLE_BYTES + (number + 1) * size)
-            for start in range(0, many * size, size):
-                if chunk[start + SIZE_AT:start + SIZE_AT + 4] != bytes(4):
-                    yield number, chunk[start:start + size]
-                number += 1
+        slot = self.read_slot(number, place)
+        node = Node(number, slot, time.monotonic(), self.clock_s)
+        check(node.message)
+        return node
 
     def __iter__(self):
         self.look(time.monotonic())
         self.refused = {}
-        for number, slot in self.slots_in_use():
-            try:
-                if not self.is_whole(slot, number):
-                    slot = self.read_slot(number)
-                node = Node(number, slot, time.monotonic())
-                check(node.message)
-            except BeostatError as error:
-                self.refused[number] = error
-            else:
-                yield node
+        for number, place in enumerate(self.index.tolist(), MASTER):
+            if place:
+                try:
+                    yield self.read_node(number, place * UNIT_BYTES)
+                except BeostatError as error:
+                    self.refused[number] = error
 
     def node(self, number):
         """Return one Node.
@@ -843,11 +867,13 @@ class Cluster:
                 SampleChanging
         """
         now = time.monotonic()
-        if now >= self.look_due or number >= self.slots - 1:
-            self.look(now)
-        node = Node(number, self.read_slot(number), time.monotonic())
-        check(node.message)
-        return node
+        if now < self.look_due:
+            try:
+                return self.read_node(number, self.find(number))
+            except NoSuchNode:
+                pass                    # it may have come just now
+        self.look(now)
+        return self.read_node(number, self.find(number))
 
     __getitem__ = node
 
@@ -860,16 +886,39 @@ class Cluster:
 
     def __len__(self):
         self.look(time.monotonic())
-        return sum(1 for _ in self.slots_in_use())
+        return len(self.index) - self.index.tolist().count(0)
 
     def never(self):
         """Return the numbers of nodes that are expected and were never
         heard."""
-        expected = self.status.expected
-        if not expected:
-            return []
-        heard = {number for number, _ in self.slots_in_use()}
-        return [number for number in range(expected) if number not in heard]
+        self.look(time.monotonic())
+        heard = self.index.tolist()[1:]
+        return [number for number in range(self.header["expected"])
+                if number >= len(heard) or not heard[number]]
+
+
+def open_table(path):
+    """Return the descriptor of a file that may be a table.
+
+    Raises  NoTable, NotATable
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NoTable("%s: %s" % (path, error.strerror))
+    except OSError as error:
+        raise NotATable("%s: %s" % (path, error.strerror))
+    found, reason = os.fstat(fd), ""
+    if not stat.S_ISREG(found.st_mode):
+        reason = "not a table of recvstats"
+    elif (path == TABLE and found.st_uid >= FIRST_USER
+          and found.st_uid != os.geteuid()):
+        reason = ("belongs to user %d, whose table nobody believes"
+                  % found.st_uid)
+    if reason:
+        os.close(fd)
+        raise NotATable("%s: %s" % (path, reason))
+    return fd
 
 
 def read_header(fd, path):
@@ -886,10 +935,12 @@ def read_header(fd, path):
             raise NotATable("%s: not a table of recvstats" % path)
         header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
         if header["version"] != TABLE_VERSION:
-            raise OtherVersion("%s: table of version %d, this libbeostat "
-                               "knows %d: update the older" % (
-                                   path, header["version"], TABLE_VERSION))
-        if zlib.crc32(data[:8] + bytes(WORD_BYTES) + data[16:]) == CRC_RESIDUE:
+            raise OtherVersion(
+                "%s: table of version %d, this libbeostat knows %d: update %s"
+                % (path, header["version"], TABLE_VERSION, "recvstats"
+                   if header["version"] < TABLE_VERSION else "libbeostat"))
+        if (zlib.crc32(data[VERSION_AT:]) == CRC_RESIDUE
+                and header["used_entries"] <= header["entries"] <= NUMBERS):
             return header
     raise NotATable("%s: damaged header" % path)
 

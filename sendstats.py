@@ -26,77 +26,58 @@ examples:
   sendstats.py --once -d 7 m1   one message, and say what is sent
 """
 
-import _signal as signal        # without its enumerations: 100 kB less
 import _thread
 import errno
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import sys
 import time
 import types
 import zlib
-from _operator import _compare_digest as compare_digest  # hmac's own
 
 # ---- constants ---------------------------------------------------------
 
 VERSION = "1.0"
 PORT = 5545
 PERIOD_S = 1.0
-PERIODS_S = 0.01, 3600.0        # the shortest and the longest period
-ASKED_PERIODS_S = 0.1, 3600.0   # likewise, when a master asks for one
-TOLD_S = 3600.0                 # a period asked for holds no longer
-ANSWER_S = 0.2                  # least time between two answers
-SPREAD_MOST_S = 60.0
 FIRST_S = 0.2                   # from the start to the first message
-SETTLE_S = 0.05                 # a master on this machine stores meanwhile
-START_S = 1.0                   # the longest a daemon's parent waits
-ONCE_S = 2.0                    # the longest --once tries to send
-IDENTITY_S = 60.0               # between two looks at /proc/cpuinfo
-LOOK_UP_S = 60.0                # between two look-ups of a master's name
-RETRY_S = 1.0                   # first wait after a failed look-up
+RETRY_S = 1.0                   # before what failed is tried again
 MESSAGE_BYTES = 65000           # no message is longer
 CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
-MOST_CPUS = 3000                # that one can hold
-READ_BYTES = 65536
-WHOLE_BYTES = 2048              # a shorter read was all of the file
-FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
-FULL = 10000                    # the busy share of a CPU that never idles
+READ_BYTES = 65536              # of a file, at a time
 GOLDEN = 0.6180339887498949     # spreads whole numbers evenly over 0 to 1
-HOSTS = "/etc/hosts"
-OOM_SCORE = b"-900"
-STOP = signal.SIGTERM, signal.SIGINT
-REQUESTS = 64                   # read at a time
-CLIENTS = 10                    # of procstatd; one more is refused
-TICK_S = 1.0                    # between two looks for idle clients
-IDLE_S = 30.0                   # and one that does nothing is dropped
-LINE_BYTES = 256                # a command is no longer
-SLICE_S = 0.003                 # of work for clients between two looks
-COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
-LOOPBACK = 0x7f000000, 0xff000000       # 127.0.0.0/8
-GROUPS = 0xe0000000, 0xf0000000         # 224.0.0.0/4
-TTL = 1                         # the group is of one network
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+NEVER = float("inf")
 
-CPUINFO = (                     # keys of one value, in order of preference
-    (b"vendor_id", b"CPU implementer"),
-    (b"model name", b"cpu model", b"cpu", b"Processor"),
-    (b"cpu MHz", b"clock", b"cpu MHz static"),
-    (b"cache size",),
-    (b"bogomips", b"BogoMIPS", b"bogomips per cpu"),
-)
-MEMINFO = (b"MemTotal:", b"MemFree:", b"MemAvailable:", b"Buffers:",
-           b"Cached:", b"Shmem:", b"SReclaimable:", b"SwapTotal:",
-           b"SwapFree:")
-DEFAULTS = dict(operands=[], rate=PERIOD_S, port=None, address="",
-                interface=None, foreground=False, debug=False, once=False,
-                proc="/proc", pid_file=None, key_file=None, procstatd=None,
-                allow=None)
-STAT = (b"btime", b"ctxt", b"intr", b"processes", b"procs_running",
-        b"procs_blocked")
+
+class StartError(Exception):
+    """What keeps the program from starting, and what to do."""
+
+
+def ignore(*_):
+    """Do nothing."""
+
+
+def attempt(call, *args):
+    """Make a system call; return whether it worked, where it may fail."""
+    try:
+        call(*args)
+    except OSError:
+        return False
+    return True
+
+
+def explain(error):
+    """Return what an error says, and of which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return ("%s: %s" % (error.filename, error.strerror)
+                if error.filename else error.strerror)
+    return str(error)
+
 
 # ---- layout: rows ------------------------------------------------------
 # A row is (fields, code): each of its fields has the code.  Meanings and
@@ -127,23 +108,25 @@ HEADER = (
     ("magic", "4s"), ("length", "I"), ("node", "i"), ("kind version", "H"),
     ("start_us", "Q"), ("sequence", "I"), ("period_s", "f"),
     ("time_s", "d"))
-ASK = (("spread_s", "f"),)      # the body of a request
+ASK = (("spread_s", "f"), ("agent_start_us", "Q"))  # the body of a request
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: records ---------------------------------------------------
 # A change of size or order here raises RECORDS_VERSION.  A value that the
-# node does not know is ABSENT; an unknown text is empty.
+# node does not know is ABSENT; an unknown text is empty.  Where a row has
+# a third text, it is what the kernel calls the fields.
 
 RECORDS_VERSION = 1
 ABSENT = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1, "f": -1.0}
-CLIPPED = 1                     # a flag: some interfaces did not fit
+CLIPPED, CPUS_CLIPPED = 1, 2    # flags: some interfaces, CPUs did not fit
 HOST = (("hostname release", "64s"), ("machine", "16s"))
 PROCESSOR = (
     ("vendor", "16s"), ("model", "64s"), ("mhz", "f"), ("cache_kb", "I"),
     ("bogomips", "f"), ("sockets cores ticks_per_s", "H"))
 KERNEL = (
-    ("boot_time_s context_switches interrupts forks", "Q"),
-    ("running blocked", "I"))
+    ("boot_time_s context_switches interrupts forks", "Q",
+     "btime ctxt intr processes"),
+    ("running blocked", "I", "procs_running procs_blocked"))
 CPU = (
     ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "
      "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q"),
@@ -152,7 +135,9 @@ CPU = (
 LOAD = (("one five fifteen", "f"), ("active total last_pid", "I"))
 MEMORY = (
     ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
-     "shared_bytes reclaimable_bytes swap_total_bytes swap_free_bytes", "Q"),)
+     "shared_bytes reclaimable_bytes swap_total_bytes swap_free_bytes", "Q",
+     "MemTotal: MemFree: MemAvailable: Buffers: Cached: "
+     "Shmem: SReclaimable: SwapTotal: SwapFree:"),)
 DISK = (
     ("block_bytes blocks free_blocks available_blocks files free_files", "Q"),
     ("name_max", "I"))
@@ -171,12 +156,15 @@ INTERFACE = (
      "I"),
     ("rx_bytes_per_s tx_bytes_per_s", "Q"))
 
-# ---- parse -------------------------------------------------------------
-
 
 def codes(rows):
     """Return the code of each field of a table, in order."""
     return [code for fields, code, *_ in rows for _ in fields.split()]
+
+
+def kernel_names(rows):
+    """Return what the kernel calls each field of a table, in order."""
+    return " ".join(names for _, _, names in rows).encode().split()
 
 
 def absent(rows):
@@ -197,6 +185,21 @@ def fitting(code, value):
     return value
 
 
+# ---- parse -------------------------------------------------------------
+# Texts of /proc to values of records; counters to shares and rates.
+
+MEMINFO, STAT = kernel_names(MEMORY), kernel_names(KERNEL)
+CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
+    (b"vendor_id", b"CPU implementer"),         # keys, the best first
+    (b"model name", b"cpu model", b"cpu", b"Processor"),
+    (b"cpu MHz", b"clock", b"cpu MHz static"),
+    (b"cache size",),
+    (b"bogomips", b"BogoMIPS", b"bogomips per cpu"),
+)
+FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
+FULL = 10000                    # the busy share of a CPU that never idles
+
+
 def parse_counts(words, step, keys):
     """Return the number behind each key, ABSENT["Q"] where there is none.
 
@@ -210,7 +213,7 @@ def parse_counts(words, step, keys):
 def parse_meminfo(text):
     """Return the values of MEMORY.
 
-    Raises  ValueError when a number is none
+    Raises  ValueError when a word is not a number
     Source  proc(5), /proc/meminfo, whose unit is the kB of 1,024 bytes
     """
     return [ABSENT["Q"] if kb == ABSENT["Q"] else kb * 1024
@@ -243,18 +246,19 @@ def parse_stat(text):
     lines = text[:end].replace(b"cpu ", b"-1 ", 1).replace(b"cpu", b"")
     numbers = list(map(int, lines.split()))
     width = len(lines.split(b"\n", 1)[0].split())
-    ids = numbers[::width]
     if width < 5 or len(numbers) != width * (lines.count(b"\n") + 1):
         raise ValueError("/proc/stat: cpu lines of different width")
+    ids = numbers[::width]
     if max(ids) >= ABSENT["H"]:
         raise ValueError("/proc/stat: CPU number too high")
     start = text.find(b"\nintr ")       # a long line, but for its sum
     *counts, running, blocked = parse_counts(
         text[start:start + 32].split()[:2]
         + text[text.rfind(b"\nctxt "):].split(), 2, STAT)
+    if 0 < running < ABSENT["Q"]:
+        running -= 1                    # the agent itself
     return ([ids] + [numbers[column::width] for column in range(1, width)],
-            (*counts, running - (0 < running < ABSENT["Q"]) & ABSENT["I"],
-             blocked & ABSENT["I"]))
+            (*counts, running & ABSENT["I"], blocked & ABSENT["I"]))
 
 
 def fold_ticks(columns):
@@ -333,7 +337,7 @@ def align(names, values, names_before, before):
 def parse_cpuinfo(text):
     """Return the values of PROCESSOR but ticks_per_s.
 
-    Raises  ValueError when a number is none
+    Raises  ValueError when a word is not a number
     Source  /proc/cpuinfo, whose keys differ from machine to machine
     """
     found = {}
@@ -354,89 +358,25 @@ def parse_cpuinfo(text):
             len(cores) or ABSENT["H"])
 
 
-def parse_request(data):
-    """Return (node, start_us, sequence, period_s, spread_s) of a request.
+# ---- sample ------------------------------------------------------------
 
-    Raises  ValueError when it is none
-    """
-    if len(data) != REQUEST_BYTES or zlib.crc32(data) != CRC_RESIDUE:
-        raise ValueError("not a request")
-    magic, _, node, kind, _, start_us, sequence, period_s, _ = (
-        HEADER_STRUCT.unpack_from(data))
-    spread_s, = ASK_STRUCT.unpack_from(data, HEADER_STRUCT.size)
-    low, high = ASKED_PERIODS_S
-    if (magic != MAGIC or kind != REQUEST or not 0 <= spread_s <= SPREAD_MOST_S
-            or not (period_s == 0 or low * 0.999 <= period_s <= high)):
-        raise ValueError("a request that makes no sense")
-    return node, start_us, sequence, period_s, spread_s
-
-
-def parse_network(text):
-    """Return (address, mask) of `ADDRESS[/BITS]` as whole numbers.
-
-    Raises  ValueError
-    """
-    address, slash, bits = text.partition("/")
-    try:
-        number = int.from_bytes(socket.inet_pton(socket.AF_INET, address),
-                                "big")
-    except OSError:
-        raise ValueError("%s is not ADDRESS[/BITS]" % text)
-    bits = int(bits) if slash else 32
-    if not 0 <= bits <= 32:
-        raise ValueError("%s: 0 to 32 bits" % text)
-    mask = (1 << 32) - (1 << 32 - bits)
-    return number & mask, mask
-
-
-def is_in(address, networks):
-    """Return whether an address, a.b.c.d, is in one of the networks."""
-    number = int.from_bytes(socket.inet_aton(address), "big")
-    return any(number & mask == network for network, mask in networks)
-
-
-def parse_job(stat, page_kb):
-    """Return (name, ppid, state, threads, rss_kb, vsize_kb, ticks).
-
-    stat    text of /proc/PID/stat, whose name may hold blanks and brackets
-    Raises  ValueError, IndexError
-    """
-    head, _, tail = stat.rpartition(b")")
-    fields = tail.split()
-    return (head.partition(b"(")[2], int(fields[1]), fields[0].decode(),
-            int(fields[17]), int(fields[21]) * page_kb,
-            int(fields[20]) // 1024, int(fields[11]) + int(fields[12]))
-
-
-def parse_destination(text, port):
-    """Return (host, port) of `ADDRESS[:PORT]`.
-
-    Raises  ValueError, which says that it is none
-    """
-    host, colon, number = text.partition(":")
-    if colon:
-        port = int(number) if number.isdigit() else 0
-    if not host or not 0 < port < 65536:
-        raise ValueError("%s is not ADDRESS[:PORT]" % text)
-    return host, port
-
-
-# ---- format ------------------------------------------------------------
-
+IDENTITY_S = 60.0               # between two looks at /proc/cpuinfo
+EARLY = 0.9                     # a sample is as old as it should, or nearly
+STEP_S = 1.0                    # a clock that moved more than this was set
+MOST_CPUS = 3000                # that a message can hold
+WHOLE_BYTES = 2048              # a shorter read was all of the file
 HEADER_STRUCT, _ = layout(HEADER)
-ASK_STRUCT, _ = layout(ASK)
 NODE_STRUCT, _ = layout(NODE)
+CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 NODE_CODES, CPU_CODES, INTERFACE_CODES = [
     "".join(codes(rows)) for rows in (NODE, ONE_CPU, INTERFACE)]
-REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
-CPU_BYTES = struct.calcsize("<" + CPU_CODES)
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
     MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size - CRC_BYTES
     - MAC_BYTES)
-NO_CPU, NO_LOAD, NO_MEMORY, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
-    absent(CPU), absent(LOAD), absent(MEMORY), absent(NETWORK),
-    absent(PROCESSOR)[:-1], (None, absent(KERNEL)))
+NO_CPU, NO_LOAD, NO_MEMORY, NO_DISK, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
+    absent(CPU), absent(LOAD), absent(MEMORY), absent(DISK), absent(NETWORK),
+    absent(PROCESSOR)[:-1], ([], absent(KERNEL)))
 NO_CPUS, NO_INTERFACES = ([], [], None), ([], [])
 
 
@@ -457,78 +397,15 @@ def flatten(columns, most):
     return [value for row in rows for value in row], len(rows)
 
 
-def pack_records(values, cpus, interfaces, structs={}):
+def pack_records(values, cpus, interfaces):
     """Return the bytes of a node's records, whatever /proc made us count."""
-    shape = cpus, interfaces
-    if shape not in structs:
-        structs.clear()
-        structs[shape] = struct.Struct(
-            "<" + NODE_CODES + CPU_CODES * cpus
+    code = ("<" + NODE_CODES + CPU_CODES * cpus
             + INTERFACE_CODES * interfaces)
     try:
-        return structs[shape].pack(*values)
+        return struct.pack(code, *values)
     except (struct.error, OverflowError):
         rows = NODE + ONE_CPU * cpus + INTERFACE * interfaces
-        return structs[shape].pack(*map(fitting, codes(rows), values))
-
-
-def printable(data):
-    """Return bytes of any kind as text on one line."""
-    text = data.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else
-                   char.encode("unicode_escape").decode() for char in text)
-
-
-def known(code, value):
-    """Return a field's value as text or number, None when it is absent."""
-    if isinstance(value, bytes):
-        return value.rstrip(b"\0").decode() or None
-    return None if value == ABSENT[code] else value
-
-
-def format_values(node, more):
-    """Return a procstatd reply, a line per value that is known: under
-    procstatd's own names, then more.
-
-    node, more  {field of the node record: value}, {name: value}
-    """
-    total, free, boot = map(node.get, ("total_bytes", "free_bytes",
-                                       "boot_time_s"))
-    pairs = [("load1", node.get("one")), ("load5", node.get("five")),
-             ("load15", node.get("fifteen")),
-             ("mem_used", None if None in (total, free) else total - free),
-             ("mem_free", free), ("shm_tot", node.get("shared_bytes")),
-             ("proc", node.get("total")),
-             ("uptime", None if boot is None else int(time.time()) - boot)]
-    lines = ["%s %s" % (name, "%.7g" % value if isinstance(value, float)
-                        else value)
-             for name, value in pairs + list(more.items())
-             if value is not None]
-    return ("\n".join(lines) + "\n\n").encode()
-
-
-def name_values(rows, values):
-    """Return {field: value} of a record, None for what is absent."""
-    return dict(zip(layout(rows)[1], map(known, codes(rows), values)))
-
-
-def format_everything(message):
-    """Return the reply with all values of a message."""
-    node = name_values(NODE, NODE_STRUCT.unpack_from(message,
-                                                     HEADER_STRUCT.size))
-    return format_values(node, node)
-
-
-def format_quick(columns, kernel, load):
-    """Return procstatd's short reply, from /proc/stat and /proc/loadavg."""
-    ticks = {}
-    if columns:
-        ticks = dict(zip(("user_ticks", "nice_ticks", "system_ticks",
-                          "idle_ticks"),
-                         [column[0] for column in fold_ticks(columns)[1:]]))
-    return format_values(name_values(KERNEL + LOAD, (*kernel, *load)), ticks)
+        return struct.pack(code, *map(fitting, codes(rows), values))
 
 
 def pack_message(header, body):
@@ -543,20 +420,18 @@ def pack_message(header, body):
     return data + zlib.crc32(data).to_bytes(CRC_BYTES, "little")
 
 
-# ---- files and sockets -------------------------------------------------
+def open_proc(root, name):
+    """Return a descriptor of a file of /proc.
 
-
-def is_address(host):
-    """Return whether host is an IPv4 address rather than a name."""
-    try:
-        return bool(socket.inet_pton(socket.AF_INET, host))
-    except OSError:
-        return False
-
-
-def is_group(host):
-    """Return whether host is a multicast address."""
-    return is_address(host) and is_in(host, [GROUPS])
+    Raises  OSError
+    """
+    path = os.path.join(root, name)
+    if "/" in name and os.path.realpath(root) != "/proc":
+        # net is a link to the reader's own network, not the host's.
+        of_init = os.path.join(root, "1", name)
+        if os.path.exists(of_init):
+            path = of_init
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def read_all(fd):
@@ -575,49 +450,48 @@ def read_all(fd):
 class Sampler:
     """The node's /proc files, kept open, and the last counters read.
 
-    A file that is missing or odd gives absent values, and is tried again
-    once a minute.
-    last, older  what rates are computed from, of the last sample and of the
-                 one before: (CLOCK_MONOTONIC, of CPUs, of interfaces)
-                 of CPUs: their ids, -1 the sums; the (used, idle) ticks of
-                 each; the ten tick counters of all
-                 of interfaces: their names, the bytes (received, sent)
+    What cannot be read or is odd gives absent values, is said, and is
+    tried again by the next sample.
+    say     function that is told what is wrong, each time
+    past    what rates are computed from, the oldest first: of each sample
+            (CLOCK_MONOTONIC, of CPUs, of interfaces)
+            of CPUs: their ids, -1 the sums; the (used, idle) ticks of
+            each; the ten tick counters of all
+            of interfaces: their names, the bytes (received, sent)
     """
 
-    def __init__(self, root, node, period_s, procstatd_port=0):
+    def __init__(self, root, node, period_s, procstatd_port=0, say=ignore):
         self.root, self.node, self.period_s = root, node, period_s
-        self.procstatd_port = procstatd_port
-        self.start_us = int(time.time() * 1e6)
-        self.sequence = self.send_errors = self.skipped = 0
-        self.files = {}
+        self.procstatd_port, self.say = procstatd_port, say
+        self.start_us = self.sequence = self.send_errors = self.skipped = 0
+        self.clock_s = NEVER            # the wall clock's lead on ours
         self.cost_s = time.process_time()
-        self.identity = b""
-        self.identity_due = 0.0
-        self.last = self.older = 0.0, NO_CPUS, NO_INTERFACES
-        self.take(SAMPLE)               # so that the first rates are real
-        self.sequence = 0
+        self.files, self.past = {}, []
+        self.identity, self.identity_due = (), 0.0
+
+    def begin(self):
+        """Read what the rates of the next sample go back to."""
+        self.take_records(time.monotonic())
+
+    def close(self):
+        """Close the files."""
+        for fd in self.files.values():
+            attempt(os.close, fd)
 
     def read(self, name, parse, unknown):
         """Return what parse makes of a file, or unknown."""
         try:
+            if name not in self.files:
+                self.files[name] = open_proc(self.root, name)
             return parse(read_all(self.files[name]))
-        except (KeyError, OSError, ValueError, IndexError):
+        except (OSError, ValueError, IndexError) as error:
+            self.say("%s: %s: its values are absent" % (
+                os.path.join(self.root, name),
+                getattr(error, "strerror", "not as proc(5) has it")))
             return unknown
 
     def read_identity(self):
-        """Read what seldom changes; open the files that are not."""
-        foreign = os.path.realpath(self.root) != "/proc"
-        for name in "stat", "meminfo", "loadavg", "net/dev", "cpuinfo":
-            # net is a link to the reader's own network, not the host's.
-            places = ["1/" + name, name] if foreign and "/" in name else [name]
-            for place in places:
-                if name not in self.files:
-                    try:
-                        self.files[name] = os.open(
-                            os.path.join(self.root, place),
-                            os.O_RDONLY | os.O_CLOEXEC)
-                    except OSError:
-                        pass
+        """Read what seldom changes."""
         host = os.uname()
         vendor, model, *numbers = self.read(
             "cpuinfo", parse_cpuinfo, NO_PROCESSOR)
@@ -627,6 +501,17 @@ class Sampler:
             text_bytes(model, 64)) + tuple(numbers) + (
                 os.sysconf("SC_CLK_TCK"),)
 
+    def read_disk(self):
+        """Return the values of DISK, of the root file system."""
+        try:
+            disk = os.statvfs("/")
+        except OSError as error:
+            self.say("statvfs of /: %s: its values are absent"
+                     % error.strerror)
+            return NO_DISK
+        return (disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
+                disk.f_files, disk.f_ffree, disk.f_namemax)
+
     def take_cpus(self, columns, before, elapsed_s):
         """Return (values of CPU, columns of ONE_CPU, their counters)."""
         ids_before, ticks_before, sums_before = before
@@ -635,7 +520,7 @@ class Sampler:
         shares = busy_shares(ticks, align(ids, ticks, ids_before,
                                           ticks_before),
                              elapsed_s * self.identity[-1])
-        if ids != self.last[1][0]:
+        if ids_before and ids != ids_before:
             self.identity_due = 0.0
         sums = [column[0] for column in columns[1:11]]
         sums += [ABSENT["Q"]] * (10 - len(sums))
@@ -659,29 +544,37 @@ class Sampler:
                  for name in names]
         return summed, [shown] + columns + [rx, tx], (names, counts)
 
+    def find_past(self, now):
+        """Return the newest counters that are at least a period, or
+        FIRST_S, old; the oldest ones when all are newer."""
+        old_s = min(self.period_s, FIRST_S) * EARLY
+        while len(self.past) > 1 and now - self.past[1][0] >= old_s:
+            del self.past[0]
+        return self.past[0] if self.past else (now, NO_CPUS, NO_INTERFACES)
+
     def take(self, kind):
         """Return the message of a new sample.
 
-        Its rates go back to the sample before it; when that is too near,
-        to the one before that.
+        The start and the sequence begin anew when the clock was set.
         """
-        now = time.monotonic()
-        if now - self.last[0] >= FIRST_S * 0.9:
-            self.older = self.last
-        if now >= self.identity_due:
-            self.read_identity()
-            self.identity_due = now + IDENTITY_S
+        now, time_s = time.monotonic(), time.time()
+        if abs(time_s - now - self.clock_s) > STEP_S:
+            self.start_us, self.sequence = int(time_s * 1e6), 0
+        self.clock_s = time_s - now
         body = self.take_records(now)
         self.sequence = self.sequence + 1 & ABSENT["I"]
         return pack_message((self.node, kind, self.start_us, self.sequence,
-                             self.period_s, time.time()), body)
+                             self.period_s, time_s), body)
 
     def take_records(self, now):
         """Return the bytes of the node record, the CPUs, the interfaces."""
-        taken, cpus_before, interfaces_before = self.older
+        if now >= self.identity_due:
+            self.identity_due = now + IDENTITY_S
+            self.read_identity()
+        taken, cpus_before, interfaces_before = self.find_past(now)
         elapsed_s = now - taken or 1.0
         columns, kernel = self.read("stat", parse_stat, NO_STAT)
-        interfaces = self.read("net/dev", parse_net_dev, None)
+        interfaces = self.read("net/dev", parse_net_dev, ())
         cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
         network, records, interfaces_now = NO_NETWORK, [], NO_INTERFACES
         if columns:
@@ -690,33 +583,385 @@ class Sampler:
         if interfaces:
             network, records, interfaces_now = self.take_interfaces(
                 interfaces, interfaces_before, elapsed_s)
-        self.last = now, cpus_now, interfaces_now
+        self.past.append((now, cpus_now, interfaces_now))
         cpus, cpu_count = flatten(cpus, MOST_CPUS)
-        room = RECORDS_BYTES - cpu_count * CPU_BYTES
+        room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
         records, count = flatten(records, room // INTERFACE_STRUCT.size)
-        clipped = (count < len(interfaces_now[0])
-                   or cpu_count < len(cpus_now[0]) - 1)
-        disk = os.statvfs("/")
+        flags = CLIPPED if count < len(interfaces_now[0]) else 0
+        if cpu_count < len(cpus_now[0]) - 1:
+            flags |= CPUS_CLIPPED
+        load = self.read("loadavg", parse_loadavg, NO_LOAD)
+        memory = self.read("meminfo", parse_meminfo, NO_MEMORY)
+        disk = self.read_disk()
         cost_s, self.cost_s = self.cost_s, time.process_time()
         return pack_records((
-            *self.identity, *kernel, *cpu,
-            *self.read("loadavg", parse_loadavg, NO_LOAD),
-            *self.read("meminfo", parse_meminfo, NO_MEMORY),
-            disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
-            disk.f_files, disk.f_ffree, disk.f_namemax, *network,
+            *self.identity, *kernel, *cpu, *load, *memory, *disk, *network,
             int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, self.procstatd_port, CLIPPED if clipped else 0,
-            cpu_count, count, *cpus, *records), cpu_count, count)
+            self.skipped, self.procstatd_port, flags, cpu_count, count,
+            *cpus, *records), cpu_count, count)
 
 
-class StartError(Exception):
-    """What keeps the program from starting, and what to do."""
+# ---- masters -----------------------------------------------------------
+# Where samples go: addresses, names that are resolved, a multicast group.
+
+LOOK_UP_S = 60.0                # between two look-ups of a master's name
+HOSTS = "/etc/hosts"
+GROUPS = range(224, 240)        # first bytes of a multicast address
+TTL = 1                         # the group is of one network
+SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+
+
+def parse_destination(text, port):
+    """Return (host, port) of `ADDRESS[:PORT]`.
+
+    Raises  ValueError, which says that it is not one
+    """
+    host, colon, number = text.partition(":")
+    if colon:
+        port = int(number) if number.isdigit() else 0
+    if not host or not 0 < port < 65536:
+        raise ValueError("%s is not ADDRESS[:PORT]" % text)
+    return host, port
+
+
+def is_address(host):
+    """Return whether host is an IPv4 address rather than a name."""
+    try:
+        return bool(socket.inet_pton(socket.AF_INET, host))
+    except OSError:
+        return False
+
+
+def is_group(host):
+    """Return whether host is a multicast address."""
+    return is_address(host) and int(host.partition(".")[0]) in GROUPS
+
+
+def network(text):
+    """Return the network of `ADDRESS[/BITS]`."""
+    from ipaddress import IPv4Network   # 0.3 MB: only who names one pays
+    return IPv4Network(text, strict=False)
+
+
+def is_in(address, networks):
+    """Return whether an address, a.b.c.d, is in one of the networks."""
+    from ipaddress import IPv4Address
+    return any(IPv4Address(address) in each for each in networks)
+
+
+def find_interface(name):
+    """Return (index, network) of an interface.
+
+    Raises  OSError when it is not there or has no IPv4 address
+    """
+    request = struct.pack("16s24x", name.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            index = socket.if_nametoindex(name)
+            address, mask = [
+                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
+                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
+        except OSError as error:
+            raise OSError(error.errno, "interface %s %s" % (
+                name, "has no IPv4 address" if error.errno
+                == errno.EADDRNOTAVAIL else "is not there"))
+    return index, network("%s/%s" % (address, mask))
+
+
+def read_hosts_time():
+    """Return when /etc/hosts was changed, 0 without it."""
+    try:
+        return os.stat(HOSTS).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def resolve(master):
+    """Resolve a master's name for ever: once a minute, after growing waits
+    while there is no answer, and when its lock `wanted` is let go.
+
+    In a thread, so that a name server that is silent delays no sample.
+    """
+    retry_s = RETRY_S
+    while True:
+        wait_s = LOOK_UP_S
+        try:
+            # As bytes: a str would make Python load its IDNA tables.
+            master.address = socket.getaddrinfo(
+                master.host.encode(), None, socket.AF_INET,
+                socket.SOCK_DGRAM)[0][4][0]
+            retry_s = RETRY_S
+        except (OSError, UnicodeError) as error:
+            master.trouble = explain(error)
+            wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
+        time.sleep(RETRY_S)
+        master.wanted.acquire(True, wait_s - RETRY_S)
+
+
+class Master:
+    """One that samples are sent to, and the socket for it.
+
+    address    of the host, "" until its name is resolved
+    interface  name of the interface to use, of a group; else ""
+    index      its number and its network, found at each message
+    sock       connected to peer, which the address was then; or None
+    trouble    why the last message was not taken
+    """
+
+    def __init__(self, host, port, local, interface):
+        self.host, self.port, self.local = host, port, local
+        self.name = "%s:%d" % (host, port)
+        self.interface = interface if is_group(host) else ""
+        self.index, self.network = 0, None
+        self.address = host if is_address(host) else ""
+        self.peer, self.sock = "", None
+        self.trouble = "name not resolved yet"
+        self.resolving, self.wanted = False, _thread.allocate_lock()
+        self.wanted.acquire()
+        self.hosts_time = 0
+
+    def resolve(self, anew):
+        """Have the host's name resolved, if it is one: at once when this is
+        wanted anew, or /etc/hosts has changed."""
+        if is_address(self.host):
+            return
+        if not self.resolving:
+            try:
+                _thread.start_new_thread(resolve, (self,))
+                self.resolving = True
+            except RuntimeError as error:       # the next sample tries again
+                self.trouble = str(error)
+        before, self.hosts_time = self.hosts_time, read_hosts_time()
+        if (anew or before != self.hosts_time) and self.wanted.locked():
+            self.wanted.release()
+
+    def open_socket(self):
+        """Return a new socket, connected to the peer.
+
+        Raises  OSError
+        """
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        if self.interface:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF,
+                            struct.pack("=4s4si", bytes(4), bytes(4),
+                                        self.index))
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
+        sock.bind((self.local, 0))
+        sock.connect((self.peer, self.port))
+        return sock
+
+    def connect(self):
+        """Take a new socket where there is none, and when the address or
+        the interface has become another.
+
+        Raises  OSError
+        """
+        before = self.peer, self.index, self.network
+        self.peer = self.address
+        if self.interface:
+            self.index, self.network = find_interface(self.interface)
+        if before != (self.peer, self.index, self.network):
+            self.sock = None
+        self.sock = self.sock or self.open_socket()
+
+    def send(self, message):
+        """Return whether the kernel took the message.
+
+        An error may be the answer to the message before this one, or tell
+        of a route that is gone: so once more, from a new socket.
+        """
+        self.resolve(anew=False)
+        for _ in range(2 if self.address else 0):
+            try:
+                self.connect()
+                self.sock.send(message)
+                return True
+            except OSError as error:
+                self.trouble, self.sock = explain(error), None
+        if self.address:
+            self.resolve(anew=True)     # it may have moved
+        return False
+
+
+# ---- requests ----------------------------------------------------------
+# A master asks for a sample now, and for a period from now on: on the
+# socket that samples leave from, or through the group.
+
+ASKED_PERIODS_S = 0.1, 3600.0   # the shortest and the longest
+TOLD_S = 3600.0                 # a period asked for holds no longer
+ANSWER_S = 0.2                  # least time between two answers
+SPREAD_MOST_S = 60.0
+READS = 64                      # of a socket at a time
+ASK_STRUCT, _ = layout(ASK)
+REQUEST_BYTES = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
+
+
+def split_mac(datagram):
+    """Return (message, what follows it) of a datagram.
+
+    Raises  ValueError when it is too short for a message
+    """
+    if len(datagram) < HEADER_STRUCT.size:
+        raise ValueError("shorter than a header")
+    _, length, *_ = HEADER_STRUCT.unpack_from(datagram)
+    return datagram[:length], datagram[length:]
+
+
+def parse_request(data):
+    """Return (node, start_us, sequence, period_s, spread_s, agent_start_us).
+
+    data    of a request; that of an older recvstats has no agent_start_us
+    Raises  ValueError when it is not one
+    """
+    if not HEADER_STRUCT.size + CRC_BYTES < len(data) <= REQUEST_BYTES or (
+            zlib.crc32(data) != CRC_RESIDUE):
+        raise ValueError("not a request")
+    magic, _, node, kind, _, start_us, sequence, period_s, _ = (
+        HEADER_STRUCT.unpack_from(data))
+    spread_s, agent_start_us = ASK_STRUCT.unpack(
+        data[HEADER_STRUCT.size:-CRC_BYTES].ljust(ASK_STRUCT.size, b"\0"))
+    low, high = ASKED_PERIODS_S
+    if (magic != MAGIC or kind != REQUEST or not 0 <= spread_s <= SPREAD_MOST_S
+            or not (period_s == 0 or low * 0.999 <= period_s <= high)):
+        raise ValueError("a request that makes no sense")
+    return node, start_us, sequence, period_s, spread_s, agent_start_us
+
+
+def join_group(group, port, index):
+    """Return a socket that hears a multicast group on one interface.
+
+    Raises  OSError
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack(
+        "=4s4si", socket.inet_aton(group), bytes(4), index))
+    sock.bind((group, port))
+    return sock
+
+
+class Requests:
+    """What masters ask for.
+
+    period_s    between samples: the one asked for, or the agent's own
+    until       when the period asked for ends
+    due         when a sample asked for is to leave, or never
+    answered    when the last sample left
+    listen_at   nobody is listened to before: no master makes the agent
+                work more than five times a second
+    group_due   no request through a group is answered before
+    groups      {(master, index, network): the socket that hears its group}
+    orders      {(master, whether through the group): (start_us, sequence)}
+                of the last signed request
+    """
+
+    def __init__(self, sampler, phase, keys, say):
+        self.sampler, self.phase = sampler, phase
+        self.keys, self.say = keys, say
+        self.own_s = self.period_s = sampler.period_s
+        self.due = self.until = NEVER
+        self.listen_at = self.answered = self.group_due = 0.0
+        self.groups, self.orders = {}, {}
+
+    def join(self, masters):
+        """Hear the masters' groups, on the interfaces that they have now."""
+        joined, self.groups = self.groups, {}
+        for master in masters:
+            place = master, master.index, master.network
+            try:
+                if master.index:
+                    self.groups[place] = joined.get(place) or join_group(
+                        master.address, master.port + 1, master.index)
+            except OSError as error:
+                self.say("%s: requests cannot be heard: %s"
+                         % (master.name, explain(error)))
+
+    def sources(self, masters):
+        """Return {socket: (its master, whether it hears a group)}."""
+        found = {master.sock: (master, False)
+                 for master in masters if master.sock}
+        found.update((sock, (master, True))
+                     for (master, *_), sock in self.groups.items())
+        return found
+
+    def receive(self, sock, master, grouped, now):
+        """Read what came to a socket, and obey what a master asks."""
+        self.listen_at = now + ANSWER_S
+        try:
+            for _ in range(READS):
+                data, (address, _) = sock.recvfrom(
+                    REQUEST_BYTES + MAC_BYTES + 1)
+                if not grouped or is_in(address, [master.network]):
+                    self.obey(data, master, grouped, now)
+        except BlockingIOError:
+            pass                        # that was all
+        except OSError as error:        # nobody listens, or it is of no use
+            master.trouble = explain(error)
+            master.sock = master.sock if grouped else None
+            self.groups = {place: each for place, each in self.groups.items()
+                           if each is not sock}
+
+    def check(self, datagram, master, grouped):
+        """Return (period_s, spread_s) that a datagram asks for.
+
+        An agent without a number cannot tell whether it is meant, but on
+        its own socket.  A signed request must name this very agent, unless
+        it is for all: one recorded earlier is worth nothing.
+        Raises  ValueError when this agent is not to obey it
+        """
+        data, mac = split_mac(datagram)
+        node, *order, period_s, spread_s, agent_start_us = parse_request(data)
+        ours = self.sampler.node
+        if node not in (UNNUMBERED, ours) and (grouped or ours != UNNUMBERED):
+            raise ValueError("for another node")
+        if agent_start_us not in (0, self.sampler.start_us):
+            raise ValueError("for an agent before this one")
+        if len(mac) not in (0, MAC_BYTES):
+            raise ValueError("with more behind it than a MAC")
+        if self.keys:
+            if not (self.keys.verify(data, mac)
+                    and (grouped or agent_start_us)
+                    and order > self.orders.get((master, grouped), [])):
+                raise ValueError("not signed, or not now")
+            self.orders[master, grouped] = order
+        return period_s, spread_s
+
+    def obey(self, datagram, master, grouped, now):
+        """Do what a datagram asks, if it is from one that may.
+
+        Of a group anybody may be the sender: it makes the agent no faster
+        than its own period, and asks for one sample more in that time.
+        """
+        try:
+            period_s, spread_s = self.check(datagram, master, grouped)
+        except ValueError:
+            return
+        period_s = period_s or self.own_s
+        due = max(now + spread_s * self.phase, self.answered + ANSWER_S)
+        if grouped:
+            period_s = max(period_s, self.own_s)
+            due = max(due, self.group_due)
+            self.group_due = min(due, self.due) + self.own_s
+        self.due = min(self.due, due)
+        self.period_s, self.until = period_s, now + TOLD_S
+
+    def answer(self, now):
+        """Take note that a sample left, which answers whoever asked."""
+        self.answered, self.due = now, NEVER
+        if now > self.until:
+            self.period_s, self.until = self.own_s, NEVER
+
+
+# ---- keys --------------------------------------------------------------
 
 
 class Keys:
     """The keys of a file, one per line: the first signs, all verify.
 
-    Raises  StartError when others may read the file, or it holds none
+    trouble  why the file as it is now will not do, or ""
+    Raises   StartError when others may read the file, or it holds none
     """
 
     def __init__(self, path):
@@ -740,18 +985,22 @@ class Keys:
         if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
             raise StartError("%s: must hold keys of 1 to %d bytes, one a "
                              "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
-        self.keys = keys
-        self.seen = found.st_ino, found.st_mtime, found.st_size
+        self.keys, self.seen = keys, self.version(found)
 
-    def refresh(self):
-        """Read the file when it has changed; keep the old keys when the
-        new file will not do, and say so once in self.trouble."""
+    def version(self, found):
+        """Return what of a stat result changes when the file does."""
+        return found.st_ino, found.st_size, found.st_mtime, found.st_ctime
+
+    def refresh(self, anew=False):
+        """Read the file when it has changed, or anew; keep the old keys
+        when the new file will not do, and say why in self.trouble."""
         try:
-            found = os.stat(self.path)
-            if (found.st_ino, found.st_mtime, found.st_size) != self.seen:
+            if anew or self.version(os.stat(self.path)) != self.seen:
                 self.read()
-                self.trouble = ""
-        except (OSError, StartError) as error:
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = explain(error)
+        except StartError as error:
             self.trouble = str(error)
 
     def sign(self, data, key=None):
@@ -760,384 +1009,90 @@ class Keys:
                             digest_size=MAC_BYTES).digest()
 
     def verify(self, data, mac):
-        """Return whether one of the keys made the MAC."""
-        return any([compare_digest(self.sign(data, key), mac)
-                    for key in self.keys])
+        """Return whether one of the keys made the MAC.
 
-
-def ask(host, answers):
-    """Append to answers the address of a name, or the OSError."""
-    try:
-        # As bytes: a str would make Python load its IDNA tables.
-        answers.append(socket.getaddrinfo(
-            host.encode(), None, socket.AF_INET, socket.SOCK_DGRAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        answers.append(error)
-
-
-def read_hosts_time():
-    """Return when /etc/hosts was changed, 0 without it."""
-    try:
-        return os.stat(HOSTS).st_mtime_ns
-    except OSError:
-        return 0
-
-
-def find_interface(name):
-    """Return (index, network, mask) of an interface.
-
-    Raises  OSError when it is not there or has no IPv4 address
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        numbers = []
-        try:
-            index = socket.if_nametoindex(name)
-            for request in SIOCGIFADDR, SIOCGIFNETMASK:
-                answer = fcntl.ioctl(sock, request, struct.pack(
-                    "16s24x", name.encode()[:15]))
-                numbers.append(int.from_bytes(answer[20:24], "big"))
-        except OSError as error:
-            raise OSError(error.errno, "interface %s %s" % (
-                name, "has no IPv4 address" if error.errno
-                == errno.EADDRNOTAVAIL else "is not there"))
-    address, mask = numbers
-    return index, address & mask, mask
-
-
-def join_group(group, port, place):
-    """Return a socket that hears a multicast group on one interface."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, struct.pack(
-        "=4s4si", socket.inet_aton(group), bytes(4), place[0]))
-    sock.bind((group, port))
-    return sock
-
-
-class Destination:
-    """A master: its name, its address, and the socket connected to it.
-
-    A name is looked up by a thread, so that a name server that does not
-    answer delays no sample: at the start, once a minute, when /etc/hosts
-    has changed, after an error, and with growing waits while there is no
-    answer.  Meanwhile the last address stays in use.
-    """
-
-    def __init__(self, host, port, local, interface=None):
-        self.host, self.port, self.local = host, port, local
-        self.interface = interface if is_group(host) else None
-        self.place = None
-        self.name = "%s:%d" % (host, port)
-        self.address = self.sock = self.group = None
-        self.trouble = "name not looked up yet"
-        self.answers, self.asking, self.asked = [], False, 0.0
-        self.last_request = []
-        self.ask_due, self.retry_s = 0.0, RETRY_S
-        self.is_name, self.hosts_time = not is_address(host), 0
-        if not self.is_name:
-            self.address, self.ask_due = host, float("inf")
-
-    def look_up(self, now):
-        """Take the answer of the last look-up; start one that is due."""
-        if self.answers:
-            answer, self.asking = self.answers.pop(), False
-            if isinstance(answer, str):
-                self.sock = self.sock if answer == self.address else None
-                self.address, self.retry_s = answer, RETRY_S
-                self.ask_due = now + LOOK_UP_S
-            else:
-                self.trouble = answer.strerror or str(answer)
-                self.ask_due = now + self.retry_s
-                self.retry_s = min(self.retry_s * 2, LOOK_UP_S)
-        elif self.is_name and not self.asking and (
-                now >= self.ask_due or read_hosts_time() != self.hosts_time):
-            self.asking, self.asked = True, now
-            self.hosts_time = read_hosts_time()
-            _thread.start_new_thread(ask, (self.host, self.answers))
-
-    def connect(self):
-        """Return a new socket to the address."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.setblocking(False)
-        if self.interface:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF,
-                            struct.pack("=4s4si", bytes(4), bytes(4),
-                                        self.place[0]))
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
-        sock.bind((self.local, 0))
-        sock.connect((self.address, self.port))
-        return sock
-
-    def follow(self):
-        """Take new sockets when the interface has become another.
-
-        Raises  OSError when it is not there or has no address
+        The time that whole numbers of one size take to differ in no bit
+        does not tell where they do (hmac is not in a minimal Python).
         """
-        if self.interface:
-            place = find_interface(self.interface)
-            if place != self.place or not self.group:
-                self.place, self.sock = place, None
-                self.group = join_group(self.address, self.port + 1, place)
-
-    def sockets(self):
-        """Return the sockets on which a master may ask for something."""
-        return [sock for sock in (self.sock, self.group) if sock]
-
-    def receive(self, sock):
-        """Return a datagram that a master may have sent, else None."""
-        try:
-            data, sender = sock.recvfrom(REQUEST_BYTES + MAC_BYTES + 1)
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                self.trouble, self.sock = error.strerror, None
-            return None
-        if sock is self.group and not is_in(sender[0], [self.place[1:]]):
-            return None                 # from another network
-        return data
-
-    def send(self, message, now):
-        """Return whether the kernel took the message.
-
-        An error may be the answer to the message before this one, or tell
-        of a route that is gone: so once more, from a new socket.
-        """
-        self.look_up(now)
-        for _ in range(2 if self.address else 0):
-            try:
-                self.follow()
-                self.sock = self.sock or self.connect()
-                self.sock.send(message)
-                return True
-            except OSError as error:
-                self.trouble, self.sock = error.strerror, None
-        if self.is_name and self.address:       # it may have moved
-            self.ask_due = min(self.ask_due, self.asked + RETRY_S)
-            self.look_up(now)
-        return False
+        number = int.from_bytes(mac, "little")
+        return len(mac) == MAC_BYTES and any([
+            int.from_bytes(self.sign(data, key), "little") ^ number == 0
+            for key in self.keys])
 
 
-def open_signals(numbers):
-    """Return a descriptor that reads a byte, the number, per signal."""
-    reader, writer = os.pipe()
-    for fd in reader, writer:
-        os.set_blocking(fd, False)
-    signal.set_wakeup_fd(writer)
-    for number in numbers:
-        signal.signal(number, lambda *_: None)
-    return reader
+# ---- procstatd ---------------------------------------------------------
+# Answers TCP clients about this node, each in a thread of its own.
+
+CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
+IDLE_S = 30.0                   # for a whole command, and to take a reply
+LINE_BYTES = 256                # a command is no longer
+RESTS = 4                       # times the CPU time of a reply
+COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
+REPLY_BYTES = 1 << 20           # for the command lines of all of them
+LOOPBACK = "127.0.0.0/8"
 
 
-def daemonize(wait_s):
-    """Fork; in the child, return the function that lets the parent go.
+def parse_job(stat, page_kb):
+    """Return (name, ppid, state, threads, rss_kb, vsize_kb, ticks).
 
-    The parent exits 0 when the child calls it, or after wait_s (None: no
-    limit), and 1 when the child ends before.  Until then the child's
-    errors reach the caller's terminal.
+    stat    text of /proc/PID/stat, whose name may hold blanks and brackets
+    Raises  ValueError, IndexError
     """
-    spare = 0
-    while spare <= 2:                   # lest a socket get the number of
-        spare = os.open("/", os.O_RDONLY)       # a standard file, and lose it
-    os.close(spare)
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        heard, _, _ = select.select([reader], [], [], wait_s)
-        os._exit(0 if not heard or os.read(reader, 1) else 1)
-    os.close(reader)
-    os.setsid()
-
-    def release():
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-        except OSError:                 # a root without /dev
-            null = os.open("/", os.O_RDONLY)
-        for fd in 0, 1, 2:
-            os.dup2(null, fd)
-        os.close(null)
-        os.chdir("/")                   # what lies elsewhere may go
-        os.write(writer, b".")
-        os.close(writer)
-    return release
+    head, _, tail = stat.rpartition(b")")
+    fields = tail.split()
+    return (head.partition(b"(")[2], int(fields[1]), fields[0].decode(),
+            int(fields[17]), int(fields[21]) * page_kb,
+            int(fields[20]) // 1024, int(fields[11]) + int(fields[12]))
 
 
-class PidFile:
-    """The file of --pid-file, if one is named: locked while this runs,
-    which tells a stale one; written once ready, removed at the end.
+def printable(data):
+    """Return bytes of any kind as text on one line."""
+    text = data.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else
+                   char.encode("unicode_escape").decode() for char in text)
 
-    Raises  StartError when another process holds it, OSError
+
+def name_values(rows, values):
+    """Return {field: value} of a record, without what is absent."""
+    named = {}
+    for field, code, value in zip(layout(rows)[1], codes(rows), values):
+        if isinstance(value, bytes):
+            value = value.rstrip(b"\0").decode()
+        if value not in ("", ABSENT.get(code)):
+            named[field] = value
+    return named
+
+
+def format_values(node, more):
+    """Return a reply, a line per value that is known: under procstatd's own
+    names, then more.
+
+    node, more  {field of the node record: value}, {name: value}
     """
-
-    def __init__(self, path):
-        self.file = open(path, "a+") if path else None
-        try:
-            if path:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.seek(0)
-            raise StartError("%s: is of another that runs (pid %s)" % (
-                path, self.file.read().strip() or "unknown"))
-
-    def write(self):
-        """Write this process's number."""
-        if self.file:
-            self.file.truncate(0)
-            self.file.write("%d\n" % os.getpid())
-            self.file.flush()
-
-    def remove(self):
-        """Remove the file, if it still is this one."""
-        try:
-            if self.file and os.path.samestat(os.fstat(self.file.fileno()),
-                                              os.stat(self.file.name)):
-                os.unlink(self.file.name)
-        except OSError:
-            pass                        # it is gone, or its folder read-only
+    total, free, boot = map(node.get, ("total_bytes", "free_bytes",
+                                       "boot_time_s"))
+    pairs = [("load1", node.get("one")), ("load5", node.get("five")),
+             ("load15", node.get("fifteen")),
+             ("mem_used", None if None in (total, free) else total - free),
+             ("mem_free", free), ("shm_tot", node.get("shared_bytes")),
+             ("proc", node.get("total")),
+             ("uptime", None if boot is None else int(time.time()) - boot)]
+    lines = ["%s %s" % (name, "%.7g" % value if isinstance(value, float)
+                        else value)
+             for name, value in pairs + list(more.items())
+             if value is not None]
+    return ("\n".join(lines) + "\n\n").encode()
 
 
-def lower_oom_score():
-    """Ask the kernel to end others first when memory runs out."""
-    try:
-        with open("/proc/self/oom_score_adj", "wb") as file:
-            file.write(OOM_SCORE)
-    except OSError:
-        pass                            # only root may
-
-
-class Procstatd:
-    """Answers TCP clients about this node, a slice of work at a time.
-
-    clients  {socket: client}, a client being a dict of
-             heard  when it last did something, CLOCK_MONOTONIC
-             lines  bytes received, not yet commands
-             reply  bytes to send
-             job    generator of the reply under way, or None
-    """
-
-    def __init__(self, port, may_ask, root):
-        self.may_ask, self.root = may_ask, root
-        self.sampler = Sampler(root, UNNUMBERED, 1.0)
-        self.page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
-        self.clients = {}
-        self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self.listener.setblocking(False)
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self.listener.bind(("", port))
-            self.listener.listen(CLIENTS)
-        except OSError as error:
-            raise StartError("--procstatd %d: %s" % (port, error.strerror))
-
-    def readers(self):
-        """Return the sockets to read: a client waits for its reply first."""
-        return [self.listener] + [
-            sock for sock, client in self.clients.items()
-            if not (client["reply"] or client["job"]
-                    or b"\n" in client["lines"])]
-
-    def writers(self):
-        """Return the sockets with a reply to send."""
-        return [sock for sock, client in self.clients.items()
-                if client["reply"]]
-
-    def serve(self, ready, until):
-        """Take what clients send, and work for them until then at most.
-
-        ready   sockets that can be read or written
-        """
-        now = time.monotonic()
-        for sock, client in list(self.clients.items()):
-            try:
-                if sock in ready:
-                    self.exchange(sock, client)
-                    client["heard"] = now
-                self.work(client, min(until, now + SLICE_S))
-            except (OSError, ValueError):
-                client["heard"] = -IDLE_S       # gone, or makes no sense
-            if now - client["heard"] > IDLE_S:
-                del self.clients[sock]
-                sock.close()
-        if self.listener in ready:
-            self.accept(now)
-
-    def accept(self, now):
-        """Take a new client, or refuse it at once."""
-        try:
-            sock, address = self.listener.accept()
-        except OSError:
-            return
-        if len(self.clients) < CLIENTS and self.may_ask(address[0]):
-            sock.setblocking(False)
-            self.clients[sock] = dict(heard=now, lines=b"", reply=b"",
-                                      job=None)
-        else:
-            sock.close()
-
-    def exchange(self, sock, client):
-        """Send some of a reply, or take some of the next commands.
-
-        Raises  OSError, ValueError when the client is to be dropped
-        """
-        if client["reply"]:
-            client["reply"] = client["reply"][sock.send(client["reply"]):]
-            return
-        data = sock.recv(LINE_BYTES)
-        client["lines"] += data
-        if not data or len(client["lines"].partition(b"\n")[0]) > LINE_BYTES:
-            raise ValueError("the end, or a line that is too long")
-
-    def work(self, client, end):
-        """Go on with a client's reply until then; begin the next one.
-
-        Raises  ValueError for a command that is none, `quit` among them
-        """
-        while time.monotonic() < end and not client["reply"]:
-            if client["job"]:
-                try:
-                    client["reply"] = next(client["job"])
-                except StopIteration:
-                    client["job"] = None
-                continue
-            line, newline, rest = client["lines"].partition(b"\n")
-            if not newline:
-                return
-            if line.strip() not in self.COMMANDS:
-                raise ValueError("no command")
-            client["lines"] = rest
-            client["job"] = self.COMMANDS[line.strip()](self)
-
-    def init(self):
-        """Begin to measure: the rates of `send` go back to here."""
-        self.sampler.take(SAMPLE)
-        yield b"\n"
-
-    def send(self):
-        """Reply everything that a sample has."""
-        yield format_everything(self.sampler.take(SAMPLE))
-
-    def quik(self):
-        """Reply what /proc/stat and /proc/loadavg have."""
-        columns, kernel = self.sampler.read("stat", parse_stat, NO_STAT)
-        load = self.sampler.read("loadavg", parse_loadavg, NO_LOAD)
-        yield format_quick(columns, kernel, load)
-
-    def jobs(self):
-        """Reply the number of processes, then a line for each."""
-        lines = []
-        for pid in filter(str.isdigit, os.listdir(self.root)):
-            lines += read_job(self.root, pid, self.page_kb)
-            yield b""
-        yield ("%d\n%s\n" % (len(lines), "".join(lines))).encode()
-
-    COMMANDS = {b"init": init, b"send": send, b"quik": quik, b"jobs": jobs}
-
-
-def read_job(root, pid, page_kb):
+def read_job(folder, page_kb, characters):
     """Return [the line of a process], [] when it has vanished.
 
-    Source  proc(5), /proc/PID/stat and cmdline
+    folder      its /proc/PID
+    characters  how much of the command line to show
+    Source      proc(5), /proc/PID/stat and cmdline
     """
-    folder = os.path.join(root, pid)
     texts = []
     try:
         for name in "stat", "cmdline":
@@ -1153,10 +1108,373 @@ def read_job(root, pid, page_kb):
     command = texts[1].rstrip(b"\0").replace(b"\0", b" ")
     command = command or b"[" + name + b"]"     # a thread of the kernel
     return ["%s %d %d %s %d %d %d %d %s\n" % (
-        pid, ppid, uid, *numbers, printable(command)[:COMMAND_CHARACTERS])]
+        os.path.basename(folder), ppid, uid, *numbers,
+        printable(command[:characters])[:characters])]
+
+
+def reply_unknown(_, line):
+    """Return what there is, for a line that is not a command."""
+    return ("unknown command: %s; there are init send quik jobs quit\n\n"
+            % printable(line)).encode()
+
+
+def reply_init(sampler, _):
+    """Begin to measure: the rates of `send` go back to here."""
+    sampler.past.clear()
+    sampler.begin()
+    return b"\n"
+
+
+def reply_send(sampler, _):
+    """Return everything that a sample has."""
+    if not sampler.past:                # without `init`: rates need two
+        sampler.begin()
+        time.sleep(FIRST_S)
+    node = name_values(NODE, NODE_STRUCT.unpack_from(
+        sampler.take(SAMPLE), HEADER_STRUCT.size))
+    return format_values(node, node)
+
+
+def reply_quik(sampler, _):
+    """Return what /proc/stat and /proc/loadavg have."""
+    columns, kernel = sampler.read("stat", parse_stat, NO_STAT)
+    load = sampler.read("loadavg", parse_loadavg, NO_LOAD)
+    names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
+    sums = [column[0] for column in fold_ticks(columns)[1:]
+            ] if columns else []
+    return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
+                         dict(zip(names, sums)))
+
+
+def reply_jobs(sampler, _):
+    """Return the number of processes, then a line for each."""
+    page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
+    pids = list(filter(str.isdigit, os.listdir(sampler.root)))
+    characters = min(COMMAND_CHARACTERS, REPLY_BYTES // (len(pids) or 1))
+    lines = [line for pid in pids
+             for line in read_job(os.path.join(sampler.root, pid), page_kb,
+                                  characters)]
+    return ("%d\n%s\n" % (len(lines), "".join(lines))).encode()
+
+
+REPLIES = {b"init": reply_init, b"send": reply_send, b"quik": reply_quik,
+           b"jobs": reply_jobs}
+
+
+def rest(spent_s):
+    """Rest for the CPU time that this thread took since it had taken
+    spent_s; return what it has taken now."""
+    now_s = time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
+    time.sleep(RESTS * (now_s - spent_s))
+    return now_s
+
+
+def read_lines(sock):
+    """Yield a client's lines until `quit`; the last may have no end.
+
+    Raises  OSError, also when a line takes longer than IDLE_S
+    """
+    data = b""
+    while True:
+        limit = time.monotonic() + IDLE_S
+        while b"\n" not in data:
+            sock.settimeout(max(limit - time.monotonic(), 1e-3))
+            more = sock.recv(LINE_BYTES)
+            data += more or (b"\nquit\n" if data else b"quit\n")
+            if len(data.partition(b"\n")[0]) > LINE_BYTES:
+                return                  # no command
+        line, _, data = data.partition(b"\n")
+        if line.strip().lower() == b"quit":
+            return
+        yield line.strip()
+
+
+def serve_client(sock, address, root, turn, clients):
+    """Answer a client's lines until it quits or is idle for too long.
+
+    turn     lock of all clients: it is held while a reply is made and while
+             the thread then rests, so that all of them together cost a fifth
+             of a CPU, and no more than one competes with the samples
+    clients  addresses of all of them, this one's too
+    """
+    sampler, spent_s = Sampler(root, UNNUMBERED, FIRST_S), 0.0
+    try:
+        for line in read_lines(sock):
+            with turn:
+                reply = REPLIES.get(line.lower(), reply_unknown)(
+                    sampler, line)
+                spent_s = rest(spent_s)
+            sock.settimeout(IDLE_S)
+            sock.sendall(reply)
+            del reply                   # it may be large, the pause long
+    except OSError:
+        pass                            # gone, or too slow
+    finally:
+        attempt(sock.close)
+        sampler.close()
+        with turn:
+            rest(spent_s)
+        clients.remove(address)
+
+
+def refusal(address, clients, allow, masters):
+    """Return why an address may not connect, or "".
+
+    Who may is in a network of --allow; without that it is this node, a
+    master, or on the network of a group.
+    """
+    networks = allow or [network(LOOPBACK)] + [
+        master.network for master in masters if master.network]
+    if not (is_in(address, networks) or not allow and address in [
+            master.address for master in masters]):
+        return "not allowed"
+    if len(clients) >= CLIENTS or clients.count(address) >= CLIENTS_OF_ONE:
+        return "too many clients"
+    return ""
+
+
+def serve_procstatd(listener, root, allow, masters, say):
+    """Accept clients for ever, each in a thread of its own."""
+    clients, turn, spent_s = [], _thread.allocate_lock(), 0.0
+    while True:
+        with turn:
+            spent_s = rest(spent_s)
+        try:
+            sock, (address, _) = listener.accept()
+        except OSError:
+            time.sleep(RETRY_S)         # no descriptor is left
+            continue
+        trouble = refusal(address, clients, allow, masters)
+        if not trouble:
+            clients.append(address)
+            try:
+                _thread.start_new_thread(serve_client, (
+                    sock, address, root, turn, clients))
+            except RuntimeError as error:
+                clients.remove(address)
+                trouble = str(error)
+        if trouble:
+            attempt(sock.close)
+            say("procstatd: %s refused: %s" % (address, trouble))
+
+
+def start_procstatd(port, root, allow, masters, say):
+    """Listen for clients, and serve them in threads.
+
+    say     function that is told who is refused, and why
+    Raises  StartError
+    """
+    network(LOOPBACK)                   # loads what threads then have
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("", port))
+        listener.listen(CLIENTS)
+        _thread.start_new_thread(serve_procstatd, (
+            listener, root, allow, masters, say))
+    except (OSError, RuntimeError) as error:
+        raise StartError("--procstatd %d: %s" % (port, explain(error)))
+
+
+# ---- daemon ------------------------------------------------------------
+# What a process needs that runs for years beside others.
+
+STOP = signal.SIGTERM, signal.SIGINT
+OOM_SCORE = b"-900"
+SAY_S = 3600.0                  # before the same is said again
+
+
+def wait_for(files, wait_s):
+    """Return those files that can be read within wait_s seconds.
+
+    By poll, since select knows no descriptor above 1,023.
+    Raises  OSError
+    """
+    poll = select.poll()
+    fds = {}
+    for file in files:
+        fd = file if isinstance(file, int) else file.fileno()
+        fds[fd] = file
+        poll.register(fd, select.POLLIN)
+    ready = poll.poll(None if wait_s == NEVER else max(wait_s, 0) * 1000)
+    return [fds[fd] for fd, _ in ready]
+
+
+def open_signals(numbers):
+    """Return a descriptor that reads a byte, the number, per signal."""
+    reader, writer = os.pipe()
+    for fd in reader, writer:
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(writer)
+    for number in numbers:
+        signal.signal(number, ignore)
+    return reader
+
+
+def close_inherited():
+    """Close what the caller left open, lest its locks be held for ever, and
+    open the standard files, lest a socket get their numbers."""
+    try:
+        most = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:
+        most = os.sysconf("SC_OPEN_MAX")
+    os.closerange(3, most + 1)
+    spare = 0
+    while spare <= 2:
+        spare = os.open("/", os.O_RDONLY)
+    os.close(spare)
+
+
+def is_ready(reader, wait_s):
+    """Return whether a daemon's child is, or may yet be, within wait_s.
+
+    reader  what the child writes a byte to when it is ready
+    """
+    try:
+        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+    except OSError:
+        return True                     # the child goes on without us
+
+
+def release_standard():
+    """Let go of the caller's terminal.
+
+    Raises  OSError
+    """
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError:                     # a root without /dev
+        null = os.open("/", os.O_RDONLY)
+    for fd in 0, 1, 2:
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def daemonize(wait_s):
+    """Fork; in the child, return the function that lets the parent go.
+
+    The parent exits 0 when the child calls it, or after wait_s, and 1 when
+    the child ends before.  Until then the child's errors reach the
+    caller's terminal.  The parent's end changes nothing for the child.
+    Raises  OSError
+    """
+    close_inherited()
+    reader, writer = os.pipe()
+    if os.fork():
+        attempt(os.close, writer)
+        os._exit(0 if is_ready(reader, wait_s) else 1)
+    attempt(os.close, reader)
+    os.setsid()
+
+    def release():
+        attempt(os.chdir, "/")          # what lies elsewhere may go
+        attempt(release_standard)
+        attempt(os.write, writer, b".")
+        attempt(os.close, writer)
+    return release
+
+
+class PidFile:
+    """The file of --pid-file, if one is named: locked while this runs,
+    which tells a stale one, and of a mode that lets nobody else lock it."""
+
+    def __init__(self, path):
+        self.path, self.fd = path, -1
+
+    def is_in_place(self, fd):
+        """Return whether the path still names an open file."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self.path))
+        except OSError:
+            return False
+
+    def hold(self):
+        """Lock the file and write this process's number.
+
+        Raises  StartError
+        """
+        try:
+            while self.path and self.fd < 0:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT
+                             | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.is_in_place(fd):
+                    self.fd = fd
+                else:
+                    os.close(fd)        # its process has just ended
+            if self.path:
+                self.write()
+        except BlockingIOError:
+            raise StartError("%s: is of another that runs (pid %s)" % (
+                self.path, os.pread(fd, 16, 0).decode(
+                    "ascii", "replace").strip() or "unknown"))
+        except OSError as error:
+            raise StartError("%s: %s" % (self.path, error.strerror))
+
+    def write(self):
+        """Write this process's number.
+
+        Raises  StartError when the file is not a pid file, OSError
+        """
+        text = os.pread(self.fd, READ_BYTES, 0)
+        if text.strip() and not text.strip().isdigit():
+            raise StartError("%s: is not a pid file: name another"
+                             % self.path)
+        os.fchmod(self.fd, 0o600)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
+
+    def remove(self):
+        """Remove the file, if it still is this one."""
+        if self.fd >= 0 and self.is_in_place(self.fd):
+            attempt(os.unlink, self.path)
+
+
+def lower_oom_score():
+    """Ask the kernel to end others first when memory runs out."""
+    try:
+        with open("/proc/self/oom_score_adj", "wb", 0) as file:
+            file.write(OOM_SCORE)
+    except OSError:
+        pass                            # only root may
+
+
+def write_line(stream, text):
+    """Write a line of text at once, if anybody takes it."""
+    if stream:                          # a closed one is None
+        attempt(os.write, stream.fileno(),
+                (text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def once_per_hour(write):
+    """Return a function that writes a text, unless it did within SAY_S."""
+    said = {}
+
+    def say(text):
+        now = time.monotonic()
+        if now - said.get(text, -NEVER) > SAY_S:
+            said[text] = now
+            write(text)
+    return say
 
 
 # ---- run ---------------------------------------------------------------
+
+START_S = 1.0                   # the longest a daemon's parent waits for a
+LATE_S = 1.0                    # message to leave, and longer if it hangs
+ONCE_S = 2.0                    # the longest --once tries to send
+SETTLE_S = 0.05                 # a master on this machine stores meanwhile
+
+
+def phase_of(node):
+    """Return where in the period a node's samples fall, 0 to 1.
+
+    One without a number, as all may be at boot, takes any (urandom would
+    wait for entropy then).
+    """
+    if node == UNNUMBERED:
+        node = int(time.monotonic() * 1e6) ^ os.getpid()
+    return (node - UNNUMBERED) * GOLDEN % 1
 
 
 def next_due(now, period_s, phase_s):
@@ -1171,142 +1489,105 @@ def next_due(now, period_s, phase_s):
 
 
 class Agent:
-    """One run: its samples, where they go, and who may ask for more.
+    """One run: its samples, and when they go where.
 
-    due, answer_due     when the next sample is, and one asked for
-    answered            when the last message left
-    listen_at           masters are not listened to before: nobody makes
-                        the agent work more than five times a second
-    told_until          the period asked for holds as long
+    due     when the next sample is, or never
     """
 
     def __init__(self, args):
-        self.args, self.phase = args, (args.node - UNNUMBERED) * GOLDEN % 1
-        self.sampler = Sampler(args.proc, args.node, args.rate,
-                               args.procstatd or 0)
-        self.destinations = [
-            Destination(host, port, args.address, args.interface)
-            for host, port in args.destinations]
-        self.procstatd = None
-        if args.procstatd:
-            self.procstatd = Procstatd(args.procstatd, self.may_ask,
-                                       args.proc)
+        self.args, self.phase = args, phase_of(args.node)
+        self.say = once_per_hour(complain)
         self.keys = Keys(args.key_file) if args.key_file else None
+        self.sampler = Sampler(args.proc, args.node, args.rate,
+                               args.procstatd, self.say)
+        self.masters = [Master(host, port, args.address, args.interface)
+                        for host, port in args.masters]
+        self.requests = Requests(self.sampler, self.phase, self.keys,
+                                 self.say)
+        if args.procstatd:
+            start_procstatd(args.procstatd, args.proc, args.allow,
+                            self.masters, complain if args.debug else ignore)
         self.signals = open_signals(STOP + (signal.SIGHUP,))
-        self.started = time.monotonic()
-        self.due = self.answer_due = self.told_until = float("inf")
-        self.answered = self.listen_at = 0.0
-
-    def may_ask(self, address):
-        """Return whether an address may use procstatd."""
-        if self.args.allow:
-            return is_in(address, self.args.allow)
-        return is_in(address, [LOOPBACK]) or address in [
-            each.address for each in self.destinations]
+        self.due = NEVER
+        self.sampler.begin()
 
     def wait(self):
-        """Serve masters and clients until a sample is due.
+        """Listen to masters until a sample is due.
 
         Returns  the numbers of the signals that came before
         """
         while True:
             now = time.monotonic()
-            until = min(self.due, self.answer_due)
+            self.set_period(now)
+            until = min(self.due, self.requests.due)
             if now >= until:
                 return b""
-            masters, readers, writers = {}, [], []
-            if now >= self.listen_at:
-                masters = {sock: each for each in self.destinations
-                           for sock in each.sockets()}
+            sources = {}
+            if now >= self.requests.listen_at:
+                sources = self.requests.sources(self.masters)
             else:
-                until = min(until, self.listen_at)
-            daemon = self.procstatd
-            if daemon:
-                readers, writers = daemon.readers(), daemon.writers()
-                if len(readers) + len(writers) <= len(daemon.clients):
-                    if until - now > SLICE_S:
-                        until = now             # a reply is under way
-                elif daemon.clients:
-                    until = min(until, now + TICK_S)
-            ready, writable, _ = select.select(
-                [self.signals, *masters, *readers], writers, [],
-                max(until - now, 0) if until < float("inf") else None)
-            if self.signals in ready:
-                return os.read(self.signals, 64)
-            for sock in ready:
-                if sock in masters:
-                    self.hear(masters[sock], sock)
-            if daemon:
-                daemon.serve(ready + writable,
-                             min(self.due, self.answer_due) - SLICE_S)
-
-    def hear(self, destination, sock):
-        """Take what a master asks for, if it is one that may."""
-        now = time.monotonic()
-        self.listen_at = now + ANSWER_S
-        for _ in range(REQUESTS):
-            data = destination.receive(sock)
-            if data is None:
-                return
+                until = min(until, self.requests.listen_at)
             try:
-                node, *order, period_s, spread_s = parse_request(
-                    self.verified(data))
-            except ValueError:
+                ready = wait_for([self.signals, *sources], until - now)
+                if self.signals in ready:
+                    return os.read(self.signals, READ_BYTES)
+            except OSError as error:
+                self.say("cannot wait: %s" % explain(error))
+                time.sleep(min(until - now, RETRY_S))
                 continue
-            if node not in (UNNUMBERED, self.args.node):
-                continue
-            if self.keys and order <= destination.last_request:
-                continue                        # replayed
-            destination.last_request = order
-            self.told_until = now + TOLD_S
-            self.set_period(period_s or self.args.rate, now)
-            self.answer_due = min(self.answer_due, max(
-                now + spread_s * self.phase, self.answered + ANSWER_S))
+            for sock in ready:
+                self.requests.receive(sock, *sources[sock],
+                                      time.monotonic())
 
-    def verified(self, data):
-        """Return a request without its MAC.
+    def set_period(self, now):
+        """Take the period that masters ask for, from the next sample on."""
+        if abs(self.requests.period_s - self.sampler.period_s) > 1e-6:
+            self.sampler.period_s = self.requests.period_s
+            self.plan(now)
 
-        Raises  ValueError when it must have one, and has not
-        """
-        mac = data[REQUEST_BYTES:]
-        if len(mac) == MAC_BYTES:
-            data = data[:REQUEST_BYTES]
-        if self.keys and not self.keys.verify(data, mac):
-            raise ValueError("not signed with a key of ours")
-        return data
-
-    def set_period(self, period_s, now):
-        """Take another period, from the next sample on."""
-        if abs(period_s - self.sampler.period_s) > 1e-6:
-            self.sampler.period_s = period_s
-            self.due = next_due(now, period_s, self.phase * period_s)
+    def plan(self, now):
+        """Set when the next sample is due."""
+        period_s = self.sampler.period_s
+        self.due = next_due(now, period_s, self.phase * period_s)
 
     def send(self, kind):
-        """Take a sample; return to how many destinations it was sent."""
-        message = self.sampler.take(kind)
+        """Take a sample; return to how many masters it was sent."""
+        message, sent = self.sampler.take(kind), 0
         if self.keys:
             self.keys.refresh()
             message += self.keys.sign(message)
-        now, sent = time.monotonic(), 0
-        self.answered, self.answer_due = now, float("inf")
-        for each in self.destinations:
-            taken = each.send(message, now)
-            sent += taken
-            self.sampler.send_errors += not taken
+        for master in self.masters:
+            if master.send(message):
+                sent += 1
+                result = "sent"
+            else:
+                self.sampler.send_errors += 1
+                result = master.trouble
             if self.args.debug:
-                print("sequence %d, %d bytes to %s: %s" % (
-                    self.sampler.sequence, len(message), each.name,
-                    "sent" if taken else each.trouble), flush=True)
+                write_line(sys.stdout, "sequence %d, %d bytes to %s: %s" % (
+                    self.sampler.sequence, len(message), master.name, result))
+        self.requests.join(self.masters)
+        self.requests.answer(time.monotonic())
         return sent
 
-    def look_again(self, now):
-        """Look names up and read the keys again, as SIGHUP asks."""
+    def refresh(self):
+        """Read the keys and resolve names anew, as SIGHUP asks."""
         if self.keys:
-            self.keys.refresh()
-        for each in self.destinations:
-            if each.is_name:
-                each.ask_due = min(each.ask_due, now)
-                each.look_up(now)
+            self.keys.refresh(anew=True)
+        for master in self.masters:
+            master.resolve(anew=True)
+
+    def troubles(self):
+        """Return a text for each master that nothing can be sent to."""
+        return ["%s: %s" % (master.name, master.trouble)
+                for master in self.masters if not master.sock]
+
+    def report(self):
+        """Say what does not go well, and is tried again."""
+        for trouble in self.troubles():
+            self.say(trouble + ": trying again")
+        if self.keys and self.keys.trouble:
+            self.say(self.keys.trouble + ": its last keys stay in use")
 
     def start(self):
         """Send the first message, or try for START_S.
@@ -1315,54 +1596,63 @@ class Agent:
         Raises   StartError when --once could not send
         """
         sent, once = 0, self.args.once
-        limit = self.started + (ONCE_S if once else START_S)
-        for each in self.destinations:
-            each.look_up(self.started)
-        while self.destinations and not sent and time.monotonic() < limit:
+        limit = time.monotonic() + (ONCE_S if once else START_S)
+        for master in self.masters:
+            master.resolve(anew=False)
+        while self.masters and not sent and time.monotonic() < limit:
             self.due = time.monotonic() + FIRST_S
-            if set(self.wait()) - {signal.SIGHUP}:
+            if set(self.wait()) & set(STOP):
                 return False
             sent = self.send(SAMPLE)
-        troubles = ["%s: %s" % (each.name, each.trouble)
-                    for each in self.destinations if not each.sock]
         if once and not sent:
-            raise StartError("; ".join(troubles))
-        for trouble in troubles:
-            complain(trouble + ": trying again")
+            raise StartError("; ".join(self.troubles()))
+        self.report()
         time.sleep(0 if once else SETTLE_S)
         return not once
 
-    def run(self):
-        """Send a sample a period until told to stop, then a farewell."""
-        if self.destinations:
-            period_s = self.sampler.period_s
-            self.due = next_due(time.monotonic(), period_s,
-                                self.phase * period_s)
-        while True:
-            told = self.wait()
-            if set(told) - {signal.SIGHUP}:
-                break
-            now = time.monotonic()
-            if told:
-                self.look_again(now)
-                continue
-            if now < self.due:                  # asked for
-                self.send(SAMPLE)
-                continue
-            self.send(SAMPLE)
-            if now > self.told_until:
-                self.set_period(self.args.rate, now)
-            period_s = self.sampler.period_s
-            before, self.due = self.due, next_due(
-                time.monotonic(), period_s, self.phase * period_s)
+    def turn(self):
+        """Wait for a sample or a signal; return whether to go on."""
+        told, due = self.wait(), self.due
+        if set(told) & set(STOP):
+            return False
+        if told:
+            self.refresh()
+            return True
+        self.send(SAMPLE)
+        self.report()
+        now = time.monotonic()
+        self.set_period(now)
+        if now >= due:                  # else a master asked for this one
+            self.plan(now)
             self.sampler.skipped += max(
-                round((self.due - before) / period_s) - 1, 0)
-        if self.destinations:
+                round((self.due - due) / self.sampler.period_s) - 1, 0)
+        return True
+
+    def run(self):
+        """Send a sample a period until told to stop, then a farewell.
+
+        Whatever call fails that nobody thought of: the next turn comes.
+        """
+        if self.masters:
+            self.plan(time.monotonic())
+        on = True
+        while on:
+            try:
+                on = self.turn()
+            except OSError as error:
+                self.say(explain(error))
+                time.sleep(FIRST_S)
+        if self.masters:
             self.send(FAREWELL)
 
 
 # ---- command line ------------------------------------------------------
 
+PERIODS_S = 0.01, 3600.0        # the shortest and the longest
+DEFAULTS = dict(operands=[], rate=PERIOD_S, port=None, address="0.0.0.0",
+                interface="", foreground=False, debug=False, once=False,
+                proc="/proc", pid_file=None, key_file=None, procstatd=0,
+                allow=None)
 
 def number_in(low, high, kind=float):
     """Return argparse's check of a number between two others."""
@@ -1377,19 +1667,20 @@ def number_in(low, high, kind=float):
     return number
 
 
-def network(text):
-    """Return argparse's reading of a network."""
-    from argparse import ArgumentTypeError
-    try:
-        return parse_network(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error))
+def address(text):
+    """Return text that is an IPv4 address.
+
+    Raises  ValueError
+    """
+    if not is_address(text):
+        raise ValueError("not an address")
+    return text
 
 
 def node_number(text):
     """Return a node number.
 
-    Raises  ValueError when text is none
+    Raises  ValueError when text is not one
     """
     node = int(text)
     if not UNNUMBERED <= node < 2**31:
@@ -1398,29 +1689,33 @@ def node_number(text):
 
 
 def parse_operands(args, operands, environment):
-    """Set the node number and the destinations of args.
+    """Set the node number and the masters of args.
 
     Raises  ValueError, which says what is wrong
     """
-    args.node = UNNUMBERED
+    args.node, args.masters = UNNUMBERED, []
     if operands and operands[0].lstrip("-").isdigit():
         args.node = node_number(operands.pop(0))
-    elif args.procstatd and not operands and not environment.get("NODE"):
-        args.destinations = []          # procstatd alone
-        return
     elif environment.get("NODE"):
         try:
             args.node = node_number(environment["NODE"])
         except ValueError:
-            raise ValueError("$NODE is no node number: %r"
+            raise ValueError("$NODE is not a node number: %r"
                              % environment["NODE"])
-    args.destinations = [parse_destination(operand, args.port)
-                         for operand in operands or [
-                             GROUP if args.interface else "master"]]
+    elif args.procstatd and not operands:
+        return                          # procstatd alone
+    args.masters = [parse_destination(operand, args.port)
+                    for operand in operands or [
+                        GROUP if args.interface else "master"]]
+
+
+def is_option(word):
+    """Return whether a word is an option, rather than a node's number."""
+    return word.startswith("-") and not word[1:].isdigit()
 
 
 def make_parser():
-    """Return the parser of the options; its help is the text above."""
+    """Return the parser of the options; its help is the text on top."""
     import argparse
     parser = argparse.ArgumentParser(
         prog="sendstats",
@@ -1432,7 +1727,7 @@ def make_parser():
     option("operands", nargs="*")
     option("-r", "--rate", type=number_in(*PERIODS_S))
     option("-p", "--port", type=number_in(1, 65535, int))
-    option("-a", "--address")
+    option("-a", "--address", type=address)
     option("-i", "--interface")
     option("-f", "--foreground", action="store_true")
     option("-d", "--debug", action="store_true")
@@ -1448,15 +1743,11 @@ def make_parser():
     return parser
 
 
-def is_option(word):
-    """Return whether a word is an option, rather than a node's number."""
-    return word.startswith("-") and not word[1:].isdigit()
-
-
 def parse_args(argv, environment):
     """Return the options; argparse exits 2 on a usage error.
 
-    Without an option it is not loaded: it costs 5 ms and 1 MB.
+    Where there is no option, as in start scripts, it is not loaded: the
+    agent has 1 of 13 MB less for as long as it runs.
     """
     args, more = types.SimpleNamespace(**DEFAULTS), argv
     if any(map(is_option, argv)):
@@ -1471,54 +1762,31 @@ def parse_args(argv, environment):
     return args
 
 
-def check_start(args):
-    """Find what would keep the agent from sending.
-
-    Raises  StartError
-    """
-    try:
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).bind(
-            (args.address, 0))
-    except OSError as error:
-        raise StartError("-a %s: %s: name an address of this node"
-                         % (args.address, error.strerror or error))
-    if not os.path.isdir(args.proc):
-        raise StartError("--proc %s: no such folder" % args.proc)
-
-
 def complain(text):
     """Write a line to standard error."""
-    print("sendstats: %s" % text, file=sys.stderr)
-
-
-def explain(error):
-    """Return what an error at the start says, and of which file."""
-    if isinstance(error, OSError) and error.filename:
-        return "%s: %s" % (error.filename, error.strerror)
-    return str(error)
+    write_line(sys.stderr, "sendstats: " + text)
 
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start."""
     args = parse_args(sys.argv[1:] if argv is None else argv, os.environ)
+    pid_file, release = PidFile(args.pid_file), ignore
     try:
-        check_start(args)
-        pid_file = PidFile(args.pid_file)
-        try:
-            release = str
-            if not (args.debug or args.foreground or args.once):
-                release = daemonize(START_S)
-            lower_oom_score()
-            agent = Agent(args)
-            if agent.start():
-                pid_file.write()
-                release()
-                agent.run()
-        finally:
-            pid_file.remove()
+        if not os.path.isdir(args.proc):
+            raise StartError("--proc %s: no such folder" % args.proc)
+        if not (args.debug or args.foreground or args.once):
+            release = daemonize(START_S + LATE_S)
+        pid_file.hold()
+        lower_oom_score()
+        agent = Agent(args)
+        if agent.start():
+            release()
+            agent.run()
     except (StartError, OSError) as error:
         complain(explain(error))
         return 1
+    finally:
+        pid_file.remove()
     return 0
 
 
