@@ -286,6 +286,7 @@ def sort_nodes(nodes, key, reverse):
 
 
 NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
+FEW_NODES = 1000                # read one by one; beyond, all there are
 
 
 def name_error(number, error):
@@ -316,12 +317,25 @@ def read_named(cluster, operands):
     """
     nodes, errors, text = [], {}, ",".join(operands)
     everyone = [] if NUMBERS_ONLY.fullmatch(text) else list(cluster)
-    for number in libbeostat.parse_nodes(text, everyone):
+    numbers = libbeostat.parse_nodes(text, everyone)
+    if len(numbers) > FEW_NODES:
+        return read_many(cluster, numbers)
+    for number in numbers:
         try:
             nodes.append(cluster.node(number))
         except libbeostat.BeostatError as error:
             errors[number] = name_error(number, error)
     return nodes, fold_errors(errors)
+
+
+def read_many(cluster, numbers):
+    """Return the same, of so many numbers that all nodes are read."""
+    nodes = {node.number: node for node in cluster}
+    never, errors = set(cluster.never()), cluster.refused
+    return [nodes[number] for number in numbers if number in nodes], (
+        fold_errors({number: name_error(number, errors.get(
+            number, "never heard" if number in never else "not in the table"))
+                     for number in numbers if number not in nodes}))
 
 
 def filter_nodes(nodes, text):
@@ -364,6 +378,8 @@ BAR_CELLS, NAME_CELLS = 10, 10
 BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
 BLOCKS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
 PLAIN_BLOCKS = " #"
+DROPPED = [name for name, _, _, meaning in libbeostat.COUNTERS
+           if meaning.endswith("; dropped")] + ["kernel_drops"]
 
 
 def format_bar(value, blocks):
@@ -396,6 +412,18 @@ def format_clipped(clipped):
         number for number, flags in clipped if flags & flag))
             for flag, what in CLIPPED if any(
                 flags & flag for _, flags in clipped)]
+
+
+def format_dropped(recent):
+    """Return the line that says which datagrams were dropped, if any were.
+
+    recent  {counter: what was added to it in the last minute}
+    """
+    counts = ["%s %d" % (name, recent[name]) for name in DROPPED
+              if recent[name]]
+    return ["%d datagrams dropped in the last minute: %s (--daemon tells more)"
+            % (sum(recent[name] for name in DROPPED), ", ".join(counts))
+            ] if counts else []
 
 
 def choose_columns(args):
@@ -486,7 +514,8 @@ def format_table(picture, args):
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
             + [(line, "") for line in format_lists(picture)
-               + format_clipped(clipped)])
+               + format_clipped(clipped)
+               + format_dropped(picture.status.recent)])
 
 
 # ---- view: folded ------------------------------------------------------
