@@ -286,6 +286,7 @@ def sort_nodes(nodes, key, reverse):
 
 
 NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
+FEW_NODES = 1000                # read one by one; beyond, all there are
 
 
 def name_error(number, error):
@@ -316,12 +317,25 @@ def read_named(cluster, operands):
     """
     nodes, errors, text = [], {}, ",".join(operands)
     everyone = [] if NUMBERS_ONLY.fullmatch(text) else list(cluster)
-    for number in libbeostat.parse_nodes(text, everyone):
+    numbers = libbeostat.parse_nodes(text, everyone)
+    if len(numbers) > FEW_NODES:
+        return read_many(cluster, numbers)
+    for number in numbers:
         try:
             nodes.append(cluster.node(number))
         except libbeostat.BeostatError as error:
             errors[number] = name_error(number, error)
     return nodes, fold_errors(errors)
+
+
+def read_many(cluster, numbers):
+    """Return the same, of so many numbers that all nodes are read."""
+    nodes = {node.number: node for node in cluster}
+    never, errors = set(cluster.never()), cluster.refused
+    return [nodes[number] for number in numbers if number in nodes], (
+        fold_errors({number: name_error(number, errors.get(
+            number, "never heard" if number in never else "not in the table"))
+                     for number in numbers if number not in nodes}))
 
 
 def filter_nodes(nodes, text):
@@ -336,7 +350,7 @@ def filter_nodes(nodes, text):
 def read_picture(cluster, args):
     """Return the Picture of the nodes selected, as its view wants it."""
     missing, never, refused = [], [], {}
-    if args.nodes and args.view.format is not format_daemon:
+    if args.nodes:
         nodes, missing = read_named(cluster, args.nodes)
     else:
         nodes = list(cluster)
@@ -364,6 +378,8 @@ BAR_CELLS, NAME_CELLS = 10, 10
 BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
 BLOCKS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
 PLAIN_BLOCKS = " #"
+DROPPED = [name for name, _, _, meaning in libbeostat.COUNTERS
+           if meaning.endswith("; dropped")] + ["kernel_drops"]
 
 
 def format_bar(value, blocks):
@@ -396,6 +412,18 @@ def format_clipped(clipped):
         number for number, flags in clipped if flags & flag))
             for flag, what in CLIPPED if any(
                 flags & flag for _, flags in clipped)]
+
+
+def format_dropped(recent):
+    """Return the line that says which datagrams were dropped, if any were.
+
+    recent  {counter: what was added to it in the last minute}
+    """
+    counts = ["%s %d" % (name, recent[name]) for name in DROPPED
+              if recent[name]]
+    return ["%d datagrams dropped in the last minute: %s (--daemon tells more)"
+            % (sum(recent[name] for name in DROPPED), ", ".join(counts))
+            ] if counts else []
 
 
 def choose_columns(args):
@@ -486,7 +514,8 @@ def format_table(picture, args):
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
             + [(line, "") for line in format_lists(picture)
-               + format_clipped(clipped)])
+               + format_clipped(clipped)
+               + format_dropped(picture.status.recent)])
 
 
 # ---- view: folded ------------------------------------------------------
@@ -676,9 +705,9 @@ def text_net_dev(node):
 def text_stat(node):
     """Return the lines of /proc/stat; a CPU has four columns of ticks."""
     sums = ["%d" % ticks for ticks in node.cpu[:10] if ticks is not None]
-    return ([" ".join(["cpu "] + sums)][:len(sums)]
-            + ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
-            + text_of(KERNEL)(node))
+    lines = ["cpu  " + " ".join(sums)] if sums else []
+    lines += ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
+    return lines + text_of(KERNEL)(node)
 
 
 def text_cpu_percent(node):
@@ -804,8 +833,9 @@ def measure_jobs(first, second, hz):
 
 def format_jobs(picture, args):
     """Return a line for each process of the nodes."""
-    jobs = sorted(picture.jobs, reverse=not args.reverse,
-                  key=lambda pair: pair[1].rss_kb if args.sort == "rss"
+    key = args.sort or "cpu"
+    jobs = sorted(picture.jobs, reverse=key.startswith("-") == args.reverse,
+                  key=lambda pair: pair[1].rss_kb if key.endswith("rss")
                   else pair[1].cpu)
     lines = [(JOB_ROW % (
         number, job.pid, safe(job.user)[:8], safe(job.state), job.threads,
@@ -857,7 +887,7 @@ def fetch_jobs(node):
             sock.connect((node.address, node.agent.procstatd_port))
             for pause_s in 0, JOBS_S:
                 time.sleep(pause_s)
-                sock.sendall(b"jobs\n")
+                sock.sendall(b"jobs\n", socket.MSG_NOSIGNAL)
                 jobs = parse_jobs(receive_answer(sock, limit))
                 answers.append((time.monotonic(), jobs))
     except socket.timeout:
@@ -1254,7 +1284,8 @@ SCROLL = {b"\033[A": "back", b"k": "back", b"\033[B": "on", b"j": "on",
           b" ": "page on", b"\033[H": "top", b"g": "top", b"\033[F": "end",
           b"G": "end"}
 KEY = re.compile(rb"\033\[[0-9;]*.|.", re.S)
-ENTER_KEYS, ERASE_KEYS, ESCAPE_KEY = (b"\r", b"\n"), (b"\x7f", b"\b"), b"\033"
+ENTER_KEYS, ERASE_KEYS = (b"\r", b"\n"), (b"\x7f", b"\b")
+ESCAPE_KEY, STOP_KEY = b"\033", b"\x1a"
 ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
 LEAVE = b"\033[?7h\033[?25h\033[?1049l"
 HELP = """\
@@ -1348,14 +1379,17 @@ class Screen:
         signal.set_wakeup_fd(-1)
         self.give_back()
 
-    def take(self, *_):
-        """Take the terminal; ^Z gives it back meanwhile."""
+    def take(self):
+        """Take the terminal; ^Z is a key, lest it stop us before we have
+        given it back."""
         import termios
         import tty
         self.before = termios.tcgetattr(self.input)
         tty.setcbreak(self.input)
+        modes = termios.tcgetattr(self.input)
+        modes[-1][termios.VSUSP] = b"\0"
+        termios.tcsetattr(self.input, termios.TCSANOW, modes)
         write(ENTER)
-        signal.signal(signal.SIGTSTP, self.stop)
 
     def give_back(self):
         """Leave the terminal as it was."""
@@ -1363,11 +1397,10 @@ class Screen:
         write(LEAVE)
         termios.tcsetattr(self.input, termios.TCSADRAIN, self.before)
 
-    def stop(self, *_):
-        """Stop until the shell continues us."""
+    def stop(self):
+        """Stop, as ^Z stops all of a shell's job, until it goes on."""
         self.give_back()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
+        os.kill(0, signal.SIGTSTP)
         self.take()
 
     def read_keys(self, wait_s):
@@ -1393,7 +1426,9 @@ class Screen:
         if key == b"/":
             self.prompt = ""
         elif key == b"?":
-            self.help = not self.help
+            self.help, self.first = not self.help, 0
+        elif key == STOP_KEY:
+            self.stop()
         elif key == b"s":
             keys = args.view.sort_keys
             last = keys.index(args.sort.lstrip("-")) if args.sort else -1
@@ -1448,7 +1483,8 @@ def watch(cluster, args):
         picture = read_picture(cluster, args)
         write(format_lines(args.view.format(picture, args), args))
         if args.view not in DOCUMENTS:
-            write(b"\n")
+            write(b"\n" if picture.status.running
+                  else b"recvstats is gone\n\n")
         time.sleep(args.watch)
 
 
@@ -1507,13 +1543,14 @@ WINDOW = 80, 24                 # columns and lines, where none are told
 
 # Documents are for programs: no colours, no screen.
 JSON = View(("--json",), format_json, read_sorted, SORT_KEYS)
+DAEMON = View(("--daemon",), format_daemon, read_sorted, SORT_KEYS)
 DOCUMENTS = (
     JSON,
     View(("--prometheus",), format_prometheus, read_sorted, SORT_KEYS),
     View(("--ganglia",), format_ganglia, read_sorted, SORT_KEYS))
 VIEWS = DOCUMENTS + (
     View(("--dots",), format_dots, read_sorted, SORT_KEYS),
-    View(("--daemon",), format_daemon, read_sorted, SORT_KEYS),
+    DAEMON,
     View(("-J", "--jobs"), format_jobs, read_jobs, JOB_KEYS))
 # Those that other options choose.
 TABLE = View((), format_table, read_sorted, SORT_KEYS)
@@ -1576,8 +1613,8 @@ def parse_args(argv, program="beostat"):
         parser.set_defaults(watch="")
         words = [word for word in words if word != "-c"]
     args = parser.parse_args(words)
-    args.view = choose_view(args, parser.error)
     args.watch, args.nodes = choose_watch(args, parser.error)
+    args.view = choose_view(args, parser.error)
     if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
         parser.error("--sort %s: choose from %s" % (
             args.sort, " ".join(args.view.sort_keys)))
@@ -1595,11 +1632,15 @@ def choose_view(args, refuse):
     if args.all:
         args.texts = [(title, text) for _, _, title, text, shown in TEXTS
                       if shown or (title, text) in args.texts]
-    views = {*args.views, *[CHOSEN_TEXTS for _ in args.texts]}
+    views = set(args.views)
+    if args.texts:
+        views.add(CHOSEN_TEXTS)
     if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
-    for view in views:
-        return view
+    if DAEMON in views and args.nodes:
+        refuse("--daemon is about recvstats: no NODES")
+    if views:
+        return views.pop()
     return FOLDED if args.names or args.brief and args.states else TABLE
 
 

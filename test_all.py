@@ -9,6 +9,7 @@ table in a temporary folder, and ends what it started.
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -3273,7 +3274,7 @@ def test_gmetad_lists_the_nodes(seven, running):
 
 @pytest.mark.parametrize("words", [
     "--sort zip", "--top 0", "--top x", "-w 0.01", "--json -c",
-    "5-3", "0-99999999999", "n[1", "--sort"])
+    "5-3", "0-99999999999", "n[1", "--sort", "--daemon 0"])
 def test_wrong_words_are_a_usage_error(seven, words):
     shown = tool("beostat.py", "--table", seven.table.path, *words.split())
     assert shown.returncode == 2 and "Traceback" not in shown.stderr
@@ -3522,15 +3523,17 @@ HOSTNAMES = {-1: "head", 0: "login", 1: "node002", 2: "node001", 3: "n0",
 
 
 @pytest.fixture
-def named(receiver):
+def named(tmp_path):
     """Nodes whose host names say something else than their numbers."""
+    receiver = new_receiver(tmp_path, "-N", "11")
     for number, host in HOSTNAMES.items():
         feed(receiver, message(
             number, body=body_with(hostname=host.encode()), period_s=60.0,
             kind=sendstats.FAREWELL if number in (5, 6) else
             sendstats.SAMPLE), "10.0.0.%d" % (number + 2))
     receiver.tick(time.monotonic())
-    return receiver
+    yield receiver
+    close(receiver)
 
 
 WORDS = (
@@ -3544,8 +3547,10 @@ WORDS = (
     (".-1", [-1], ""), ("-1,0", [-1, 0], ""), ("-1", [-1], ""),
     ("head,up,1", [-1, 0, 1, 2, 3, 4, 7, 8], ""),
     ("0-70000", [0, 1, 2, 3, 4, 5, 6, 7, 8],
-     "beostat: nodes n[9-63]: never heard\n"
-     "beostat: nodes n[64-70000]: not in the table\n"),
+     "beostat: nodes n[9-10]: never heard\n"
+     "beostat: nodes n[11-70000]: not in the table\n"),
+    ("8-12", [8], "beostat: nodes n[9-10]: never heard\n"
+     "beostat: nodes n[11-12]: not in the table\n"),
     ("0,77", [0], "beostat: node 77: not in the table\n"),
     ("compute-009", [], "beostat: 'compute-009' is no node number and no "
      "node's name\n"),
@@ -3563,9 +3568,9 @@ def test_words_for_nodes(named, words, rows, error):
 
 
 FOLDED = (
-    ("-b --up", "master,n[0-4,7-8]"), ("-b --down", "n[5-6]"),
+    ("-b --up", "master,n[0-4,7-8]"), ("-b --down", "n[5-6,9-10]"),
     ("--names --up", "head,login,node[001-002],n[0,7],compute-007,down"),
-    ("--names --down", "compute-008,gpu1-ib"),
+    ("--names --down", "compute-008,gpu1-ib,n[9-10]"),
     ("--names", "head,login,node[001-002],n[0,7],compute-[007-008],gpu1-ib,"
      "down"), ("-b --up 5", ""),
 )
@@ -3608,6 +3613,17 @@ def test_views_exclude_each_other(words):
     assert shown.stderr.endswith("error: one view at a time\n")
 
 
+def test_dropped_datagrams_are_said(running):
+    running.recvstats("--iprange", "10.9.9.9")
+    running.send(message(0), *[message(-2, number) for number in range(3)],
+                 b"x" * 99)
+    running.wait_up(0)
+    wait_for(lambda: "\n4 datagrams dropped in the last minute: magic_wrong 1"
+             ", unnumbered 3 (--daemon tells more)\n"
+             in running.beostat().stdout)
+    assert "dropped" not in running.beostat("-b").stdout
+
+
 def stop(master):
     """End a recvstats as an administrator does."""
     master.terminate()
@@ -3624,6 +3640,9 @@ def test_document_is_complete_when_recvstats_is_gone(running):
         assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout
         assert running.beostat(view, "99").returncode == 1
     assert running.beostat("--dots").returncode == 3
+    watcher = running.start("beostat.py", "--table", running.table, "-w")
+    assert "recvstats is gone\n" in itertools.islice(
+        iter(watcher.stdout.readline, ""), 5)
 
 
 def lines_of(process):
@@ -3755,8 +3774,6 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
 
 
 def test_watch_helps_sorts_and_filters(named):
-    named.table.expected = 11
-    named.tick(time.monotonic())
     screen = watch(named)
 
     def first_rows():
@@ -4799,6 +4816,7 @@ ANSWERS = (
     (b"65537\n" + b"1 1 0 S 1 1 1 1 x\n" * 65537 + b"\n", NO_LIST),
     (b"1\n11 1 0 S\n\n", NO_LIST),
     (b"\n\n", NO_LIST),
+    ("rude", "Broken pipe"),
 )
 
 
@@ -4808,8 +4826,12 @@ def answer_for_ever(listener, answer):
         while True:
             client, _ = listener.accept()
             with client, contextlib.suppress(OSError):
-                while client.recv(64):
+                while answer != "rude" and client.recv(64):
                     client.sendall(answer)
+                if answer == "rude":    # leaves the line unread
+                    client.sendall(JOB % b"sleep")
+                    client.shutdown(socket.SHUT_WR)
+                    select.select([client], [], [])
 
 
 def test_jobs_of_nodes_that_lie(running, receiver):
