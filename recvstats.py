@@ -1305,36 +1305,37 @@ class PidFile:
 
         Raises  StartError
         """
+        fd = -1
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
                              | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
-                    self.fd = fd
+                    self.write(fd)
                 else:
                     os.close(fd)        # its process has just ended
-            if self.path:
-                self.write()
         except BlockingIOError:
+            text = os.pread(fd, READ_BYTES, 0)
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, os.pread(fd, 16, 0).decode(
-                    "ascii", "replace").strip() or "unknown"))
+                self.path, text.decode("ascii", "replace").strip()
+                or "unknown"))
         except OSError as error:
             raise StartError("%s: %s" % (self.path, error.strerror))
 
-    def write(self):
-        """Write this process's number.
+    def write(self, fd):
+        """Write this process's number; the file is ours from now on.
 
         Raises  StartError when the file is not a pid file, OSError
         """
-        text = os.pread(self.fd, READ_BYTES, 0)
-        if text.strip() and not text.strip().isdigit():
+        text = os.pread(fd, READ_BYTES, 0).strip()
+        if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
-        os.fchmod(self.fd, 0o600)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
+        self.fd = fd
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
 
     def remove(self):
         """Remove the file, if it still is this one."""
