@@ -10,15 +10,16 @@ login master all up down; default all that were heard.  Other views:
   -C, --cpu-percent -R, --net-rate    CPU use, 0 to 1; network bytes a second
   -J, --jobs                processes, as each node's procstatd tells
   --dots --daemon           a cell per node; recvstats' own state
-  --json --prometheus --ganglia [--cluster NAME]    for other programs
+  --json --prometheus [--per-cpu] --ganglia [--cluster NAME]    for programs
+  --html --serve [ADDRESS:]PORT --http    a page; it and metrics to browsers
+                            and Prometheus; HTTP's header before a document
   --events                  from now on a line for what becomes of nodes
   -b, --brief --names       no headings; the folded list, of host names
   -w, --watch [SECONDS]     show it again and again; default every 2 seconds
   --up --down --top N       nodes that are up, or are not; the first N
   --sort KEY --reverse      by a column, -KEY turned round: node state age
          cpus cpu load running tasks mem swap disk in out name; jobs: cpu rss
-  --table PATH              default $BEOSTAT_TABLE, else /dev/shm/beostat
-  -h, --help, -v, --version
+  --table PATH -h --help -v --version    default /dev/shm/beostat
 Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
 examples:
   beostat.py -w --sort load               the most loaded first, live
@@ -1040,8 +1041,7 @@ def format_json(picture, args):
 
 # ---- view: prometheus --------------------------------------------------
 # node_exporter's names and labels where it has them; ours are beostat_...
-# Values go into a template as they were sent: records would take twice the
-# time.
+# Values go into a template as they were sent: records take twice the time.
 
 TEXTS_KEPT = 1000               # that many nodes have in common
 MODES = [field[:-len("_ticks")] for field in libbeostat.CPU[0][0].split()]
@@ -1049,7 +1049,7 @@ MODES = [field[:-len("_ticks")] for field in libbeostat.CPU[0][0].split()]
 ROOT = ',device="root",fstype="unknown",mountpoint="/"'
 
 # A metric: name (a counter's ends in _total), help, labels behind a node's.
-UP = ("beostat_node_up", "1 while the node's samples arrive.", ""),
+IS_UP = ("beostat_node_up", "1 while the node's samples arrive.", ""),
 STATE = ("beostat_node_state", "1 of the state that the node is in.", ""),
 HEARD = (
     ("beostat_node_age_seconds", "Time since the last sample arrived.", ""),
@@ -1254,7 +1254,7 @@ def format_states(picture, labels):
     for state, numbers in (("never", picture.never),
                            ("refused", picture.refused)):
         states += [(labels[number], state) for number in numbers]
-    return format_metrics(UP, [
+    return format_metrics(IS_UP, [
         (label, (int(state == "up"),)) for label, state in states
         ]) + format_metrics(STATE, [
             ('%s,state="%s"' % pair, (1,)) for pair in states])
@@ -1481,8 +1481,8 @@ def format_heading(place, key, args):
     turned = "" if args.sort != key else "-"
     order = ""
     if (args.sort or "").lstrip("-") == key:
-        order = ' aria-sort="%scending"' % (
-            "de" if COLUMNS[place][4] != args.sort.startswith("-") else "as")
+        falls = COLUMNS[place][4] != args.sort.startswith("-")
+        order = ' aria-sort="%s"' % ("descending" if falls else "ascending")
     return '<th scope="col" class="%s"%s>%s' % (key, order, format_link(
         COLUMNS[place][1], args, {"sort": turned + key}))
 
@@ -1857,7 +1857,7 @@ def watch_events(cluster, args):
 
 
 # ---- serve -------------------------------------------------------------
-# A page to browsers, metrics to Prometheus: a process for each request.
+# Documents to browsers and Prometheus: a process for each request.
 
 CHILDREN, CHILD_S = 40, 10      # at once; each is ended then
 CHILD_BYTES = 1 << 30, 1 << 30  # in which a list of nodes has to fit, too
@@ -1883,10 +1883,19 @@ def parse_address(text):
     return found.group(1) or "127.0.0.1", int(found.group(2))
 
 
+def check_serve(args, parser):
+    """Refuse options that the requests, not the server, have."""
+    if [name for name, value in vars(args).items()
+            if value and value != parser.get_default(name)
+            and name not in ("serve", "per_cpu", "cluster", "table")]:
+        parser.error("--serve goes with --per-cpu, --cluster and --table "
+                     "alone")
+
+
 def parse_query(path, query):
     """Return the words of a command line that a request stands for.
 
-    Raises  KeyError when there is no such path, ValueError
+    Raises  ValueError
     """
     from urllib.parse import parse_qsl
     words, nodes = [PATHS[path]], ["--"]
@@ -1919,6 +1928,7 @@ def reply(target, args):
 
     target  path and query, args: of the server
     """
+    gc.disable()                        # there will be no garbage in time
     path, _, query = target.partition("?")
     if path not in PATHS:
         return 404, PLAIN, ("no such page: %s\n" % " ".join(PATHS)).encode()
@@ -1963,15 +1973,15 @@ def format_headers(kind, size):
              + format_source(SHEET))]
 
 
-def format_reply(kind, data):
+def format_reply(data, args):
     """Return a document as a whole reply."""
-    lines = ["HTTP/1.0 200 OK"] + ["%s: %s" % pair for pair in
-                                   format_headers(kind, len(data))]
-    return "\r\n".join(lines + ["", ""]).encode() + data
+    headers = format_headers(DOCUMENTS[args.view], len(data))
+    return "\r\n".join(["HTTP/1.0 200 OK"] + [
+        "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
 
 
 def read_request():
-    """Read a request's header, where an inetd has started us.
+    """Read a request up to its empty line, where an inetd has started us.
 
     Unread, it would make the kernel drop the end of what we reply.
     """
@@ -1979,8 +1989,10 @@ def read_request():
     if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
         signal.alarm(CHILD_S)
         while not REQUEST_END.search(data) and len(data) < REQUEST_BYTES:
-            more = os.read(0, REQUEST_BYTES)
-            data += more or b"\n\n"
+            try:
+                data += os.read(0, REQUEST_BYTES) or b"\n\n"
+            except OSError:             # it has hung up
+                return
 
 
 def make_handler(args):
@@ -2146,15 +2158,6 @@ def parse_args(argv, program="beostat", error=None):
     return args
 
 
-def check_serve(args, parser):
-    """Refuse options that the requests, not the server, have."""
-    if [name for name, value in vars(args).items()
-            if value and value != parser.get_default(name)
-            and name not in ("serve", "per_cpu", "cluster", "table")]:
-        parser.error("--serve goes with --per-cpu, --cluster and --table "
-                     "alone")
-
-
 def choose_view(args, refuse):
     """Return the View; with --all, its texts are completed.
 
@@ -2167,10 +2170,11 @@ def choose_view(args, refuse):
     args.dots = DOTS in views
     if views == {HTML, DOTS}:
         views = {HTML}
-    if args.http and (views.isdisjoint(DOCUMENTS) or args.watch is not None):
-        refuse("--http goes before a document")
     if args.per_cpu and not (args.serve or PROMETHEUS in views):
         refuse("--per-cpu goes with --prometheus, or --serve")
+    if args.http and (views.isdisjoint(DOCUMENTS) or args.events
+                      or args.watch is not None):
+        refuse("--http goes before one document")
     if args.texts:
         views.add(CHOSEN_TEXTS)
     if len(views) > 1 or args.events and not views <= {JSON}:
@@ -2265,7 +2269,7 @@ def run(args):
         data = format_lines(args.view.format(picture, args), args)
         if args.http:
             read_request()
-            data = format_reply(DOCUMENTS[args.view], data)
+            data = format_reply(data, args)
         write(data)
         return picture
 
