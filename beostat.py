@@ -1054,14 +1054,11 @@ STATE = ("beostat_node_state", "1 of the state that the node is in.", ""),
 HEARD = (
     ("beostat_node_age_seconds", "Time since the last sample arrived.", ""),
     ("beostat_node_received_messages_total", "Messages received.", ""),
-    ("beostat_node_lost_messages_total", "Messages sent that never came.",
-     ""),
-    ("beostat_node_agent_restarts_total", "Starts of the agent but the "
-     "first.", ""))
+    ("beostat_node_lost_messages_total", "Messages that never came.", ""),
+    ("beostat_node_agent_restarts_total", "Starts but the first.", ""))
 INFO = ("beostat_node_info", "What the node is, and where.", ""),
 UNAME = ("node_uname_info", "What uname(2) tells.", ',sysname="Linux"'),
-CLIPPED_LISTS = ("beostat_node_clipped", "1 of a list that did not all fit "
-                 "in the message.", ""),
+CLIPPED_LISTS = ("beostat_node_clipped", "1 of a list cut short.", ""),
 # and the field that it is, in the order of the message
 MEASURED = (
     ("node_boot_time_seconds", "Boot time, since the epoch.", "",
@@ -1089,8 +1086,7 @@ DERIVED = (
     ("node_filesystem_size_bytes", "Size of /.", ROOT),
     ("node_filesystem_free_bytes", "Free in /.", ROOT),
     ("node_filesystem_avail_bytes", "Free in / to users.", ROOT),
-    ("beostat_node_agent_cost_seconds", "CPU time of the agent per sample.",
-     ""),
+    ("beostat_node_agent_cost_seconds", "CPU time of a sample.", ""),
     ("beostat_node_cpus", "CPUs on line.", ""),
     ("node_time_seconds", "Time of the sample by the node's clock.", ""))
 CPU_TIMES = [("node_cpu_seconds_total", "CPU time since boot.",
@@ -1883,8 +1879,17 @@ def parse_address(text):
     return found.group(1) or "127.0.0.1", int(found.group(2))
 
 
+def check_documents(args, views, refuse):
+    """Refuse what changes nothing."""
+    if args.per_cpu and not (args.serve or PROMETHEUS in views):
+        refuse("--per-cpu goes with --prometheus, or --serve")
+    if args.http and (views.isdisjoint(DOCUMENTS) or args.events
+                      or args.watch is not None):
+        refuse("--http goes before one document")
+
+
 def check_serve(args, parser):
-    """Refuse options that the requests, not the server, have."""
+    """Refuse options that a request has, not the server."""
     if [name for name, value in vars(args).items()
             if value and value != parser.get_default(name)
             and name not in ("serve", "per_cpu", "cluster", "table")]:
@@ -1973,26 +1978,20 @@ def format_headers(kind, size):
              + format_source(SHEET))]
 
 
-def format_reply(data, args):
-    """Return a document as a whole reply."""
+def make_reply(data, args):
+    """Return a document as a whole reply to the request on a socket, if an
+    inetd has started us: unread, it would make the kernel drop our end."""
+    request = b""
+    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
+        signal.alarm(CHILD_S)
+        while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
+            try:
+                request += os.read(0, REQUEST_BYTES) or b"\n\n"
+            except OSError:             # it has hung up
+                break
     headers = format_headers(DOCUMENTS[args.view], len(data))
     return "\r\n".join(["HTTP/1.0 200 OK"] + [
         "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
-
-
-def read_request():
-    """Read a request up to its empty line, where an inetd has started us.
-
-    Unread, it would make the kernel drop the end of what we reply.
-    """
-    data = b""
-    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
-        signal.alarm(CHILD_S)
-        while not REQUEST_END.search(data) and len(data) < REQUEST_BYTES:
-            try:
-                data += os.read(0, REQUEST_BYTES) or b"\n\n"
-            except OSError:             # it has hung up
-                return
 
 
 def make_handler(args):
@@ -2011,9 +2010,9 @@ def make_handler(args):
             resource.setrlimit(resource.RLIMIT_DATA, CHILD_BYTES)
             super().setup()
 
-        def answer(self, status, kind, body):
+        def answer(self, status, kind, body, *more):
             self.send_response(status)
-            for pair in format_headers(kind, len(body)):
+            for pair in [*format_headers(kind, len(body)), *more]:
                 self.send_header(*pair)
             self.end_headers()
             if self.command != "HEAD":
@@ -2026,7 +2025,7 @@ def make_handler(args):
                 self.answer(400, PLAIN, WRONG_HOST)
 
         def do_POST(self):
-            self.answer(405, PLAIN, b"GET or HEAD\n")
+            self.answer(405, PLAIN, b"GET or HEAD\n", ("Allow", "GET, HEAD"))
 
         def log_message(self, *_):
             pass
@@ -2137,7 +2136,7 @@ def parse_args(argv, program="beostat", error=None):
     """Return the options, completed; argparse exits 2 on a usage error.
 
     program  called as beostatus, it watches, and -c says so as well
-    error    what to call with a usage error, instead
+    error    what to do with a usage error instead
     """
     words, parser = split_words(argv), make_parser()
     parser.error = error or parser.error
@@ -2170,11 +2169,7 @@ def choose_view(args, refuse):
     args.dots = DOTS in views
     if views == {HTML, DOTS}:
         views = {HTML}
-    if args.per_cpu and not (args.serve or PROMETHEUS in views):
-        refuse("--per-cpu goes with --prometheus, or --serve")
-    if args.http and (views.isdisjoint(DOCUMENTS) or args.events
-                      or args.watch is not None):
-        refuse("--http goes before one document")
+    check_documents(args, views, refuse)
     if args.texts:
         views.add(CHOSEN_TEXTS)
     if len(views) > 1 or args.events and not views <= {JSON}:
@@ -2267,10 +2262,7 @@ def run(args):
         gc.disable()                    # there will be no garbage in time
         picture = read_picture(cluster, args)
         data = format_lines(args.view.format(picture, args), args)
-        if args.http:
-            read_request()
-            data = format_reply(data, args)
-        write(data)
+        write(make_reply(data, args) if args.http else data)
         return picture
 
 

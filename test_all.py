@@ -2952,10 +2952,10 @@ beostat_node_age_seconds{instance="n2",node="2"} 0.5
 # HELP beostat_node_received_messages_total Messages received.
 # TYPE beostat_node_received_messages_total counter
 beostat_node_received_messages_total{instance="n2",node="2"} 1
-# HELP beostat_node_lost_messages_total Messages sent that never came.
+# HELP beostat_node_lost_messages_total Messages that never came.
 # TYPE beostat_node_lost_messages_total counter
 beostat_node_lost_messages_total{instance="n2",node="2"} 0
-# HELP beostat_node_agent_restarts_total Starts of the agent but the first.
+# HELP beostat_node_agent_restarts_total Starts but the first.
 # TYPE beostat_node_agent_restarts_total counter
 beostat_node_agent_restarts_total{instance="n2",node="2"} 0
 # HELP beostat_node_info What the node is, and where.
@@ -3027,7 +3027,7 @@ node_filesystem_free_bytes{instance="n2",node="2",device="root",fstype="unknown"
 # HELP node_filesystem_avail_bytes Free in / to users.
 # TYPE node_filesystem_avail_bytes gauge
 node_filesystem_avail_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1433600000
-# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
+# HELP beostat_node_agent_cost_seconds CPU time of a sample.
 # TYPE beostat_node_agent_cost_seconds gauge
 beostat_node_agent_cost_seconds{instance="n2",node="2"} 0.00035
 # HELP beostat_node_cpus CPUs on line.
@@ -3973,6 +3973,44 @@ def test_words_behind_watch_may_be_nodes(seven):
 # ---- a page, and Prometheus --------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory):
+    """A Prometheus of README's configuration, and two nodes: this machine,
+    and one of fixed files.  It takes 5 s to begin: tests go on meanwhile."""
+    folder = tmp_path_factory.mktemp("scraped")
+    running, port = Running(folder), free_tcp_port()
+    running.recvstats()
+    running.sendstats("-r", "0.1", 0, "127.0.0.1")
+    running.sendstats("-r", "0.1", "--proc", write_proc(folder / "p", XEON),
+                      1, "127.0.0.1")
+    for number in 0, 1:
+        running.wait_up(number)
+    config, = readme_programs("# prometheus.yml")
+    running.served = Served(running)
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+        + config.replace("9545", "%d" % running.served.port))
+    running.prometheus = "http://127.0.0.1:%d" % port
+    if shutil.which("prometheus"):
+        running.processes.append(subprocess.Popen(
+            ["prometheus", "--config.file=%s/prometheus.yml" % folder,
+             "--storage.tsdb.path=%s/data" % folder, "--log.level=error",
+             "--web.listen-address=127.0.0.1:%d" % port],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    yield running
+    running.end()
+
+
+def test_metrics_of_the_server_are_those_of_the_command(scraped):
+    def names(text):
+        return [line.rpartition(" ")[0] for line in text.splitlines()]
+    status, headers, body = scraped.served.get("/metrics")
+    assert status == 200 and names(body) == names(
+        scraped.beostat("--prometheus").stdout)
+    assert headers["Content-Type"] == (
+        "text/plain; version=0.0.4; charset=utf-8")
+
+
 INSTANCES = (
     # host names of nodes 0, 1 ..., the instances of their metrics
     (["a", "b.example"], ["a", "b.example"]),
@@ -4167,7 +4205,6 @@ REQUESTS = (
     ("GET", "/metrics?node=0", "127.0.0.1", 200, "beostat_recvstats_up 1\n"),
     ("GET", "/json", "127.0.0.1", 200, '"number": 2, "state": "left"'),
     ("GET", "/none", "127.0.0.1", 404, "no such page: / /metrics /json"),
-    ("GET", "//", "127.0.0.1", 404, "no such page"),
     ("GET", "/../etc/passwd", "127.0.0.1", 404, "no such page"),
     ("GET", "/?node=4", "127.0.0.1", 404, "node 4: never heard"),
     ("GET", "/?node=nobody", "127.0.0.1", 400, "'nobody' is no node number"),
@@ -4373,35 +4410,18 @@ QUERIES = (
 )
 
 
-def test_prometheus_scrapes_two_nodes(running, tmp_path):
-    """By README's configuration: this machine, and one of fixed files."""
-    prometheus, port = installed("prometheus"), free_tcp_port()
-    running.recvstats()
-    running.sendstats("-r", "0.1", 0, "127.0.0.1")
-    running.sendstats("-r", "0.1", "--proc", write_proc(tmp_path / "p", XEON),
-                      1, "127.0.0.1")
-    for number in 0, 1:
-        running.wait_up(number)
-    config, = readme_programs("# prometheus.yml")
-    (tmp_path / "prometheus.yml").write_text(
-        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
-        + config.replace("127.0.0.1:9545",
-                         Served(running).url.partition("//")[2]))
-    running.processes.append(subprocess.Popen(
-        [prometheus, "--config.file=%s/prometheus.yml" % tmp_path,
-         "--storage.tsdb.path=%s/data" % tmp_path, "--log.level=error",
-         "--web.listen-address=127.0.0.1:%d" % port],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-
+def test_prometheus_scrapes_two_nodes(scraped):
+    """Its answers to usual queries are what the files of /proc say."""
     def query(text):
         """Return {instance: value}."""
         with contextlib.suppress(OSError):
-            url = "http://127.0.0.1:%d/api/v1/query?%s" % (
-                port, urllib.parse.urlencode({"query": text}))
+            url = "%s/api/v1/query?%s" % (
+                scraped.prometheus, urllib.parse.urlencode({"query": text}))
             with urllib.request.urlopen(url, timeout=5) as reply:
                 return {each["metric"].get("instance"): float(
                     each["value"][1])
                     for each in json.load(reply)["data"]["result"]}
+    installed("prometheus")
     wait_for(lambda: len(query("rate(node_load1[9s])") or ()) == 2)
     for text, want in QUERIES:
         found = query(text)
