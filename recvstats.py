@@ -191,28 +191,9 @@ def is_in(address, networks):
 # Whose file is at the path, and who is at work on it.
 
 TABLE = "/dev/shm/beostat"
-NODES_MOST = 2**24              # that --max-nodes may say
-MAX_NODES, MAX_BYTES = 65536, 256 << 20
-STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
-SHARE_BYTES = 1536              # set aside for each node of -N
-NODES = 64                      # for which a new table has room
 FIRST_USER = 1000               # lower ones are the system's: trusted
 MOVES_S = 1.5                   # a heartbeat moves within
-
-COUNTER_NAMES = COUNTERS[0][0].split()
-STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-SLOT_STRUCT, SLOT_AT = layout(SLOT)
-IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
-REST = slice(TABLE_AT["used_bytes"], TABLE_STRUCT.size)
-HOLDS, _ = layout(SLOT + HEADER, (
-    "number", "message_bytes", "room_bytes", "length"))
-RECENT_TICKS = 60               # that "the last minute" is
-
-
-def round_up(size):
-    """Return a size as the next multiple of UNIT_BYTES."""
-    return -(-size // UNIT_BYTES) * UNIT_BYTES
 
 
 def parse_table_header(data):
@@ -223,17 +204,6 @@ def parse_table_header(data):
     if len(data) < TABLE_STRUCT.size or not data.startswith(TABLE_MAGIC):
         raise ValueError("not a table of recvstats")
     return dict(zip(TABLE_AT, TABLE_STRUCT.unpack_from(data)))
-
-
-def pack_table_header(status, counts, recent):
-    """Return the bytes of a table's header, its word 0.
-
-    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
-    """
-    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
-    data = data[:-CRC_BYTES]
-    crc = zlib.crc32(data[TABLE_AT["version"]:])
-    return data + crc.to_bytes(CRC_BYTES, "little")
 
 
 def find_damage(header, size, entries, now):
@@ -402,9 +372,35 @@ def claim(path, is_default, entries, log):
 
 # ---- table -------------------------------------------------------------
 
+STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
+SHARE_BYTES = 1536              # set aside for each node of -N
+RECENT_TICKS = 60               # that "the last minute" is
+STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
+COUNTER_NAMES = COUNTERS[0][0].split()
 NOT_RECEIVED = "kernel_drops", "log_drops"      # counters of other things
+IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
+REST = slice(TABLE_AT["used_bytes"], TABLE_STRUCT.size)
+SLOT_STRUCT, SLOT_AT = layout(SLOT)
 SLOT_BODY, _ = layout(SLOT[1:-1])               # what is behind the word
 WORD_BYTES = SLOT_AT["heard_s"]
+HOLDS, _ = layout(SLOT + HEADER, (
+    "number", "message_bytes", "room_bytes", "length"))
+
+
+def round_up(size):
+    """Return a size as the next multiple of UNIT_BYTES."""
+    return -(-size // UNIT_BYTES) * UNIT_BYTES
+
+
+def pack_table_header(status, counts, recent):
+    """Return the bytes of a table's header, its word 0.
+
+    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
+    """
+    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
+    data = data[:-CRC_BYTES]
+    crc = zlib.crc32(data[TABLE_AT["version"]:])
+    return data + crc.to_bytes(CRC_BYTES, "little")
 
 
 def find_places(view, index):
@@ -1124,6 +1120,71 @@ class Group:
         return True
 
 
+# ---- socket ------------------------------------------------------------
+
+BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
+MEMINFO_DROPS = 8                       # linux/sock_diag.h
+
+
+def open_socket(port, shared):
+    """Return a UDP socket bound to a port.
+
+    shared  whether agents on this machine use the port too
+    Raises  StartError
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+            break
+        except OSError:
+            pass                        # only root may force it
+    sock.setblocking(False)
+    try:
+        sock.bind(("", port))
+    except OSError as error:
+        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
+                                                find_user(port)))
+    return sock
+
+
+def find_user(port):
+    """Return " by pid ..." of who uses a UDP port, "" if nobody can tell.
+
+    Source  proc(5), /proc/net/udp and /proc/PID/fd
+    """
+    try:
+        with open("/proc/net/udp") as file:
+            rows = [line.split() for line in file][1:]
+    except OSError:
+        return ""
+    links = {"socket:[%s]" % row[9] for row in rows
+             if int(row[1].partition(":")[2], 16) == port}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        folder = "/proc/%s/fd" % pid
+        try:
+            for fd in os.listdir(folder):
+                if os.readlink(os.path.join(folder, fd)) in links:
+                    return (" by pid %s: end it, or choose another with -p"
+                            % pid)
+        except OSError:
+            pass                        # it has ended, or is another user's
+    return ""
+
+
+def read_drops(sock, before):
+    """Return how many datagrams the kernel dropped for want of buffer; as
+    before where it does not tell (before Linux 4.12)."""
+    try:
+        words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
+    except OSError:
+        return before
+    return struct.unpack("=9I", words)[MEMINFO_DROPS]
+
+
 # ---- keys --------------------------------------------------------------
 
 
@@ -1410,7 +1471,7 @@ class Log:
 
 # ---- run ---------------------------------------------------------------
 
-BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+NODES = 64                      # for which a new table has room
 NAP_S = 0.010                   # datagrams gather meanwhile
 BATCH = 4096                    # datagrams between two looks at the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened
@@ -1425,66 +1486,6 @@ DROPS = (                       # a line a minute each, with what to do
     ("clock_wrong", "set its clock"),
     ("stale", "two agents run there, or its clock went back"),
 )
-SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
-MEMINFO_DROPS = 8                       # linux/sock_diag.h
-
-
-def open_socket(port, shared):
-    """Return a UDP socket bound to a port.
-
-    shared  whether agents on this machine use the port too
-    Raises  StartError
-    """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    if shared:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-            break
-        except OSError:
-            pass                        # only root may force it
-    sock.setblocking(False)
-    try:
-        sock.bind(("", port))
-    except OSError as error:
-        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
-                                                find_user(port)))
-    return sock
-
-
-def find_user(port):
-    """Return " by pid ..." of who uses a UDP port, "" if nobody can tell.
-
-    Source  proc(5), /proc/net/udp and /proc/PID/fd
-    """
-    try:
-        with open("/proc/net/udp") as file:
-            rows = [line.split() for line in file][1:]
-    except OSError:
-        return ""
-    links = {"socket:[%s]" % row[9] for row in rows
-             if int(row[1].partition(":")[2], 16) == port}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        folder = "/proc/%s/fd" % pid
-        try:
-            for fd in os.listdir(folder):
-                if os.readlink(os.path.join(folder, fd)) in links:
-                    return (" by pid %s: end it, or choose another with -p"
-                            % pid)
-        except OSError:
-            pass                        # it has ended, or is another user's
-    return ""
-
-
-def read_drops(sock, before):
-    """Return how many datagrams the kernel dropped for want of buffer; as
-    before where it does not tell (before Linux 4.12)."""
-    try:
-        words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
-    except OSError:
-        return before
-    return struct.unpack("=9I", words)[MEMINFO_DROPS]
 
 
 class Receiver:
@@ -1715,6 +1716,9 @@ def start(args, log):
 
 
 # ---- command line ------------------------------------------------------
+
+MAX_NODES, MAX_BYTES = 65536, 256 << 20
+NODES_MOST = 2**24              # that --max-nodes may say
 
 
 def number_in(low, high, kind=float):
