@@ -590,7 +590,8 @@ def check(message):
     version, cpus, interfaces = SHAPE.unpack_from(message)
     if version != RECORDS_VERSION:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
-                           "update the older" % (version, RECORDS_VERSION))
+                           "update the master's tools, which come first"
+                           % (version, RECORDS_VERSION))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
     if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
                         + CRC_BYTES):
