@@ -1681,8 +1681,9 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    return encode("".join([paint(line, colour, args.colours) + "\n"
-                           for line, colour in lines]), args)
+    texts = [paint(line, colour, True) for line, colour in lines
+             ] if args.colours else [line for line, _ in lines]
+    return encode("\n".join(texts + [""]), args)
 
 
 def encode(text, args):
