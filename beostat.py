@@ -1023,7 +1023,6 @@ MODES = ['mode="%s"' % field[:-len("_ticks")]
          for field in libbeostat.CPU[0][0].split()[:8]]
 
 
-
 def escape_label(text):
     """Return text as it stands in quotes in Prometheus' format."""
     return safe(text).replace("\\", r"\\").replace('"', r'\"')
@@ -1235,7 +1234,7 @@ def name_hosts(nodes):
 
     gmetad makes a folder of it, so it may not be what a path is made of.
     """
-    names = [node.host.hostname for node in nodes]
+    names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
     for place, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
