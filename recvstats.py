@@ -149,39 +149,30 @@ HEADER_STRUCT, HEADER_AT = layout(HEADER)
 LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
 
 
-def check(message, size, keys):
-    """Return (counter, header, flags) of a datagram, "stored" for one that
-    may be.
+def check(message, size, header, keys):
+    """Return the counter of a datagram, "stored" for one that may be.
 
     message  the buffer; what is behind size is of an older datagram
+    header   what is unpacked of it
     keys     what must have signed it, or None
     """
-    if size < LEAST_BYTES:
-        return "short", None, 0
-    header = HEADER_STRUCT.unpack_from(message)
     magic, length, _, kind, _, _, _, period_s, _ = header
-    flags = SIGNED if size == length + MAC_BYTES else 0
-    counter = "stored"
     if magic != MAGIC:
-        counter = ("version_wrong" if magic[:3] == MAGIC[:3]
-                   else "magic_wrong")
-    elif length < LEAST_BYTES or size < length:
-        counter = "short"
-    elif size > MESSAGE_BYTES or length != size and not flags:
-        counter = "long"
-    elif not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
-        counter = "crc_wrong"
-    elif kind == REQUEST:
-        counter = "requests"
-    elif not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
-        counter = "header_wrong"
-    elif keys and not flags:
-        counter = "unsigned"
-    elif keys and not keys.verify(message[:length], message[length:size]):
-        counter = "signature_wrong"
-    elif keys:
-        flags |= VERIFIED
-    return counter, header, flags
+        return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
+    if length != size and length + MAC_BYTES != size or size > MESSAGE_BYTES:
+        return "short" if size < length else "long"
+    if length < LEAST_BYTES:
+        return "short"
+    if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
+        return "crc_wrong"
+    if not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
+        return "requests" if kind == REQUEST else "header_wrong"
+    if keys:
+        if length == size:
+            return "unsigned"
+        if not keys.verify(message[:length], message[length:size]):
+            return "signature_wrong"
+    return "stored"
 
 
 def network(text):
@@ -707,7 +698,7 @@ SILENT_FROM = SLOT_AT["silent_from_s"] // WORD_BYTES
 LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
     "start_us", "sequence"))
-NOTHING = 0, 0, 0, b"", 0, 0, 0, 0
+NOTHING = 0, 0, 0, b"", 0, 0, -1, 0
 STATE, _ = layout(SLOT + HEADER, (
     "silent_from_s", "address", "port", "kind", "start_us", "sequence",
     "period_s"))
@@ -752,9 +743,9 @@ def format_nodes(nodes):
     return ",".join(["master"] * (MASTER in nodes) + [text] * bool(spans))
 
 
-def begin(received, last_start, start, sequence):
-    """Return (window, lost, restarts) of a message that does not follow the
-    last one: the window anew, what the others grow by.
+def begin(received, lost, restarts, last_start, start, sequence):
+    """Return (window, lost, restarts) with a message that does not follow
+    the last one.
 
     Bit n of the window: the message n before this one came, or is not
     missed.
@@ -763,8 +754,8 @@ def begin(received, last_start, start, sequence):
         return 1, 0, 0                  # what came before, nobody awaited
     if start > last_start:
         window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
-        return window, max(sequence - 1, 0), 1
-    return U64, 0, 1 if start < last_start else 0
+        return window, lost + max(sequence - 1, 0), restarts + 1
+    return U64, lost, restarts + 1 if start < last_start else restarts
 
 
 class Nodes:
@@ -778,6 +769,7 @@ class Nodes:
 
     def __init__(self, table, args, keyed, log):
         self.table, self.keyed, self.log = table, keyed, log
+        self.flags = SIGNED | VERIFIED if keyed else SIGNED
         self.max_nodes, self.iprange = args.max_nodes, args.iprange
         self.allowed = args.allow
         self.buffer = memoryview(bytearray(SLOT_STRUCT.size + 65536))
@@ -818,12 +810,12 @@ class Nodes:
             return "left"
         return "down" if silent_s > silence_s(state.period_s) else "up"
 
-    def store(self, size, sender, address, flags, header, now):
+    def store(self, size, sender, address, header, now):
         """Put a good message into its slot, if it is newer than the last.
 
         Returns  the counter that it adds to
         """
-        _, _, node, kind, _, start, sequence, _, time_s = header
+        _, length, node, kind, _, start, sequence, _, time_s = header
         if node == UNNUMBERED:
             node = self.number_of(sender[0])
         if not MASTER <= node < self.max_nodes:
@@ -836,18 +828,16 @@ class Nodes:
         window, received, lost, owner, room, restarts, last_start, last = (
             LAST.unpack_from(table.view, place) if place else NOTHING)
         gap = sequence - last & U32
-        follows = received and start == last_start and 0 < gap < HALF
-        if received and not (follows and address == owner):
+        if address != owner or start != last_start or not 0 < gap < HALF:
             counter = self.judge(node, place, address, start, sequence, now)
             if counter != "stored":
                 return counter
-        if follows:
+        if start == last_start and 0 < gap < HALF:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
             lost += gap - 1
         else:
-            window, more_lost, starts = begin(received, last_start, start,
-                                              sequence)
-            lost, restarts = lost + more_lost, restarts + starts
+            window, lost, restarts = begin(received, lost, restarts,
+                                           last_start, start, sequence)
         if size > room:
             place, room = self.make_room(node, size, room, now)
             if not place:
@@ -856,8 +846,8 @@ class Nodes:
             self.note(node, kind, received)
         self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
             now, now + self.wall_s, now - table.status["away_s"], window,
-            received + 1, min(lost, U64), address, node, size, room,
-            restarts, sender[1], flags)
+            received + 1, lost if lost <= U64 else U64, address, node, size,
+            room, restarts, sender[1], self.flags if size > length else 0)
         table.publish(place, WORD_BYTES, self.buffer[
             :SLOT_STRUCT.size - WORD_BYTES + size])
         if place != old:
@@ -867,6 +857,8 @@ class Nodes:
     def judge(self, node, place, address, start, sequence, now):
         """Return "stored" when a message that does not follow the last one
         may take its place, else the counter that it adds to."""
+        if not place:
+            return "stored"             # the first of its node
         state = State(*STATE.unpack_from(self.table.view, place))
         behind = state.sequence - sequence & U32
         order = "newer"
@@ -1313,36 +1305,37 @@ class PidFile:
 
         Raises  StartError
         """
+        fd = -1
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
                              | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
-                    self.fd = fd
+                    self.write(fd)
                 else:
                     os.close(fd)        # its process has just ended
-            if self.path:
-                self.write()
         except BlockingIOError:
+            text = os.pread(fd, READ_BYTES, 0)
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, os.pread(fd, 16, 0).decode(
-                    "ascii", "replace").strip() or "unknown"))
+                self.path, text.decode("ascii", "replace").strip()
+                or "unknown"))
         except OSError as error:
             raise StartError("%s: %s" % (self.path, error.strerror))
 
-    def write(self):
-        """Write this process's number.
+    def write(self, fd):
+        """Write this process's number; the file is ours from now on.
 
         Raises  StartError when the file is not a pid file, OSError
         """
-        text = os.pread(self.fd, READ_BYTES, 0)
-        if text.strip() and not text.strip().isdigit():
+        text = os.pread(fd, READ_BYTES, 0).strip()
+        if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
-        os.fchmod(self.fd, 0o600)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
+        self.fd = fd
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
 
     def remove(self):
         """Remove the file, if it still is this one."""
@@ -1507,6 +1500,7 @@ class Receiver:
         self.requests = Requests(sock, self.nodes, args, keys)
         self.group = Group(sock, args.interface) if args.interface else None
         self.message, self.admit = self.nodes.message, self.nodes.admit
+        self.store = self.nodes.store
         self.examples, self.told, self.told_due = {}, {}, 0.0
 
     def accept(self, size, sender, now):
@@ -1519,10 +1513,13 @@ class Receiver:
         address = self.admit(sender[0])
         if not address:
             return "not_allowed"
-        counter, header, flags = check(self.message, size, self.keys)
+        if size < LEAST_BYTES:
+            return "short"
+        header = HEADER_STRUCT.unpack_from(self.message)
+        counter = check(self.message, size, header, self.keys)
         if counter != "stored":
             return counter
-        return self.nodes.store(size, sender, address, flags, header, now)
+        return self.store(size, sender, address, header, now)
 
     def refuse(self, size, sender, now):
         """Store nothing: the interface to listen to is not there."""
@@ -1622,23 +1619,24 @@ def debugging(receiver):
 
 
 def drain(receive, receiver, accept, now):
-    """Store what the socket holds; return how many datagrams, up to BATCH.
+    """Store what the socket holds, up to BATCH datagrams; return whether
+    there may be more.
 
     receive  the socket's recvfrom_into
     accept   returns the counter that a datagram adds to
     """
     message, examples = receiver.message, receiver.examples
     counts = receiver.table.counts
-    for done in range(BATCH):
+    for _ in range(BATCH):
         try:
             size, sender = receive(message)
-        except BlockingIOError:         # none left
-            return done
+        except BlockingIOError:
+            return False
         counter = accept(size, sender, now)
         counts[counter] += 1
         if counter != "stored":
             examples[counter] = sender
-    return BATCH
+    return True
 
 
 def run(args, receiver, sock, signals):
@@ -1656,11 +1654,11 @@ def run(args, receiver, sock, signals):
             if signals in wait_for([sock, signals], due - now):
                 told = os.read(signals, 64)
             attempt(time.sleep, NAP_S)
-            now, done = time.monotonic(), BATCH
+            now = time.monotonic()
             receiver.wake(now)
-            while done == BATCH and now <= due:
-                done = drain(sock.recvfrom_into, receiver, accept if not group
-                             or group.index else receiver.refuse, now)
+            hears = accept if not group or group.index else receiver.refuse
+            while drain(sock.recvfrom_into, receiver, hears, now) and (
+                    now <= due):
                 now = time.monotonic()
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))

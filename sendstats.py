@@ -608,6 +608,7 @@ LOOK_UP_S = 60.0                # between two look-ups of a master's name
 HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
+REFUSED = "refused: nobody listens there"
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
 
 
@@ -782,6 +783,19 @@ class Master:
         if self.address:
             self.resolve(anew=True)     # it may have moved
         return False
+
+    def is_refused(self, wait_s):
+        """Return whether the answer comes within wait_s that nobody
+        listens; there is none when somebody does.
+
+        Raises  OSError
+        """
+        poll = select.poll()
+        poll.register(self.sock, 0)     # errors alone
+        if poll.poll(wait_s * 1000) and self.sock.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+            self.trouble, self.sock = REFUSED, None
+        return not self.sock
 
 
 # ---- requests ----------------------------------------------------------
@@ -1213,7 +1227,7 @@ def serve_client(sock, address, root, turn, clients):
         attempt(sock.close)
         sampler.close()
         with turn:
-            rest(spent_s)
+            attempt(rest, spent_s)
         clients.remove(address)
 
 
@@ -1237,9 +1251,9 @@ def serve_procstatd(listener, root, allow, masters, say):
     """Accept clients for ever, each in a thread of its own."""
     clients, turn, spent_s = [], _thread.allocate_lock(), 0.0
     while True:
-        with turn:
-            spent_s = rest(spent_s)
         try:
+            with turn:
+                spent_s = rest(spent_s)
             sock, (address, _) = listener.accept()
         except OSError:
             time.sleep(RETRY_S)         # no descriptor is left
@@ -1393,36 +1407,37 @@ class PidFile:
 
         Raises  StartError
         """
+        fd = -1
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
                              | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
-                    self.fd = fd
+                    self.write(fd)
                 else:
                     os.close(fd)        # its process has just ended
-            if self.path:
-                self.write()
         except BlockingIOError:
+            text = os.pread(fd, READ_BYTES, 0)
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, os.pread(fd, 16, 0).decode(
-                    "ascii", "replace").strip() or "unknown"))
+                self.path, text.decode("ascii", "replace").strip()
+                or "unknown"))
         except OSError as error:
             raise StartError("%s: %s" % (self.path, error.strerror))
 
-    def write(self):
-        """Write this process's number.
+    def write(self, fd):
+        """Write this process's number; the file is ours from now on.
 
         Raises  StartError when the file is not a pid file, OSError
         """
-        text = os.pread(self.fd, READ_BYTES, 0)
-        if text.strip() and not text.strip().isdigit():
+        text = os.pread(fd, READ_BYTES, 0).strip()
+        if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
-        os.fchmod(self.fd, 0o600)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
+        self.fd = fd
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
 
     def remove(self):
         """Remove the file, if it still is this one."""
@@ -1463,6 +1478,7 @@ def once_per_hour(write):
 START_S = 1.0                   # the longest a daemon's parent waits for a
 LATE_S = 1.0                    # message to leave, and longer if it hangs
 ONCE_S = 2.0                    # the longest --once tries to send
+REFUSED_S = 0.05                # the longest -d and --once wait for it
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
 
 
@@ -1552,22 +1568,30 @@ class Agent:
 
     def send(self, kind):
         """Take a sample; return to how many masters it was sent."""
-        message, sent = self.sampler.take(kind), 0
+        message, sent = self.sampler.take(kind), []
         if self.keys:
             self.keys.refresh()
             message += self.keys.sign(message)
         for master in self.masters:
             if master.send(message):
-                sent += 1
-                result = "sent"
+                sent.append(master)
             else:
                 self.sampler.send_errors += 1
-                result = master.trouble
-            if self.args.debug:
-                write_line(sys.stdout, "sequence %d, %d bytes to %s: %s" % (
-                    self.sampler.sequence, len(message), master.name, result))
         self.requests.join(self.masters)
         self.requests.answer(time.monotonic())
+        if self.args.debug or self.args.once:
+            sent = self.tell(len(message), sent)
+        return len(sent)
+
+    def tell(self, size, sent):
+        """Return those of the masters sent to that do not refuse; with -d,
+        say what became of a message of some size."""
+        wait_s = min(REFUSED_S, self.sampler.period_s / 4)
+        sent = [master for master in sent if not master.is_refused(wait_s)]
+        for master in self.masters if self.args.debug else ():
+            write_line(sys.stdout, "sequence %d, %d bytes to %s: %s" % (
+                self.sampler.sequence, size, master.name,
+                "sent" if master in sent else master.trouble))
         return sent
 
     def refresh(self):
@@ -1582,10 +1606,10 @@ class Agent:
         return ["%s: %s" % (master.name, master.trouble)
                 for master in self.masters if not master.sock]
 
-    def report(self):
-        """Say what does not go well, and is tried again."""
+    def report(self, then=": trying again"):
+        """Say what does not go well, and what is done then."""
         for trouble in self.troubles():
-            self.say(trouble + ": trying again")
+            self.say(trouble + then)
         if self.keys and self.keys.trouble:
             self.say(self.keys.trouble + ": its last keys stay in use")
 
@@ -1604,9 +1628,12 @@ class Agent:
             if set(self.wait()) & set(STOP):
                 return False
             sent = self.send(SAMPLE)
+            if once and any(master.trouble == REFUSED
+                            for master in self.masters):
+                break
         if once and not sent:
             raise StartError("; ".join(self.troubles()))
-        self.report()
+        self.report("" if once else ": trying again")
         time.sleep(0 if once else SETTLE_S)
         return not once
 
@@ -1649,6 +1676,7 @@ class Agent:
 # ---- command line ------------------------------------------------------
 
 PERIODS_S = 0.01, 3600.0        # the shortest and the longest
+PROCSTATD_PORT = 7885           # by custom
 DEFAULTS = dict(operands=[], rate=PERIOD_S, port=None, address="0.0.0.0",
                 interface="", foreground=False, debug=False, once=False,
                 proc="/proc", pid_file=None, key_file=None, procstatd=0,
@@ -1688,6 +1716,11 @@ def node_number(text):
     return node
 
 
+def is_like_number(word):
+    """Return whether a word was meant for a node number: 4, +4, n4, 4.0."""
+    return word.lstrip("+-n.").replace(".", "", 1).isdigit()
+
+
 def parse_operands(args, operands, environment):
     """Set the node number and the masters of args.
 
@@ -1704,6 +1737,10 @@ def parse_operands(args, operands, environment):
                              % environment["NODE"])
     elif args.procstatd and not operands:
         return                          # procstatd alone
+    for operand in operands:
+        if is_like_number(operand):
+            raise ValueError("%s is not ADDRESS[:PORT]; a node number is "
+                             "digits alone, and comes first" % operand)
     args.masters = [parse_destination(operand, args.port)
                     for operand in operands or [
                         GROUP if args.interface else "master"]]
@@ -1714,14 +1751,41 @@ def is_option(word):
     return word.startswith("-") and not word[1:].isdigit()
 
 
-def make_parser():
-    """Return the parser of the options; its help is the text on top."""
+def open_parser(name, usage):
+    """Return an empty parser of a program's options."""
     import argparse
-    parser = argparse.ArgumentParser(
-        prog="sendstats",
-        usage="sendstats.py [options] [NODENUMBER] [ADDRESS[:PORT] ...]",
+    return argparse.ArgumentParser(
+        prog=name, usage=usage,
         # A width, lest it load shutil, which a minimal Python has not.
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=79))
+
+
+def parse_procstatd(argv):
+    """Return the options of sendstats that those of procstatd stand for."""
+    parser = open_parser("procstatd", "procstatd [options] [PORT]")
+    option = parser.add_argument
+    option("-d", dest="daemon", action="store_true",
+           help="become a daemon; else stay in the foreground")
+    option("-v", dest="verbose", action="store_true",
+           help="say who is refused, in the foreground")
+    option("--allow", action="append", default=[], metavar="NETWORK",
+           help="who may ask; default this node alone")
+    option("--pid-file", metavar="FILE", help="hold the process id in FILE")
+    option("port", nargs="?", default="%d" % PROCSTATD_PORT, metavar="PORT",
+           help="TCP port; default %(default)s")
+    args = parser.parse_args(argv)
+    words = [] if args.daemon else ["-d" if args.verbose else "-f"]
+    for network_ in args.allow:
+        words += ["--allow", network_]
+    if args.pid_file:
+        words += ["--pid-file", args.pid_file]
+    return words + ["--procstatd", args.port]
+
+
+def make_parser():
+    """Return the parser of the options; its help is the text on top."""
+    parser = open_parser("sendstats", "sendstats.py [options] [NODENUMBER] "
+                         "[ADDRESS[:PORT] ...]")
     parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
     option("operands", nargs="*")
@@ -1769,7 +1833,11 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start."""
-    args = parse_args(sys.argv[1:] if argv is None else argv, os.environ)
+    argv = sys.argv[1:] if argv is None else argv
+    environment = os.environ
+    if os.path.basename(sys.argv[0]).startswith("procstatd"):
+        argv, environment = parse_procstatd(argv), {}   # its link
+    args = parse_args(argv, environment)
     pid_file, release = PidFile(args.pid_file), ignore
     try:
         if not os.path.isdir(args.proc):

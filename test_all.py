@@ -1774,15 +1774,197 @@ def test_states_that_a_reader_sees(receiver):
         assert cluster[1].age_s == pytest.approx(3.1, abs=1)
 
 
+def killed(receiver):
+    """Let go of a receiver's table, as the end by a kill would."""
+    receiver.table.unmap()
+    os.close(receiver.table.fd)
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped", "starved"])
+def test_silence_counts_only_while_somebody_listens(tmp_path, end):
+    """Of 100 s in which recvstats was gone, nothing counts: who was down
+    stays down, who was up has what was left of his three periods."""
+    receiver = new_receiver(tmp_path)
+    path, now = receiver.table.path, time.monotonic()
+    gone = now - 100
+    feed(receiver, message(1), now=gone - 10)           # down
+    feed(receiver, message(2), now=gone - 2)            # up, for a second
+    feed(receiver, message(3, kind=sendstats.FAREWELL), now=gone - 9)
+    states = {1: "down", 2: "up", 3: "left"}
+
+    def seen():
+        with libbeostat.open(path) as cluster:
+            assert cluster.running == cluster.status.running
+            return cluster.running, {node.number: node.state
+                                     for node in cluster}
+    if end == "stopped":
+        receiver.stop(gone)
+    else:
+        receiver.tick(gone)
+    assert seen() == (False, states)
+    with libbeostat.open(path) as cluster:
+        assert cluster[2].age_s == pytest.approx(102, abs=2)
+        assert cluster.status.uptime_s < 10
+    if end != "starved":
+        killed(receiver)
+        receiver = new_receiver(tmp_path)
+        now = time.monotonic()
+    receiver.lines.clear()
+    receiver.wake(now)
+    feed(receiver, message(4), now=now)
+    receiver.tick(now)
+    assert seen() == (True, {**states, 4: "up"})
+    receiver.tick(now + .9)
+    assert receiver.lines == ["up: n4"]
+    receiver.tick(now + 1.9)
+    assert receiver.lines == ["up: n4", "down: n2"]
+
+
+def test_stop_leaves_true_numbers(running):
+    process = running.recvstats()
+    running.send(*[message(3, sequence) for sequence in range(1, 14)])
+    with running.open() as cluster:
+        wait_for(lambda: 3 in cluster and cluster[3].sequence == 13)
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0
+        status = cluster.status
+        assert (status.running, status.stopped) == (False, 1)
+        assert status.received == status.stored == 13
+        assert status.recent["stored"] == 13
+    shown = running.beostat()
+    assert shown.returncode == 3 and " 3 up " in shown.stdout
+    assert shown.stderr.count("is gone") == 1
+
+
+def test_recvstats_that_is_stopped_for_a_while(running):
+    """SIGSTOP: the node is up when recvstats goes on, its samples having
+    waited in the socket or not."""
+    process = running.recvstats()
+    running.send(message(3), message(4))
+    running.wait_up(4)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.7)
+    running.send(message(3, 2))
+    with running.open() as cluster:
+        assert not cluster.running
+        assert [node.state for node in cluster] == ["up", "up"]
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: cluster.running)
+        assert [node.state for node in cluster] == ["up", "up"]
+        assert [node.sequence for node in cluster] == [2, 1]
+
+
 def test_iprange(tmp_path):
-    receiver = new_receiver(tmp_path, "--iprange", "10.0.0.100-10.0.0.131")
-    for address, counter in (("10.0.0.100", "stored"),
-                             ("10.0.0.131", "stored"),
-                             ("10.0.0.99", "unnumbered"),
-                             ("10.0.0.132", "unnumbered")):
-        assert feed(receiver, message(-2), address) == counter
+    for last, addresses in (("-10.0.0.131", (100, 131, 99, 132)),
+                            ("", (100, 131, 99, 132))):
+        receiver = new_receiver(tmp_path, "--iprange", "10.0.0.100" + last,
+                                "--max-nodes", "32", "--fresh")
+        for address, counter in zip(addresses, (
+                "stored", "stored", "unnumbered", "unnumbered")):
+            assert feed(receiver, message(-2), "10.0.0.%d" % address) == (
+                counter)
+        with libbeostat.open(receiver.table.path) as cluster:
+            assert [node.number for node in cluster] == [0, 31]
+        close(receiver)
+
+
+DROPPED = (
+    # options, what comes, the line of log
+    ([], message(-2), "unnumbered: 3 datagrams dropped, the last one from "
+     "10.0.0.9:4000: give its node a number, or its address with --iprange"),
+    (["--max-nodes", "9"], message(9), "number_wrong: 3 datagrams dropped, "
+     "the last one from 10.0.0.9:4000: give its node a lower number, or "
+     "raise --max-nodes"),
+    (["--allow", "192.168.0.0/16"], message(3), "not_allowed: 3 datagrams "
+     "dropped, the last one from 10.0.0.9:4000: name its network with "
+     "--allow, or stop it"),
+    (["--key-file", "{}"], message(3), "unsigned: 3 datagrams dropped, the "
+     "last one from 10.0.0.9:4000: start its agent with --key-file"),
+    (["--key-file", "{}"], message(3) + bytes(16), "signature_wrong: 3 "
+     "datagrams dropped, the last one from 10.0.0.9:4000: give its agent a "
+     "key of --key-file"),
+)
+
+
+@pytest.mark.parametrize("options, data, line", DROPPED)
+def test_what_is_refused_is_logged_once_a_minute(tmp_path, options, data,
+                                                 line):
+    key = write_key(tmp_path, b"key")
+    receiver = new_receiver(tmp_path, *[word.format(key) for word in options])
+    now = time.monotonic()
+    for turn, wanted in ((0, [line]), (30, []), (59, []), (61, [
+            line.replace(" 3 ", " 9 ")])):
+        for _ in range(3):
+            feed(receiver, data, "10.0.0.9", now + turn)
+        receiver.tick(now + turn)
+        assert receiver.lines == wanted
+        receiver.lines.clear()
     with libbeostat.open(receiver.table.path) as cluster:
-        assert [node.number for node in cluster] == [0, 31]
+        assert cluster.status.recent[line.partition(":")[0]] == 12
+    close(receiver)
+
+
+def test_second_agent_on_a_node_is_logged(receiver):
+    now = time.monotonic()
+    feed(receiver, message(3, start=2000), now=now)
+    assert feed(receiver, message(3, start=1000), now=now) == "stale"
+    receiver.tick(now)
+    assert receiver.lines[-1] == (
+        "stale: 1 datagrams dropped, the last one from 10.0.0.1:4000: two "
+        "agents run there, or its clock went back")
+
+
+def test_clock_of_the_future_is_refused_when_signed(tmp_path):
+    receiver = new_receiver(tmp_path, "--key-file",
+                            write_key(tmp_path, b"key"))
+    now_us = int(time.time() * 1e6)
+    for start, time_s, counter in (
+            (now_us + 90 * 10**6, 1e9, "clock_wrong"),
+            (1000, time.time() + 90, "clock_wrong"),
+            (now_us + 50 * 10**6, time.time() + 50, "stored")):
+        data = sign(message(3, start=start, time_s=time_s), b"key")
+        assert feed(receiver, data) == counter
+    receiver.tick(time.monotonic())
+    assert any(line.startswith("clock_wrong: 2 datagrams dropped")
+               for line in receiver.lines)
+
+
+def test_number_that_moves_while_it_is_up_is_logged(tmp_path):
+    receiver = new_receiver(tmp_path, "--key-file",
+                            write_key(tmp_path, b"key"))
+    now = time.monotonic()
+    feed(receiver, sign(message(3, 1), b"key"), "10.0.0.1", now)
+    assert feed(receiver, sign(message(3, 2), b"key"), "10.0.0.2",
+                now) == "stored"
+    receiver.tick(now)
+    assert "node 3: was up at 10.0.0.1 and is now at 10.0.0.2" in (
+        receiver.lines)
+
+
+@pytest.mark.parametrize("period_s", [1.0, 3600.0])
+def test_nobody_holds_a_number_for_more_than_a_minute(receiver, period_s):
+    now = time.monotonic()
+    feed(receiver, message(7, 9, start=2**62, period_s=period_s), now=now)
+    silent_s = min(3 * period_s, 60)
+    for address, counter in ("10.0.0.2", "conflict"), ("10.0.0.1", "stale"):
+        assert feed(receiver, message(7), address, now + silent_s - .1) == (
+            counter)
+    assert feed(receiver, message(7), "10.0.0.2", now + silent_s + .1) == (
+        "stored")
+
+
+def test_log_is_bounded_in_lines_and_what_waits_is_folded(running):
+    """Farewells and samples in turn, for ever."""
+    process = running.recvstats()
+    for turn in range(60):
+        running.send(*[message(node, turn + 1, kind=1 + turn % 2)
+                       for node in (3, 4, 5)])
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+    process.terminate()
+    lines = process.communicate()[1].splitlines()
+    assert len(lines) <= 25
+    assert any("left: n[3-5]" in line for line in lines)
 
 
 def test_max_nodes_bounds_the_table(tmp_path):
@@ -1910,6 +2092,8 @@ def test_usage_error(command):
     ("sendstats", "7 m1:99999", "m1:99999 is not ADDRESS[:PORT]"),
     ("sendstats", "7 m1:http", "m1:http is not ADDRESS[:PORT]"),
     ("sendstats", "7 m1 --rat 3 --nonsense", "--nonsense"),
+    *[("sendstats", words, "digits alone, and comes first") for words in (
+        "10.77.0.1 4", "n3", "n3 master", "4.0", "+4", "7 master 8")],
     ("sendstats", "-r 0 7", "0 is not between 0.01 and 3600.0"),
     ("recvstats", "--allow 10.0.0.0/33", "invalid network value"),
     ("beostat", "--top 0", "--top 0: at least 1"),
@@ -2008,6 +2192,117 @@ def test_daemon_started_with_its_files_closed(running, name, words):
     for fd in range(3):
         assert os.readlink("/proc/%d/fd/%d" % (
             running.pids[-1], fd)) == "/dev/null"
+
+
+def test_agent_that_can_send_nothing_stays(running):
+    """Its parent was gone when it was ready, and so it died."""
+    path = os.path.join(running.folder, "pid")
+    started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
+    running.pids.append(read_pid(path))
+    assert started.returncode == 0
+    assert re.fullmatch(r"sendstats: no-such.invalid:5545: .*: trying again\n",
+                        started.stderr)
+    time.sleep(0.3)
+    os.kill(running.pids[0], 0)
+    os.kill(running.pids[0], signal.SIGTERM)
+    wait_for(lambda: not os.path.exists(path))
+
+
+def read_pid(path):
+    """Return the number in a pid file."""
+    with open(path) as file:
+        return int(file.read())
+
+
+def test_parent_that_is_killed_changes_nothing(running, master):
+    path = os.path.join(running.folder, "pid")
+    parent = running.start("sendstats.py", "-r", "0.1", "--pid-file", path, 7,
+                           "127.0.0.1:%d" % master.getsockname()[1])
+    wait_for(lambda: os.path.exists(path) and os.path.getsize(path))
+    running.pids.append(read_pid(path))
+    parent.kill()
+    for _ in range(5):
+        assert header_of(master.recv(65536))["node"] == 7
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_pid_file_is_its_owners_alone(running, umask):
+    """Nobody else can lock it, which would stop the next start."""
+    path = os.path.join(running.folder, "pid")
+    started = tool("sendstats.py", "-p", running.port, "--pid-file", path, 0,
+                   "127.0.0.1", preexec_fn=lambda: os.umask(umask))
+    assert started.returncode == 0
+    running.pids.append(read_pid(path))
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
+        tmp_path, monkeypatch):
+    """A daemon that ends removes its file: the lock is then on no file."""
+    path, lock = str(tmp_path / "pid"), fcntl.flock
+    turns = [os.unlink, lambda path: None]
+
+    def late(fd, how):
+        turns.pop(0)(path)
+        lock(fd, how)
+    monkeypatch.setattr(fcntl, "flock", late)
+    held = sendstats.PidFile(path)
+    held.hold()
+    assert not turns and read_pid(path) == os.getpid()
+    other = sendstats.PidFile(path)
+    monkeypatch.undo()
+    with pytest.raises(sendstats.StartError, match="is of another"):
+        other.hold()
+    other.remove()
+    assert read_pid(path) == os.getpid()
+    held.remove()
+    assert not os.path.exists(path)
+
+
+def test_file_that_is_not_a_pid_file_is_not_touched(tmp_path):
+    path = tmp_path / "passwd"
+    path.write_text("root:x:0:0\n")
+    shown = tool("sendstats.py", "--pid-file", path, 0, "127.0.0.1")
+    assert (shown.returncode, shown.stderr) == (
+        1, "sendstats: %s: is not a pid file: name another\n" % path)
+    assert path.read_text() == "root:x:0:0\n"
+
+
+@pytest.mark.parametrize("count", [3, 1100])
+def test_descriptors_of_the_caller_are_closed(running, count):
+    """A lock of its would be held for ever; select knows none over 1,023."""
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count + 100:
+        pytest.skip("this machine allows %d descriptors" % hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, hard))
+    fds = [os.open(running.folder, os.O_RDONLY) for _ in range(count)]
+    path = os.path.join(running.folder, "pid")
+    try:
+        running.recvstats()
+        started = tool("sendstats.py", "-p", running.port, "--pid-file", path,
+                       0, "127.0.0.1", pass_fds=fds)
+        assert (started.returncode, started.stderr) == (0, "")
+        running.pids.append(read_pid(path))
+        running.wait_up(0)
+        folder = "/proc/%d/fd/" % running.pids[0]
+        assert running.folder not in map(
+            os.readlink, [folder + fd for fd in os.listdir(folder)])
+    finally:
+        for fd in fds:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_reader_of_its_errors_may_go(running, master):
+    agent = running.start("sendstats.py", "-d", "-r", "0.1", 7, "no.such.name",
+                          "127.0.0.1:%d" % master.getsockname()[1])
+    master.recv(65536)
+    agent.stdout.close()
+    agent.stderr.close()
+    for _ in range(5):
+        master.recv(65536)
+    assert agent.poll() is None
 
 
 def test_tools_by_other_names(running):
@@ -2189,6 +2484,26 @@ def test_once_that_cannot_send_fails():
         stderr=subprocess.PIPE, universal_newlines=True)
     assert shown.returncode == 1
     assert re.fullmatch(r"sendstats: no.such.name:5545: .+\n", shown.stderr)
+
+
+def test_refusal_is_said(running):
+    """It said `sent` for ever where nobody listens, and exited 0."""
+    where = "127.0.0.1:%d" % free_port()
+    shown = tool("sendstats.py", "--once", "-d", 7, where)
+    assert shown.returncode == 1
+    assert re.fullmatch(r"sequence 1, \d+ bytes to %s: refused: nobody "
+                        r"listens there\n" % where, shown.stdout)
+    assert shown.stderr == "sendstats: %s: refused: nobody listens there\n" % (
+        where)
+    agent = running.start("sendstats.py", "-d", "-r", "0.1", 7, where)
+    for _ in range(3):
+        assert ": refused: " in agent.stdout.readline()
+    running.recvstats()
+    shown = tool("sendstats.py", "--once", "-d", "-p", running.port, 7, where,
+                 "127.0.0.1")
+    assert (shown.returncode, shown.stderr) == (
+        0, "sendstats: %s: refused: nobody listens there\n" % where)
+    assert shown.stdout.count(": sent\n") == 1
 
 
 def test_samples_keep_a_fixed_phase(running):
@@ -4137,11 +4452,16 @@ def procstatd(running, tmp_path):
     return start_procstatd(running)
 
 
-def start_procstatd(running, *options):
-    """Start procstatd alone; return its port."""
+def free_tcp_port():
+    """Return a TCP port that nobody uses now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+        return sock.getsockname()[1]
+
+
+def start_procstatd(running, *options):
+    """Start procstatd alone; return its port."""
+    port = free_tcp_port()
     running.start("sendstats.py", "-d", "--procstatd", port, *options)
 
     def listening():
@@ -4305,13 +4625,41 @@ def test_refused_client_is_logged(running):
         running.processes[-1].stderr.readline() for _ in range(2)]
 
 
+def test_procstatd_by_its_own_name(running):
+    """A link; -d is a daemon, as it was for the original."""
+    link = os.path.join(running.folder, "procstatd")
+    path = os.path.join(running.folder, "pid")
+    os.symlink(os.path.join(HERE, "sendstats.py"), link)
+
+    def start(*words):
+        return subprocess.run(
+            [sys.executable, "-S", link, *map(str, words)], timeout=20,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, env=dict(os.environ, NODE="7"))
+    port = free_tcp_port()
+    started = start("-d", "--pid-file", path, port)
+    running.pids.append(read_pid(path))
+    assert (started.returncode, started.stderr) == (0, "")
+    assert Client(port).ask(b"quik\n")
+    assert "usage: procstatd [options] [PORT]" in start("--help").stdout
+    assert start("7885", "7886").returncode == 2
+    port = free_tcp_port()
+    verbose = subprocess.Popen(
+        [sys.executable, "-S", link, "-v", "--allow", "10.0.0.0/8",
+         str(port)], stderr=subprocess.PIPE, universal_newlines=True)
+    running.processes.append(verbose)
+    wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    assert verbose.stderr.readline() == (
+        "sendstats: procstatd: 127.0.0.1 refused: not allowed\n")
+
+
 @pytest.mark.parametrize("flood", [
     b"jobs\n", b"quik\n" * 40, b"\n" * 200, None])
 def test_all_clients_together_cost_a_fifth_of_a_cpu(running, procstatd,
                                                     flood):
     """None: they connect and leave, and do nothing else."""
     import threading
-    pid, end = running.processes[-1].pid, time.monotonic() + 1.5
+    pid, end = running.processes[-1].pid, time.monotonic() + 1.0
     before = cpu_s(pid)
 
     def ask():
@@ -4328,7 +4676,7 @@ def test_all_clients_together_cost_a_fifth_of_a_cpu(running, procstatd,
         thread.start()
     for thread in threads:
         thread.join()
-    assert cpu_s(pid) - before < 0.5                # 0.3, and their last
+    assert cpu_s(pid) - before < 0.4                # 0.2, and their last
 
 
 def test_clients_that_never_read_hold_little(running, tmp_path):
@@ -5350,6 +5698,376 @@ def test_master_that_moves_behind_its_name(running, namespaces):
             wait_for(lambda: cluster[5].age_s < 0.3)
     finally:
         shutil.rmtree(hosts)
+
+
+def test_address_that_comes_later(running, namespaces):
+    a, b = namespaces
+    inside(running, a, "recvstats.py", "-p", running.port, "--table",
+           running.table).stderr.readline()
+    agent = inside(running, b, "sendstats.py", "-r", "0.1", "-a", "10.9.0.5",
+                   "-p", running.port, 5, "10.9.0.1")
+    assert agent.stderr.readline() == (
+        "sendstats: 10.9.0.1:%d: Cannot assign requested address: "
+        "trying again\n" % running.port)
+    assert ip("-n", b, "addr", "add", "10.9.0.5/24", "dev", "v1")
+    assert running.wait_up(5).address == "10.9.0.5"
+
+
+def test_master_may_ask_procstatd_of_an_agent_of_the_group(running,
+                                                           namespaces):
+    a, b = namespaces
+    inside(running, b, "sendstats.py", "-i", "v1", "--procstatd", 7885, 5)
+    ask = ("import socket\nsock = socket.create_connection(('%s', 7885), 5)\n"
+           "sock.sendall(b'quik\\n')\nprint(sock.recv(9999))\n")
+
+    def reply(address):
+        return subprocess.run(
+            ["ip", "netns", "exec", a, sys.executable, "-c", ask % address],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+    wait_for(lambda: b"load1" in reply("10.9.0.2"))
+    assert b"load1" not in reply("10.8.0.2")        # of another interface
+
+
+def test_boot(running, namespaces):
+    """No interface is up; then the network comes, then the name server's
+    answer, then the masters: all agents report."""
+    a, b = namespaces
+    for name in "v0", "w0":
+        assert ip("-n", a, "link", "del", name)
+    assert ip("-n", b, "link", "set", "lo", "down")
+    hosts, other = os.path.join("/etc/netns", b), running.table + "2"
+    os.makedirs(hosts)
+    try:
+        for name in "hosts", "resolv.conf":
+            with open(os.path.join(hosts, name), "w") as file:
+                file.write("nameserver 10.9.0.1\n")
+        started = []
+        for node, *where in ((1, "10.9.0.1"), (2, "themaster"),
+                             (3, "-i", "v1")):
+            words = [] if "-i" in where else ["-p", str(running.port)]
+            started.append(subprocess.Popen(
+                ["ip", "netns", "exec", b, "sh", "-c",
+                 'umask 0; exec "$@" <&- >&-', "sh", sys.executable, "-S",
+                 os.path.join(HERE, "sendstats.py"), "-r", "0.2",
+                 "--pid-file", running.table + ".pid%d" % node, *words,
+                 str(node), *where],
+                stderr=subprocess.PIPE, universal_newlines=True))
+            running.processes.append(started[-1])
+        for node, agent in enumerate(started, 1):
+            _, said = agent.communicate(timeout=LIMIT_S)
+            running.pids.append(read_pid(running.table + ".pid%d" % node))
+            assert agent.returncode == 0
+            assert re.fullmatch("sendstats: .*: trying again\n", said)
+        join_namespaces("v", "10.9.0")
+        with open(os.path.join(hosts, "hosts"), "w") as file:
+            file.write("10.9.0.1 themaster\n")
+        time.sleep(0.3)
+        inside(running, a, "recvstats.py", "-p", running.port, "--table",
+               running.table)
+        inside(running, a, "recvstats.py", "-i", "v0", "--table", other)
+        for node in 1, 2:
+            running.wait_up(node)
+        wait_for(lambda: os.path.exists(other))
+        with libbeostat.open(other) as cluster:
+            wait_for(lambda: 3 in cluster)
+    finally:
+        running.end()
+        shutil.rmtree(hosts)
+
+
+# A sweep: each kind of system call that a daemon makes fails, once and for
+# SWEEP_S.  In the suite a few of them; all with LONG=1.
+
+LONG = os.environ.get("LONG")
+SWEEP_S = 2.0 if LONG else 0.2
+ERRNOS = {                      # of each call, what it may fail with
+    "accept4": "EMFILE ENFILE ECONNABORTED ENOMEM EPERM",
+    "bind": "EADDRNOTAVAIL EADDRINUSE ENOMEM",
+    "clock_gettime": "EINVAL",
+    "clone": "EAGAIN ENOMEM", "clone3": "EAGAIN ENOMEM",
+    "close": "EIO ENOSPC",
+    "connect": "ENETUNREACH EADDRNOTAVAIL EAGAIN EPERM",
+    "getdents64": "EIO ENOENT ENOMEM",
+    "getpeername": "ENOBUFS ENOTCONN", "getsockname": "ENOBUFS",
+    "getsockopt": "ENOBUFS",
+    "ioctl": "ENODEV EADDRNOTAVAIL ENOMEM",
+    "newfstatat": "EACCES ENOENT ENOMEM EIO",
+    "openat": "EMFILE ENFILE EACCES ENOENT ENOMEM",
+    "poll": "ENOMEM EINVAL",
+    "pread64": "EIO ENOMEM EINVAL",
+    "read": "EIO EISDIR ENOMEM",
+    "recvfrom": "ECONNREFUSED ECONNRESET EHOSTUNREACH ENOMEM",
+    "sendto": "ENOBUFS ENOMEM EPERM EAGAIN EINVAL ENETUNREACH EHOSTUNREACH "
+              "ECONNREFUSED EMSGSIZE EPIPE",
+    "setsockopt": "ENODEV ENOMEM ENOBUFS",
+    "socket": "EMFILE ENFILE ENOMEM ENOBUFS EACCES",
+    "statfs": "EIO ENOMEM ESTALE EACCES",
+    "stat": "EACCES ENOENT ENOMEM EIO",
+    "uname": "EFAULT",
+    "write": "EPIPE EAGAIN EIO",
+    # of a start
+    "chdir": "EACCES", "dup2": "EMFILE", "dup3": "EMFILE",
+    "fchmod": "EPERM", "flock": "ENOLCK", "fork": "EAGAIN",
+    "ftruncate": "EIO", "pipe2": "EMFILE ENFILE", "pwrite64": "ENOSPC EIO",
+    "setsid": "EPERM", "unlink": "EACCES",
+}
+LEFT_OUT = set(                 # the allocator's, and what cannot fail
+    "mmap munmap mremap mprotect madvise brk futex rt_sigprocmask "
+    "rt_sigreturn rt_sigaction sigaltstack set_robust_list rseq "
+    "set_tid_address exit exit_group restart_syscall gettid getpid getuid "
+    "geteuid getgid getegid lseek clock_nanosleep sched_yield fstat fcntl "
+    "tgkill kill shutdown getrandom prlimit64 sysinfo wait4 close_range "
+    "readlink getcwd arch_prctl clock_getres".split())
+SWEEP = [(call, name) for call, names in sorted(ERRNOS.items())
+         for name in names.split()]
+
+
+class Strace:
+    """strace(1) on a process, with its threads, while this is open."""
+
+    def __init__(self, pid, folder, *options):
+        self.path = os.path.join(folder, "trace")
+        self.process = subprocess.Popen(
+            ["strace", "-f", "-o", self.path, "-p", "%d" % pid, *options],
+            stderr=subprocess.PIPE)
+
+    def __enter__(self):
+        if b"attached" not in self.process.stderr.readline():
+            self.process.wait()
+            pytest.skip("strace may not attach")
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+        self.process.stderr.close()
+
+    def calls(self):
+        """Return [(call, whether it was made to fail)] of the trace."""
+        with open(self.path, errors="replace") as file:
+            return [(found.group(1), "(INJECTED)" in line) for line in file
+                    for found in [re.match(r"\d+ +(\w+)\(", line)] if found]
+
+
+def run_s(pid):
+    """Return the CPU time of a process and its threads, in seconds."""
+    total = 0
+    for thread in os.listdir("/proc/%d/task" % pid):
+        with contextlib.suppress(OSError), open(
+                "/proc/%d/task/%s/schedstat" % (pid, thread)) as file:
+            total += int(file.read().split()[0])
+    return total / 1e9
+
+
+def sweep(pid, drive, is_well, folder, faults, errors):
+    """Make calls of a running daemon fail; return (how many faults it met,
+    [what went wrong]).
+
+    drive    function that has the daemon do for a while all that it does
+    is_well  function that tells whether it works as it should
+    faults   [(call, errno's name)]
+    errors   function that returns the lines it has written so far
+    """
+    with Strace(pid, folder) as strace:
+        began = run_s(pid)
+        drive(SWEEP_S)
+        usual_s = run_s(pid) - began
+    made = {call for call, _ in strace.calls()}
+    met, wrong = 0, ["%s: has no errors to try" % call
+                     for call in made - set(ERRNOS) - LEFT_OUT]
+    for call, name in faults:
+        for when in ":when=1", "":
+            if call not in made:
+                continue
+            why = "%s %s%s" % (call, name, when)
+            with Strace(pid, folder, "-e", "trace=" + call, "-e",
+                        "inject=%s:error=%s%s" % (call, name, when)
+                        ) as strace:
+                began = run_s(pid)
+                drive(SWEEP_S)
+                try:
+                    spent_s = run_s(pid) - began
+                except OSError:
+                    return met, wrong + [why + ": died: %s" % errors()[-3:]]
+            met += any(injected for _, injected in strace.calls())
+            if spent_s > 2 * usual_s + 0.1:
+                wrong.append("%s: took %.2f s, usually %.2f s" % (
+                    why, spent_s, usual_s))
+            if not is_well():
+                wrong.append(why + ": is not well")
+    lines = errors()
+    wrong += ["said %d times: %s" % (lines.count(line), line)
+              for line in set(lines) if lines.count(line) > 1]
+    return met, wrong + [line for line in lines if "Traceback" in line]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+@pytest.mark.parametrize("faults", [SWEEP] if LONG else [[
+    ("poll", "ENOMEM"), ("pread64", "EIO"), ("sendto", "ENOBUFS")]])
+def test_fault_sweep_of_a_running_agent(master, tmp_path, faults):
+    port, path = free_tcp_port(), str(tmp_path / "errors")
+    with open(path, "w") as errors:
+        agent = subprocess.Popen(
+            [sys.executable, "-S", os.path.join(HERE, "sendstats.py"), "-f",
+             "-r", "0.1", "-i", "lo", "--procstatd", "%d" % port,
+             "--key-file", write_key(tmp_path, b"key"), "7",
+             "127.0.0.1:%d" % master.getsockname()[1], "localhost:9",
+             "239.255.11.224:%d" % free_port()], stderr=errors)
+
+    def drive(seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            agent.send_signal(signal.SIGHUP)
+            with contextlib.suppress(OSError, AssertionError):
+                sock = socket.create_connection(("127.0.0.1", port), 0.1)
+                sock.settimeout(0.1)
+                sock.sendall(b"quik\nsend\njobs\n")
+                while sock.recv(1 << 20):
+                    pass
+            time.sleep(0.05)
+
+    def is_well():
+        master.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while master.recv(65536):
+                pass
+        master.settimeout(LIMIT_S)
+        for _ in range(2):
+            node = decode(master.recv(65536)[:-16])
+        return (node.memory.total_bytes and node.kernel.boot_time_s
+                and node.load.one is not None and node.disk.blocks
+                and node.interfaces and len(node.cpus) == node.agent.cpus > 0
+                and wait_for(lambda: not closed_at_once(port)))
+
+    def errors():
+        with open(path) as file:
+            return file.read().splitlines()
+    try:
+        master.recv(65536)
+        met, wrong = sweep(agent.pid, drive, is_well, str(tmp_path), faults,
+                           errors)
+        print("%d faults met, of %d to meet" % (met, 2 * len(faults)))
+        assert wrong == [] and met >= 2 * len(faults) * 0.6
+        said = "\n".join(errors())
+        for call, name in faults:
+            if call in ("poll", "pread64", "sendto", "statfs"):
+                assert os.strerror(getattr(errno, name)) in said
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+STARTER = """
+import os, signal, sys
+sys.path[:0] = [%r]
+import %s as tool
+tool.make_parser()
+os.kill(os.getpid(), signal.SIGSTOP)
+sys.exit(tool.main(%r))
+"""
+
+
+def start_traced(module, words, folder, *options):
+    """Start a daemon whose calls are traced from main() on.
+
+    Returns  (exit status, its errors, the pids and the calls of the trace)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", STARTER % (HERE, module, words)],
+        stderr=subprocess.PIPE, universal_newlines=True)
+    try:
+        wait_for(lambda: " T " in read_text("/proc/%d/stat" % process.pid))
+        with Strace(process.pid, folder, *options) as strace:
+            process.send_signal(signal.SIGCONT)
+            status = process.wait(LIMIT_S)
+            said = process.stderr.read()
+        with open(strace.path, errors="replace") as file:
+            pids = {int(line.split()[0]) for line in file}
+        return status, said, pids, strace
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def read_text(path):
+    """Return the text of a file."""
+    with open(path) as file:
+        return file.read()
+
+
+def sweep_start(module, words, works, folder, faults):
+    """Make calls of a daemon's start fail, each in turn.
+
+    works    function that tells whether the daemon of a pid file's text does
+    Returns  (how many faults it met, [what went wrong])
+    """
+    path = os.path.join(folder, "pid")
+    words = words + ["--pid-file", path]
+    _, _, pids, strace = start_traced(module, words, folder)
+    end_all(pids, path)
+    calls = [call for call, _ in strace.calls()]
+    met, wrong = 0, ["%s: has no errors to try" % call
+                     for call in set(calls) - set(ERRNOS) - LEFT_OUT]
+    for call, name in faults:
+        for turn in range(1, calls.count(call) + 1 if LONG else 2):
+            status, said, pids, strace = start_traced(
+                module, words, folder, "-e", "trace=" + call, "-e",
+                "inject=%s:error=%s:when=%d" % (call, name, turn))
+            if not any(injected for _, injected in strace.calls()):
+                break
+            met += 1
+            lines = said.splitlines()
+            if status == 0:
+                well = (works(read_text(path)) and not any(
+                    "Traceback" in line for line in lines))
+            else:
+                wait_for(lambda: not any(map(is_alive, pids)))
+                well = (status == 1 and len(lines) == 1 and lines[
+                    0].startswith(module) and not (
+                    os.path.exists(path) and read_text(path)))
+            if not well:
+                wrong.append("%s %s %d: %d %s" % (call, name, turn, status,
+                                                  lines[-4:]))
+            end_all(pids, path)
+    return met, wrong
+
+
+def is_alive(pid):
+    """Return whether a process runs."""
+    try:
+        return " Z " not in read_text("/proc/%d/stat" % pid)
+    except OSError:
+        return False
+
+
+def end_all(pids, path):
+    """End the processes of a start, and remove its pid file."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+@pytest.mark.parametrize("faults", [SWEEP if LONG else [
+    ("clone", "EAGAIN"), ("pipe2", "EMFILE"), ("poll", "ENOMEM"),
+    ("flock", "ENOLCK"), ("write", "EPIPE")]])
+def test_fault_sweep_of_the_start_of_an_agent(master, tmp_path, faults):
+    def works(pid):
+        master.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while master.recv(65536):
+                pass
+        master.settimeout(LIMIT_S)
+        return is_alive(int(pid)) and master.recv(65536)
+    met, wrong = sweep_start(
+        "sendstats", ["-r", "0.1", "7", "127.0.0.1:%d"
+                      % master.getsockname()[1]],
+        works, str(tmp_path), faults)
+    print("%d faults met" % met)
+    assert wrong == [] and met >= len(faults) * 0.6
 
 
 STRESS = (
