@@ -1420,14 +1420,14 @@ class Screen:
 
         count  of the lines that there are
         """
-        if self.prompt is not None:
+        if key == STOP_KEY:
+            self.stop()
+        elif self.prompt is not None:
             return self.edit(key, args)
-        if key == b"/":
+        elif key == b"/":
             self.prompt = ""
         elif key == b"?":
             self.help, self.first = not self.help, 0
-        elif key == STOP_KEY:
-            self.stop()
         elif key == b"s":
             keys = args.view.sort_keys
             last = keys.index(args.sort.lstrip("-")) if args.sort else -1
@@ -1447,7 +1447,7 @@ class Screen:
             self.prompt = None
         elif key in ERASE_KEYS:
             self.prompt = self.prompt[:-1]
-        elif len(key) == 1:
+        elif key.decode("ascii", "replace").isprintable():
             self.prompt += key.decode("ascii", "ignore")
         return key in ENTER_KEYS
 
@@ -1634,13 +1634,15 @@ def choose_view(args, refuse):
     views = set(args.views)
     if args.texts:
         views.add(CHOSEN_TEXTS)
+    if args.names and not args.events:
+        views.add(FOLDED)
     if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
     if DAEMON in views and args.nodes:
         refuse("--daemon is about recvstats: no NODES")
     if views:
         return views.pop()
-    return FOLDED if args.names or args.brief and args.states else TABLE
+    return FOLDED if args.brief and args.states else TABLE
 
 
 def choose_watch(args, refuse):
