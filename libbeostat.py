@@ -473,6 +473,7 @@ def fold_nodes(nodes):
 FULL = 10000                    # the busy share of a CPU that never idles
 ROUND = 1000                    # 32-bit floats hold 4 decimals below it
 TIME_MOST_S = 1e12              # no clock and no value is beyond
+SHAPES = 100                    # numbers of CPUs to remember
 SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
@@ -490,13 +491,11 @@ CPUS_AT = BODY + NODE_STRUCT.size
 HEARD, _ = layout(SLOT + HEADER, (
     "heard_s", "silent_from_s", "length", "kind", "period_s"))
 SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
-FLOATS, _ = layout(HEADER + NODE, [
-    field for fields, code, *_ in HEADER + NODE if code in "df"
-    for field in fields.split()])
-FRACTIONS, _ = layout(HEADER + NODE, [
-    field for fields, *_ in CPU for field in fields.split()
-    if field.endswith("_fraction")])
-BUSY, _ = layout(ONE_CPU, ("busy",))
+FLOAT_NAMES = [field for fields, code, *_ in HEADER + NODE if code in "df"
+               for field in fields.split()]
+FLOATS, _ = layout(HEADER + NODE, FLOAT_NAMES)
+FRACTIONS = slice(FLOAT_NAMES.index("busy_fraction"),
+                  FLOAT_NAMES.index("iowait_fraction") + 1)
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
@@ -575,6 +574,12 @@ def picker(names):
     return pick
 
 
+@functools.lru_cache(SHAPES)
+def busy_struct(cpus):
+    """Return the Struct of the busy shares of so many CPU records."""
+    return layout(ONE_CPU * cpus, ("busy",))[0]
+
+
 def check(message):
     """See that a message whose CRC is right says what can be.
 
@@ -594,9 +599,8 @@ def check(message):
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
-    if max(FRACTIONS.unpack_from(message)) > 1 or (
-            max(shares, default=(0,)) > (FULL,)):
+    shares = busy_struct(cpus).unpack_from(message, CPUS_AT)
+    if max(floats[FRACTIONS]) > 1 or max(shares, default=0) > FULL:
         raise BadSample("sample with a CPU that is over 100 % busy")
 
 
