@@ -1023,7 +1023,6 @@ MODES = ['mode="%s"' % field[:-len("_ticks")]
          for field in libbeostat.CPU[0][0].split()[:8]]
 
 
-
 def escape_label(text):
     """Return text as it stands in quotes in Prometheus' format."""
     return safe(text).replace("\\", r"\\").replace('"', r'\"')
@@ -1235,7 +1234,7 @@ def name_hosts(nodes):
 
     gmetad makes a folder of it, so it may not be what a path is made of.
     """
-    names = [node.host.hostname for node in nodes]
+    names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
     for place, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
@@ -1421,14 +1420,14 @@ class Screen:
 
         count  of the lines that there are
         """
-        if self.prompt is not None:
+        if key == STOP_KEY:
+            self.stop()
+        elif self.prompt is not None:
             return self.edit(key, args)
-        if key == b"/":
+        elif key == b"/":
             self.prompt = ""
         elif key == b"?":
             self.help, self.first = not self.help, 0
-        elif key == STOP_KEY:
-            self.stop()
         elif key == b"s":
             keys = args.view.sort_keys
             last = keys.index(args.sort.lstrip("-")) if args.sort else -1
@@ -1448,7 +1447,7 @@ class Screen:
             self.prompt = None
         elif key in ERASE_KEYS:
             self.prompt = self.prompt[:-1]
-        elif len(key) == 1:
+        elif key.decode("ascii", "replace").isprintable():
             self.prompt += key.decode("ascii", "ignore")
         return key in ENTER_KEYS
 
@@ -1635,13 +1634,15 @@ def choose_view(args, refuse):
     views = set(args.views)
     if args.texts:
         views.add(CHOSEN_TEXTS)
+    if args.names and not args.events:
+        views.add(FOLDED)
     if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
     if DAEMON in views and args.nodes:
         refuse("--daemon is about recvstats: no NODES")
     if views:
         return views.pop()
-    return FOLDED if args.names or args.brief and args.states else TABLE
+    return FOLDED if args.brief and args.states else TABLE
 
 
 def choose_watch(args, refuse):
@@ -1681,8 +1682,9 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    return encode("".join([paint(line, colour, args.colours) + "\n"
-                           for line, colour in lines]), args)
+    texts = [paint(line, colour, True) for line, colour in lines
+             ] if args.colours else [line for line, _ in lines]
+    return encode("\n".join(texts + [""]), args)
 
 
 def encode(text, args):

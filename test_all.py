@@ -3364,6 +3364,7 @@ HOSTS = (
     (["a", "a", "b"], ["n0", "n1", "b"]),
     (["n1", "..", "n1_"], ["n1", "n1__", "n1_"]),
     (["n07", "n1"], ["n07", "n1"]),
+    (["a\x01", "a\\x01"], ["n0", "n1"]),      # alike once escaped
 )
 
 
@@ -3606,7 +3607,7 @@ def test_master_is_in_loads_only_when_named(named):
 
 @pytest.mark.parametrize("words", [
     "--json --dots", "-c --json", "--json --events --dots", "-l --events",
-    "--dots --events"])
+    "--dots --events", "--names --dots"])
 def test_views_exclude_each_other(words):
     shown = tool("beostat.py", *words.split())
     assert shown.returncode == 2
@@ -3795,7 +3796,7 @@ def test_watch_helps_sorts_and_filters(named):
     assert "only compu" in screen.frame()[-1]
     screen.type(b"/n[0-1]\r")
     wait_for(lambda: first_rows()[:2] == ["3", "1"])
-    screen.type(b"/q\033")             # q is a letter there, Esc leaves it
+    screen.type(b"/q\t\xc3\033")      # q is a letter there, Esc leaves it
     wait_for(lambda: "only n[0-1]" in screen.frame()[-1])
     screen.type(b"/\r")
     wait_for(lambda: len(first_rows()) > 9)
