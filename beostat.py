@@ -1266,7 +1266,7 @@ def format_ganglia(picture, args):
              '<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">',
              '<CLUSTER NAME="%s" LOCALTIME="%d" OWNER="unspecified" '
              'LATLONG="unspecified" URL="unspecified">' % (
-                 escape_xml(args.cluster), picture.time_s)]
+                 escape_xml(args.cluster or "beostat"), picture.time_s)]
     for node, name in zip(picture.nodes, name_hosts(picture.nodes)):
         lines += format_host(node, name)
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
@@ -1582,7 +1582,7 @@ def make_parser():
     option("--up", dest="states", action="store_const", const=UP)
     option("--down", dest="states", action="store_const", const=DOWN)
     option("--names", action="store_true")
-    option("--cluster", default="beostat")
+    option("--cluster")
     option("--table")
     parser.set_defaults(filter="")
     option("-v", "--version", action="version", version="beostat " + VERSION)
@@ -1638,6 +1638,11 @@ def choose_view(args, refuse):
         views.add(FOLDED)
     if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
+    if args.events and (args.sort or args.reverse or args.top or args.brief):
+        refuse("--events: no --sort, --reverse, --top or --brief")
+    if args.cluster and all(view.format is not format_ganglia
+                            for view in views):
+        refuse("--cluster names what --ganglia shows")
     if DAEMON in views and args.nodes:
         refuse("--daemon is about recvstats: no NODES")
     if views:

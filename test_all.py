@@ -3614,6 +3614,16 @@ def test_views_exclude_each_other(words):
     assert shown.stderr.endswith("error: one view at a time\n")
 
 
+@pytest.mark.parametrize("words, says", [
+    ("--events --sort cpu", "--events: no --sort, --reverse, --top or "
+     "--brief"), ("--events -b", "--brief"), ("--events --top 3", "--brief"),
+    ("--cluster blue", "--cluster names what --ganglia shows"),
+    ("--json --cluster blue", "--cluster names what --ganglia shows")])
+def test_no_option_is_taken_and_ignored(words, says):
+    shown = tool("beostat.py", *words.split())
+    assert shown.returncode == 2 and shown.stderr.endswith(says + "\n")
+
+
 def test_dropped_datagrams_are_said(running):
     running.recvstats("--iprange", "10.9.9.9")
     running.send(message(0), *[message(-2, number) for number in range(3)],
