@@ -1749,6 +1749,24 @@ def test_farewell(receiver):
     assert receiver.lines == ["left: n7", "up: n7", "up again: n7"]
 
 
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.2"])
+def test_what_a_farewell_overtook_brings_nobody_back(receiver, address):
+    """However late, and by another way: the node has left, and not fallen
+    silent after one more sample."""
+    now = time.monotonic() - 100
+    farewell = message(7, 3, kind=sendstats.FAREWELL)
+    assert feed(receiver, message(7, 1), now=now) == "stored"
+    assert feed(receiver, farewell, now=now) == "stored"
+    assert feed(receiver, message(7, 2), address, now + 99) == "late"
+    assert feed(receiver, message(7, 1), address, now + 99) == "repeated"
+    assert feed(receiver, farewell, address, now + 99) == "repeated"
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert cluster[7].state == "left" and cluster[7].age_s > 90
+        assert (cluster[7].received, cluster[7].lost) == (3, 0)
+        assert feed(receiver, message(7, 4), address, now + 99) == "stored"
+        assert cluster[7].state == "up"
+
+
 @pytest.mark.parametrize("period_s, silence_s", [(0.1, 3), (1, 3), (7, 21)])
 def test_down_after_three_periods(receiver, period_s, silence_s):
     now = time.monotonic()
