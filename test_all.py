@@ -2063,7 +2063,7 @@ def test_reader_that_is_kept_does_not_grow(receiver):
 # SEED=n makes others.
 
 SEED = int(os.environ.get("SEED", 1))
-HISTORIES = 40000 if LONG else 100
+HISTORIES = 40000 if LONG else 80
 Sent = collections.namedtuple(
     "Sent", "node start_us sequence kind period_s time_s address key")
 
