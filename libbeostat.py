@@ -237,7 +237,7 @@ COUNTERS = (
     ("received", "Q", "", "datagrams received since the start"),
     ("stored", "Q", "", "samples and farewells stored"),
     ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
-    ("repeated", "Q", "", "arrived before; dropped"),
+    ("repeated", "Q", "", "arrived before, or too late to tell; dropped"),
     ("stale", "Q", "", "from an earlier start of the agent; dropped"),
     ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
     ("clock_wrong", "Q", "", "signed, and of more than 60 s in the future; "
@@ -277,7 +277,8 @@ SLOT = (
     ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
     ("silent_from_s", "d", "s", "the same, less away_s of the header: the "
      "node is silent for heartbeat_s less away_s less this"),
-    ("window", "Q", "", "bit n: the message n before the last one came"),
+    ("window", "Q", "", "bit n: the message n before the last one came, or "
+     "nobody misses it"),
     ("received", "Q", "", "messages received from the node"),
     ("lost", "Q", "", "messages that the node sent and that never came"),
     ("address", "4s", "", "IPv4 address of the sender"),

@@ -675,6 +675,8 @@ RIVAL_LINES = 10
 # With a key?  Held by who sent it last?  From its address?  In which order?
 # What becomes of it.  None is any; the first row that fits decides.
 OWNERSHIP = (
+    # The node's farewell overtook it: it has left all the same.
+    (None, None, None, "overtaken", "late"),
     # The key tells who it is, wherever it is now: only a newer message can
     # be the node's own, an older one may be a replay, for ever.
     (True, None, None, "newer", "stored"),
@@ -862,10 +864,10 @@ class Nodes:
             order = "older"
         elif start == state.start_us and behind < HALF:
             order = "behind"
+        left = state.kind == FAREWELL
+        if left and order == "behind" and behind < WINDOW_BITS:
+            order = "overtaken"
         silent_s = now - self.table.status["away_s"] - state.silent_from_s
-        # A message that its node's farewell overtook brings nobody back.
-        left = state.kind == FAREWELL and not (
-            order == "behind" and behind < WINDOW_BITS)
         up = not left and silent_s <= silence_s(state.period_s)
         same = address == state.address
         counter = decide(self.keyed, up and silent_s <= HELD_S, same, order)

@@ -6,6 +6,7 @@ Real files, sockets and processes: every test has a port of its own and a
 table in a temporary folder, and ends what it started.
 """
 
+import collections
 import contextlib
 import errno
 import fcntl
@@ -14,6 +15,7 @@ import json
 import os
 import pty
 import pwd
+import random
 import re
 import resource
 import select
@@ -1749,6 +1751,24 @@ def test_farewell(receiver):
     assert receiver.lines == ["left: n7", "up: n7", "up again: n7"]
 
 
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.2"])
+def test_what_a_farewell_overtook_brings_nobody_back(receiver, address):
+    """However late, and by another way: the node has left, and not fallen
+    silent after one more sample."""
+    now = time.monotonic() - 100
+    farewell = message(7, 3, kind=sendstats.FAREWELL)
+    assert feed(receiver, message(7, 1), now=now) == "stored"
+    assert feed(receiver, farewell, now=now) == "stored"
+    assert feed(receiver, message(7, 2), address, now + 99) == "late"
+    assert feed(receiver, message(7, 1), address, now + 99) == "repeated"
+    assert feed(receiver, farewell, address, now + 99) == "repeated"
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert cluster[7].state == "left" and cluster[7].age_s > 90
+        assert (cluster[7].received, cluster[7].lost) == (3, 0)
+        assert feed(receiver, message(7, 4), address, now + 99) == "stored"
+        assert cluster[7].state == "up"
+
+
 @pytest.mark.parametrize("period_s, silence_s", [(0.1, 3), (1, 3), (7, 21)])
 def test_down_after_three_periods(receiver, period_s, silence_s):
     now = time.monotonic()
@@ -2033,6 +2053,376 @@ def test_reader_that_is_kept_does_not_grow(receiver):
             receiver.table.make(len(receiver.table.view))
             cluster.reopen()
         assert len(os.listdir("/proc/self/fd")) == files
+
+
+# ---- model -------------------------------------------------------------
+# Random histories, in a time of their own, go to a receiver and to a plain
+# model, written from README and not from the code.  After each step a reader
+# must see what the model holds, and the log must tell who changed his state.
+# A history that fails is made as short as it goes and printed with its seed;
+# SEED=n makes others.
+
+SEED = int(os.environ.get("SEED", 1))
+HISTORIES = 40000 if LONG else 80
+Sent = collections.namedtuple(
+    "Sent", "node start_us sequence kind period_s time_s address key")
+
+
+class Held:
+    """What the model keeps of a node.
+
+    came    the numbers of the messages that came from one start of the
+            agent, of `first` to `last` that it sent
+    least   messages before this one are not missed, and not counted
+    before  (received, lost) of earlier starts
+    """
+
+    def __init__(self, first, last, least, before=(0, 0), restarts=0):
+        self.first, self.last, self.least = first, last, least
+        self.came, self.before, self.restarts = set(), before, restarts
+
+    def counts(self):
+        """Return (received, lost)."""
+        received, lost = self.before
+        return (received + len(self.came),
+                lost + self.last - self.first + 1 - len(self.came))
+
+
+class Model:
+    """A receiver without bytes: each node is what it should be."""
+
+    def __init__(self):
+        self.nodes, self.clock = {}, (0.0, 0.0)     # heartbeat_s, away_s
+
+    def start(self, key, networks, now):
+        """Begin as a new process, which knows what the table says."""
+        self.key, self.networks = key, networks
+        self.heartbeat_s, self.away_s = self.clock
+        self.wake(now, 0)
+
+    def wake(self, now, most_s=2):
+        """Let the clock for silence stand still while nobody listened."""
+        if now - self.heartbeat_s > most_s:
+            self.away_s += now - self.heartbeat_s
+            self.heartbeat_s = now
+
+    def tick(self, now):
+        self.heartbeat_s, self.clock = now, (now, self.away_s)
+
+    def silence_s(self, held, now):
+        return now - self.away_s - held.silent_from_s
+
+    def state(self, held, now):
+        if held.sent.kind == sendstats.FAREWELL:
+            return "left"
+        is_down = self.silence_s(held, now) > max(3, 3 * held.sent.period_s)
+        return "down" if is_down else "up"
+
+    def states(self, now):
+        return {node: self.state(held, now)
+                for node, held in self.nodes.items()}
+
+    def receive(self, sent, now, wall_s):
+        """Return the counter that a datagram adds to."""
+        held = self.nodes.get(sent.node)
+        if self.networks and sent.address not in self.networks:
+            return "not_allowed"
+        if self.key and sent.key != self.key:
+            return "signature_wrong" if sent.key else "unsigned"
+        if self.key and max(sent.start_us / 1e6, sent.time_s) > wall_s + 60:
+            return "clock_wrong"
+        if not held:
+            return self.store(sent, Held(
+                sent.sequence, sent.sequence, -2**32), now)
+        is_owned = (self.state(held, now) == "up"
+                    and self.silence_s(held, now) <= 60)
+        if is_owned and not self.key and sent.address != held.sent.address:
+            return "conflict"
+        step = (sent.sequence - held.last + 2**31) % 2**32 - 2**31
+        is_same = sent.start_us == held.sent.start_us
+        if is_same and step > 0:
+            held.last += step
+            return self.store(sent, held, now)
+        if is_same and (self.key or is_owned or step > -64
+                        and held.sent.kind == sendstats.FAREWELL):
+            return self.late(held, held.last + step)
+        first = least = sent.sequence
+        if sent.start_us > held.sent.start_us:
+            first = least = min(1, sent.sequence)
+        elif not is_same and (self.key or is_owned):
+            return "stale"
+        return self.store(sent, Held(
+            first, sent.sequence, least, held.counts(),
+            held.restarts + (not is_same)), now)
+
+    def late(self, held, number):
+        """Count what newer messages overtook, as far as that can be told."""
+        if (number in held.came or number < held.least
+                or number <= held.last - 64):
+            return "repeated"
+        held.came.add(number)
+        held.first = min(held.first, number)
+        return "late"
+
+    def store(self, sent, held, now):
+        self.nodes[sent.node], held.sent = held, sent
+        held.came.add(held.last)
+        held.heard_s, held.silent_from_s = now, now - self.away_s
+        held.signature = ("none" if not sent.key else
+                          "verified" if self.key else "unverified")
+        return "stored"
+
+    def view(self, now):
+        """Return what a reader should see."""
+        return {number: (
+            self.state(held, self.heartbeat_s), *held.counts(),
+            held.restarts, held.sent.address, held.signature,
+            held.sent.sequence, held.sent.start_us / 1e6, now - held.heard_s)
+                for number, held in self.nodes.items()}
+
+
+class Agents:
+    """What a few agents and a bad network do: steps, one after the other.
+
+    Each agent is a dict: node, address, key, period_s, skew_s (of its
+    clock), start_us, sequence.
+    """
+
+    KEYS = None, b"one", b"one", b"one", b"two"
+    NETWORKS = None, None, ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    DOES = (("send", 60), ("arrive", 12), ("replay", 5), ("skip", 2),
+            ("restart", 2), ("leave", 4), ("change", 5), ("listen", 20),
+            ("sleep", 1), ("end", 1), ("set_clock", .5))    # how often
+
+    def __init__(self, seed, length):
+        self.chance = random.Random(seed)
+        self.wall_s, self.steps = 1e9, []
+        self.flying, self.sent = [], []
+        self.agents = [{
+            "node": self.chance.randrange(-1, 4), "key": b"one",
+            "address": "10.0.0.%d" % number, "period_s": 1.0, "skew_s": 0.0,
+            "start_us": self.clock_us(-self.chance.uniform(0, 1e4)),
+            "sequence": self.chance.choice((0, 0, 50, 2**32 - 7))}
+            for number in range(1, 6)]
+        names, weights = zip(*self.DOES)
+        for name in self.chance.choices(names, weights, k=length):
+            getattr(self, name)(self.chance.choice(self.agents))
+
+    def clock_us(self, skew_s):
+        return int((self.wall_s + skew_s) * 1e6)
+
+    def send(self, agent, kind=sendstats.SAMPLE):
+        agent["sequence"] = (agent["sequence"] + 1) % 2**32
+        sent = Sent(agent["node"], agent["start_us"], agent["sequence"],
+                    kind, agent["period_s"], self.wall_s + agent["skew_s"],
+                    agent["address"], agent["key"])
+        self.sent.append(sent)
+        fate = self.chance.random()
+        if fate > .25:
+            self.steps.append(("receive", sent))
+        if fate < .2 or fate > .95:     # it, or a duplicate, comes later
+            self.flying.append(sent)
+
+    def arrive(self, _):
+        if self.flying:
+            self.steps.append(("receive", self.flying.pop(
+                self.chance.randrange(len(self.flying)))))
+
+    def replay(self, _):
+        if self.sent:
+            self.steps.append(("receive", self.chance.choice(
+                self.sent[-self.chance.choice((5, 50, 5000)):])))
+
+    def skip(self, agent):
+        agent["sequence"] = (agent["sequence"] + self.chance.choice(
+            (1, 30, 61, 62, 63, 64, 65, 500))) % 2**32
+
+    def restart(self, agent):
+        if self.chance.random() < .5:
+            agent["skew_s"] = self.chance.uniform(-9, 9) + self.chance.choice(
+                (0, 0, 62, 1e4, -1e4))
+        agent.update(sequence=0, start_us=self.clock_us(agent["skew_s"]))
+
+    def leave(self, agent):
+        self.send(agent, sendstats.FAREWELL)
+        if self.chance.random() < .5:
+            self.restart(agent)
+
+    def change(self, agent):
+        name, values = self.chance.choice((
+            ("address", ["10.0.0.%d" % each for each in range(1, 7)]),
+            ("key", self.KEYS), ("period_s", (.5, 1.0, 2.0, 7.5, 3600.0))))
+        agent[name] = self.chance.choice(values)
+
+    def listen(self, _):
+        most_s = self.chance.choice((.5, .5, .5, .5, .5, .5, .5, 5, 5, 100))
+        self.wait("listen", self.chance.uniform(0, most_s))
+
+    def sleep(self, _):
+        self.wait("sleep", self.chance.uniform(0, 50))
+
+    def wait(self, step, seconds, *more):
+        self.wall_s += seconds
+        self.steps.append((step, seconds, *more))
+
+    def end(self, _):
+        self.wait(self.chance.choice(("stop", "kill")),
+                  self.chance.uniform(0, self.chance.choice((2, 50))),
+                  self.chance.choice((None, b"one")),
+                  self.chance.choice(self.NETWORKS))
+
+    def set_clock(self, _):
+        step_s = self.chance.uniform(-99, 99) * self.chance.choice((1, 100))
+        self.wall_s += step_s
+        self.steps.append(("set_clock", step_s))
+
+
+class Clock:
+    """The time of a history, in place of this machine's."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "time", lambda: self.now + self.offset_s)
+
+    def reset(self):
+        self.now, self.offset_s = 1e4, 1e9 - 1e4
+
+
+class Play:
+    """A receiver and a model that go through the same steps."""
+
+    def __init__(self, folder, clock):
+        self.folder, self.clock, self.model = folder, clock, Model()
+        clock.reset()
+        self.begin(None, None)
+        self.path = self.receiver.table.path
+
+    def begin(self, key, networks):
+        options = ["--max-nodes", "9"]
+        if key:
+            options += ["--key-file", write_key(self.folder, key)]
+        for network in networks or ():
+            options += ["--allow", network]
+        self.receiver = new_receiver(self.folder, *options)
+        self.model.start(key, networks, self.clock.now)
+        self.logged = self.model.states(self.clock.now)
+        self.trouble = None
+        self.wake()
+        self.tick()
+
+    def wake(self):
+        self.receiver.wake(self.clock.now)
+        self.model.wake(self.clock.now)
+
+    def tick(self):
+        """Let both tick: what is logged tells who changed his state."""
+        self.receiver.tick(self.clock.now)
+        self.model.tick(self.clock.now)
+        self.due, news = self.clock.now + 1, {}
+        for line in self.receiver.lines:
+            what, _, nodes = line.partition(": ")
+            if what in ("up", "up again", "down", "left"):
+                for node in libbeostat.parse_nodes(nodes):
+                    news.setdefault(node, []).append(what.split()[0])
+        self.receiver.lines.clear()
+        for node, state in self.model.states(self.clock.now).items():
+            logged = news.get(node, [self.logged.get(node)])
+            if state not in logged:
+                self.trouble = "node %d is %s, logged: %s" % (
+                    node, state, logged)
+            self.logged[node] = state
+
+    def receive(self, sent):
+        data = message(sent.node, sent.sequence, sent.start_us, sent.kind,
+                       sent.period_s, time_s=sent.time_s)
+        if sent.key:
+            data = sign(data, sent.key)
+        counter = feed(self.receiver, data, sent.address, self.clock.now)
+        want = self.model.receive(sent, self.clock.now, time.time())
+        if counter != want:
+            return "recvstats says %s, the model %s" % (counter, want)
+
+    def listen(self, seconds):
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now = min(end, max(self.due, self.clock.now))
+            self.wake()
+            if self.clock.now >= self.due:
+                self.tick()
+
+    def sleep(self, seconds):
+        self.clock.now += seconds
+        self.wake()
+
+    def stop(self, seconds, key, networks):
+        self.receiver.stop(self.clock.now)
+        self.model.tick(self.clock.now)
+        self.kill(seconds, key, networks)
+
+    def kill(self, seconds, key, networks):
+        killed(self.receiver)
+        self.clock.now += seconds
+        self.begin(key, networks)
+
+    def set_clock(self, step_s):
+        self.clock.offset_s += step_s
+        self.tick()
+
+    def compare(self, cluster):
+        """Return in what a reader and the model differ, or None."""
+        seen = {node.number: (
+            node.state, node.received, node.lost, node.restarts,
+            node.address, node.signature, node.sequence, node.start_time_s,
+            node.age_s) for node in cluster}
+        want = self.model.view(self.clock.now)
+        if seen != want:
+            return "\n".join(
+                "node %d: a reader sees %s\n         the model says %s" % (
+                    number, seen.get(number), want.get(number))
+                for number in sorted({*seen, *want})
+                if seen.get(number) != want.get(number))
+
+
+def play(folder, clock, steps):
+    """Return (the steps up to the first that differs, in what), or None."""
+    played = Play(folder, clock)
+    try:
+        with libbeostat.open(played.path) as cluster:
+            for at, (what, *words) in enumerate(steps, 1):
+                trouble = (getattr(played, what)(*words) or played.trouble
+                           or played.compare(cluster))
+                if trouble:
+                    return steps[:at], trouble
+    finally:
+        killed(played.receiver)
+        os.unlink(played.path)
+
+
+def shorten(failed, plays):
+    """Return (steps, trouble) without the steps that it fails without."""
+    size = len(failed[0])
+    while size:
+        at = 0
+        while at < len(failed[0]):
+            less = plays(failed[0][:at] + failed[0][at + size:])
+            failed = less or failed
+            at += 0 if less else size
+        size //= 2
+    return failed
+
+
+def test_model(tmp_path, monkeypatch):
+    clock, messages = Clock(monkeypatch), 0
+    for seed in range(SEED, SEED + HISTORIES):
+        steps = Agents(seed, 100).steps
+        messages += sum(step[0] == "receive" for step in steps)
+        failed = play(tmp_path, clock, steps)
+        if failed:
+            steps, trouble = shorten(failed, lambda less: play(
+                tmp_path, clock, less))
+            raise AssertionError("SEED=%d fails:\n%s\n%s" % (
+                seed, "\n".join(map(str, steps)), trouble))
+    print("seeds %d to %d: %d messages" % (SEED, seed, messages))
 
 
 # ---- command line ------------------------------------------------------
