@@ -159,10 +159,10 @@ def check(message, size, header, keys):
     magic, length, _, kind, _, _, _, period_s, _ = header
     if magic != MAGIC:
         return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
-    if length != size and length + MAC_BYTES != size or size > MESSAGE_BYTES:
-        return "short" if size < length else "long"
-    if length < LEAST_BYTES:
+    if size < length or length < LEAST_BYTES:
         return "short"
+    if size not in (length, length + MAC_BYTES) or size > MESSAGE_BYTES:
+        return "long"
     if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
         return "crc_wrong"
     if not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
@@ -199,10 +199,10 @@ TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 def parse_table_header(data):
     """Return {field: value} of a table's header.
 
-    Raises  ValueError when these are not the bytes of one
+    Raises  StartError when these are not the bytes of one
     """
     if len(data) < TABLE_STRUCT.size or not data.startswith(TABLE_MAGIC):
-        raise ValueError("not a table of recvstats")
+        raise StartError("the table was cut off meanwhile: start again")
     return dict(zip(TABLE_AT, TABLE_STRUCT.unpack_from(data)))
 
 
@@ -361,7 +361,7 @@ def claim(path, is_default, entries, log):
         os.close(fd)
     if uid != os.geteuid():
         damage = "of user " + read_user_name(uid)
-        if os.geteuid() or not is_default and uid >= FIRST_USER:
+        if os.geteuid() or uid >= FIRST_USER:
             raise StartError(
                 "%s: belongs to %s: run recvstats as that user, or choose "
                 "another with --table" % (path, read_user_name(uid)))
@@ -439,17 +439,18 @@ class Table:
     """The shared file, of which this process is the only writer.
 
     view         its bytes
-    words, doubles, index  the same as 64-bit words, as floats; its index
+    words, index the same as 64-bit words; its index
     status, counts         {field: value} of STATUS, of COUNTERS
     spare_bytes  set aside for nodes of -N that were never heard
     """
 
     def __init__(self, path, port, entries, expected, most_bytes):
         self.path, self.most_bytes, self.fd = path, most_bytes, -1
-        self.view = self.words = self.doubles = self.index = memoryview(b"")
+        self.view = self.words = self.index = memoryview(b"")
         self.start_s, self.spare_bytes, pid = time.monotonic(), 0, os.getpid()
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
-        self.history = collections.deque([self.counts.copy()], RECENT_TICKS)
+        self.history = collections.deque([self.counts.copy()],
+                                         RECENT_TICKS + 1)
         self.status = dict.fromkeys(STATUS_NAMES, 0)
         self.status.update(
             magic=TABLE_MAGIC, version=TABLE_VERSION, entries=entries, pid=pid,
@@ -471,14 +472,14 @@ class Table:
         view = memoryview(mmap.mmap(fd, size))
         self.unmap()
         self.fd, self.view = fd, view
-        self.words, self.doubles = view.cast("Q"), view.cast("d")
+        self.words = view.cast("Q")
         end = TABLE_BYTES + self.status["entries"] * ENTRY_BYTES
         self.index = view[TABLE_BYTES:end].cast("I")
 
     def unmap(self):
         """Let go of the mapping."""
         mapped = self.view.obj
-        for view in self.index, self.doubles, self.words, self.view:
+        for view in self.index, self.words, self.view:
             view.release()
         if mapped:
             mapped.close()
@@ -511,33 +512,46 @@ class Table:
             os.close(old)
 
     def adopt(self):
-        """Take over the file at the path; return the numbers whose place
-        could not be, and that are dropped.
+        """Take over the file at the path; return the numbers whose slots
+        were damaged: dropped where their place cannot be, else empty until
+        their node's next message.
 
-        Of its header only the identity is believed, which is written once;
-        all else is found anew from the slots.  A slot that a killed writer
-        left torn is kept, and empty until its node's next message.
-        Raises  OSError
+        What is in use is found anew from index and slots.
+        Raises  OSError, StartError
         """
         fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        header = parse_table_header(os.pread(fd, TABLE_BYTES, 0))
-        for field in "entries", "away_s", "request_time_s":
-            self.status[field] = header[field]
+        data = os.pread(fd, TABLE_STRUCT.size, 0)
+        header = parse_table_header(data)
+        self.status.update(entries=header["entries"],
+                           used_entries=header["entries"])
         self.map(fd)
-        end, wrong = find_places(self.view, self.index.tolist())
-        for entry in wrong:
+        end, damaged = find_places(self.view, self.index.tolist())
+        for entry in damaged:
             self.index[entry] = 0
+        used_entries = 0
         for entry, place in self.places():
-            self.status["used_entries"] = entry + 1
-            self.words[place // 8] += self.words[place // 8] & 1
+            used_entries = entry + 1
             if not is_whole(self.view, place):
                 self.clear(entry, place)
-        self.status["used_bytes"] = end
-        self.status["away_s"] += max(self.start_s - header["heartbeat_s"], 0)
+                damaged.append(entry)
+            if self.words[place // WORD_BYTES] % 2:
+                self.words[place // WORD_BYTES] += 1
+        self.status.update(used_bytes=end, used_entries=used_entries)
+        self.resume_clock(data, header)
         self.words[1] |= 1
         self.view[IDENTITY] = self.pack_header()[IDENTITY]
         self.write_header()
-        return [entry - 1 for entry in wrong]
+        return [entry - 1 for entry in damaged]
+
+    def resume_clock(self, data, header):
+        """Go on with the clock by which silence counts, from the heartbeat
+        of an earlier recvstats, unless it was killed while it wrote it."""
+        now = time.monotonic()
+        self.status["heartbeat_s"] = now
+        if zlib.crc32(data[TABLE_AT["version"]:]) == CRC_RESIDUE:
+            self.status["request_time_s"] = header["request_time_s"]
+            self.status["away_s"] = header["away_s"] + max(
+                now - header["heartbeat_s"], 0)
 
     def clear(self, entry, place):
         """Make a slot one of which no message is known."""
@@ -549,8 +563,8 @@ class Table:
     def places(self):
         """Return [(entry of the index, byte offset of the slot)] of the
         nodes that were heard."""
-        return [(entry, place * UNIT_BYTES) for entry, place
-                in enumerate(self.index.tolist()) if place]
+        return [(entry, units * UNIT_BYTES) for entry, units in enumerate(
+            self.index[:self.status["used_entries"]].tolist()) if units]
 
     def grow(self, end):
         """Let the file reach to end, and further where there is room.
@@ -574,7 +588,7 @@ class Table:
             os.posix_fallocate(self.fd, size, end - size)
         self.map(self.fd)
 
-    def set_aside(self):
+    def reserve(self):
         """Set room aside for the nodes of -N that were never heard, so that
         no flood of other numbers takes it.
 
@@ -611,7 +625,7 @@ class Table:
         Struct that packs in place fills its target with zeros first, and
         readers see them.
         """
-        word, start = place >> 3, place + offset
+        word, start = place // WORD_BYTES, place + offset
         self.words[word] |= 1           # a new place may hold anything
         self.view[start:start + len(data)] = data
         self.words[word] += 1
@@ -691,7 +705,7 @@ OWNERSHIP = (
     (False, True, True, "behind", "late"),
     (False, True, True, "older", "stale"),
 )
-SILENT_FROM = SLOT_AT["silent_from_s"] // WORD_BYTES
+SILENT_FROM, _ = layout(SLOT, ("silent_from_s",))
 # What of a slot each message needs; a number that was never heard.
 LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
@@ -703,16 +717,14 @@ STATE, _ = layout(SLOT + HEADER, (
 State = collections.namedtuple(
     "State", "silent_from_s address port kind start_us sequence period_s")
 COUNTS, _ = layout(SLOT, ("window", "received", "lost"))
-COUNTS_AT = SLOT_AT["window"]
+COUNTS_AT, COUNTS_END = SLOT_AT["window"], SLOT_AT["address"]
 
 
 def decide(keyed, held, same, order):
     """Return the counter of a message that does not follow the last one."""
     facts = keyed, held, same, order
-    for *wanted, counter in OWNERSHIP:
-        if all(want in (None, fact) for want, fact in zip(wanted, facts)):
-            return counter
-    return "conflict"
+    return next(counter for *wanted, counter in OWNERSHIP if all(
+        want in (None, fact) for want, fact in zip(wanted, facts)))
 
 
 def silence_s(period_s):
@@ -888,8 +900,8 @@ class Nodes:
             lost = max(lost - 1, 0)
         else:                           # it came before the first one heard
             lost += behind - received - lost
-        self.table.publish(place, COUNTS_AT, struct.pack(
-            "<3Q", window | 1 << behind, received + 1, lost))
+        self.table.publish(place, COUNTS_AT, COUNTS.pack(
+            window | 1 << behind, received + 1, lost)[COUNTS_AT:COUNTS_END])
         return "late"
 
     def make_room(self, node, size, room, now):
@@ -928,14 +940,12 @@ class Nodes:
     def sweep(self):
         """Find the nodes that fell silent since the last sweep."""
         table, silent = self.table, self.silent
-        clock = table.status["heartbeat_s"] - table.status["away_s"]
-        words, doubles = UNIT_BYTES // WORD_BYTES, table.doubles
-        for entry, place in enumerate(table.index[
-                :table.status["used_entries"]].tolist()):
-            if (place and doubles[place * words + SILENT_FROM]
-                    < clock - SILENT_S and entry - 1 not in silent):
-                state = State(*STATE.unpack_from(table.view,
-                                                 place * UNIT_BYTES))
+        latest = (table.status["heartbeat_s"] - table.status["away_s"]
+                  - SILENT_S)
+        unpack, view = SILENT_FROM.unpack_from, table.view
+        for entry, place in table.places():
+            if unpack(view, place) < (latest,) and entry - 1 not in silent:
+                state = State(*STATE.unpack_from(view, place))
                 if self.state_of(state) == "down":
                     silent.add(entry - 1)
                     self.news.setdefault("down", set()).add(entry - 1)
@@ -969,6 +979,7 @@ ASK_S = 60.0                    # between two requests to a silent node
 RENEW_S = 1200.0                # between two for a period; agents hold it 1 h
 ASKS = 100                      # a second, in all
 SPREAD_S = 1.5                  # answers to the group fall within it
+PERIOD_ERROR_S = 1e-3           # a period is the same, or nearly
 ASK_STRUCT, _ = layout(ASK)
 
 
@@ -998,24 +1009,24 @@ class Requests:
         self.start_us, self.sequence = int(time.time() * 1e6), 0
         self.queue, self.ask_due, self.renew_due = {}, 0.0, 0.0
 
-    def due(self, now):
+    def queue_due(self, now):
         """Queue the nodes that are to be asked.
 
         All of them at the start, and now and then so that they keep the
         period asked for; silent ones once a minute, and those whose period
         is another.
         """
-        renews = now >= self.renew_due
+        renews, asks = now >= self.renew_due, now >= self.ask_due
         if renews:
-            self.renew_due = now + (RENEW_S if self.rate_s else float("inf"))
-        if not renews and now < self.ask_due and not (
-                self.rate_s and self.nodes.news):
-            return
-        self.ask_due = now + ASK_S
+            self.renew_due = now + (RENEW_S if self.rate_s else NEVER)
+        if asks:
+            self.ask_due = now + ASK_S
+        silent = self.nodes.silent
         asked = [node for node, state in self.nodes.states()
                  if state.kind != FAREWELL and (
-                     renews or node in self.nodes.silent or self.rate_s
-                     and abs(state.period_s - self.rate_s) > 1e-3)]
+                     renews or asks and node in silent or self.rate_s
+                     and abs(state.period_s - self.rate_s) > PERIOD_ERROR_S)
+                 ] if renews or asks or self.rate_s and self.nodes.news else []
         if self.group and (asked or renews):
             asked = [UNNUMBERED]
         self.queue.update(dict.fromkeys(asked))
@@ -1107,8 +1118,8 @@ class Group:
             if index == self.index and not self.trouble:
                 return False
             join_group(self.sock, self.interface, index)
-            for _ in range(BATCH):      # what other interfaces left there
-                self.sock.recv(1)
+            for _ in range(BUFFER_BYTES // DATAGRAM_BYTES):
+                self.sock.recv(1)       # what other interfaces left there
         except BlockingIOError:
             pass
         except OSError as error:
@@ -1125,6 +1136,7 @@ class Group:
 # ---- socket ------------------------------------------------------------
 
 BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+DATAGRAM_BYTES = 512            # of it, that the shortest one takes at least
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
 MEMINFO_DROPS = 8                       # linux/sock_diag.h
 
@@ -1498,7 +1510,7 @@ class Receiver:
 
     def __init__(self, table, args, log, keys, sock=None):
         self.table, self.log, self.keys, self.sock = table, log, keys, sock
-        self.is_default = args.table is None
+        self.is_default, self.debug = args.table is None, args.debug
         self.nodes = Nodes(table, args, bool(keys), log)
         self.requests = Requests(sock, self.nodes, args, keys)
         self.group = Group(sock, args.interface) if args.interface else None
@@ -1528,6 +1540,14 @@ class Receiver:
         """Store nothing: the interface to listen to is not there."""
         return "not_allowed"
 
+    def choose(self):
+        """Return what takes datagrams now: accept or refuse, with --debug
+        one that tells."""
+        accept = self.accept
+        if self.group and not self.group.index:
+            accept = self.refuse
+        return debugging(self, accept) if self.debug else accept
+
     def wake(self, now):
         """Let the time in which nobody listened count for nothing."""
         status = self.table.status
@@ -1544,21 +1564,28 @@ class Receiver:
         """
         nodes, table = self.nodes, self.table
         nodes.wall_s = time.time() - time.monotonic()
+        self.wake(now)
         table.status["heartbeat_s"] = now
         nodes.sweep()
         self.refresh_keys(signal.SIGHUP in told)
         if self.group and self.group.follow(self.log):
             self.requests.renew_due = 0.0
         if self.sock:
-            self.requests.due(now)
+            self.requests.queue_due(now)
             self.requests.send()
-            table.counts["kernel_drops"] = read_drops(
-                self.sock, table.counts["kernel_drops"])
         nodes.log_news()
-        self.log_drops(now)
+        self.log_refused(now)
         self.keep_path()
-        table.counts["log_drops"] = self.log.drops
-        table.beat(now)
+        self.beat(now)
+
+    def beat(self, now):
+        """Write a heartbeat, and with it what was counted."""
+        counts = self.table.counts
+        if self.sock:
+            counts["kernel_drops"] = read_drops(self.sock,
+                                                counts["kernel_drops"])
+        counts["log_drops"] = self.log.drops
+        self.table.beat(now)
 
     def refresh_keys(self, anew):
         """Read the keys again when their file has changed, or anew."""
@@ -1568,7 +1595,7 @@ class Receiver:
             if self.keys.trouble not in ("", trouble):
                 self.log("%s: the old keys stay" % self.keys.trouble)
 
-    def log_drops(self, now):
+    def log_refused(self, now):
         """Log what is refused, each cause once a minute."""
         if now >= self.told_due and (self.nodes.rivals or self.nodes.moved):
             self.told_due = now + TOLD_S
@@ -1605,13 +1632,13 @@ class Receiver:
         """Leave the table in good order: what is counted, and that this is
         the end."""
         self.table.status["stopped"] = 1
-        self.tick(now)
+        self.beat(now)
 
 
-def debugging(receiver):
-    """Return the receiver's accept with a line of log for each datagram."""
+def debugging(receiver, accept):
+    """Return accept with a line of log for each datagram."""
     def accept_and_tell(size, sender, now):
-        counter = receiver.accept(size, sender, now)
+        counter = accept(size, sender, now)
         node = "no node"
         if size >= LEAST_BYTES:
             node = "node %d" % HEADER_STRUCT.unpack_from(receiver.message)[2]
@@ -1621,15 +1648,14 @@ def debugging(receiver):
     return accept_and_tell
 
 
-def drain(receive, receiver, accept, now):
+def drain(receive, receiver, now):
     """Store what the socket holds, up to BATCH datagrams; return whether
     there may be more.
 
     receive  the socket's recvfrom_into
-    accept   returns the counter that a datagram adds to
     """
     message, examples = receiver.message, receiver.examples
-    counts = receiver.table.counts
+    counts, accept = receiver.table.counts, receiver.choose()
     for _ in range(BATCH):
         try:
             size, sender = receive(message)
@@ -1642,14 +1668,13 @@ def drain(receive, receiver, accept, now):
     return True
 
 
-def run(args, receiver, sock, signals):
+def run(receiver, sock, signals):
     """Store messages until told to stop.
 
     Datagrams gather while it naps: one wake-up serves them all.
     Raises  InUse when another recvstats has taken the table
     """
-    accept = debugging(receiver) if args.debug else receiver.accept
-    group, told = receiver.group, b""
+    told = b""
     now = due = time.monotonic()
     while not set(told) & set(STOP):
         try:
@@ -1659,9 +1684,7 @@ def run(args, receiver, sock, signals):
             attempt(time.sleep, NAP_S)
             now = time.monotonic()
             receiver.wake(now)
-            hears = accept if not group or group.index else receiver.refuse
-            while drain(sock.recvfrom_into, receiver, hears, now) and (
-                    now <= due):
+            while drain(sock.recvfrom_into, receiver, now) and now <= due:
                 now = time.monotonic()
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
@@ -1683,25 +1706,25 @@ def open_table(args, log):
     try:
         adopts = claim(path, args.table is None, args.max_nodes + 1, log)
         if adopts and not args.fresh:
-            dropped = table.adopt()
-            if dropped:
+            damaged = table.adopt()
+            if damaged:
                 log("%s: %d slots were damaged and are empty now: %s" % (
-                    path, len(dropped), format_nodes(dropped)))
+                    path, len(damaged), format_nodes(damaged)))
         else:
             table.make(min(table.status["used_bytes"] + NODES * SHARE_BYTES,
                            args.max_bytes // UNIT_BYTES * UNIT_BYTES))
-        table.set_aside()
+        table.reserve()
     except OSError as error:
         raise StartError("%s: cannot be made: %s: choose another with "
-                         "--table" % (path, error.strerror))
+                         "--table" % (path, error.strerror or error))
     return table, len(table.places())
 
 
 def start(args, log):
     """Return (receiver, socket), ready to run.
 
-    The port is bound before the table is looked at: two that start at once
-    do not both get it.
+    The port is bound before the table is looked at: of two that start at
+    once on one port, only one gets there.
     Raises  StartError, OSError
     """
     keys = Keys(args.key_file) if args.key_file else None
@@ -1828,11 +1851,12 @@ def main(argv=None):
         pid_file.hold()
         signals = open_signals(STOP + (signal.SIGHUP,))
         receiver, sock = start(args, Log(args.foreground))
+        drain(sock.recvfrom_into, receiver, time.monotonic())
         receiver.tick(time.monotonic())
         if receiver.group and not receiver.group.index:
             complain("%s: waiting for it" % receiver.group.trouble)
         release()
-        run(args, receiver, sock, signals)
+        run(receiver, sock, signals)
         receiver.stop(time.monotonic())
     except (StartError, OSError) as error:
         complain(explain(error))
