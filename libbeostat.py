@@ -37,11 +37,11 @@ class BeostatError(Exception):
 
 
 class NoTable(BeostatError):
-    """There is no table at the path, or it may not be read."""
+    """There is no table at the path."""
 
 
 class NotATable(BeostatError):
-    """The file at the path is no table, or a damaged one."""
+    """The file at the path cannot be read, is no table, or a damaged one."""
 
 
 class OtherVersion(BeostatError):
@@ -301,6 +301,7 @@ CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
 RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
 WORD = re.compile(r"[^][\s]+")
+SPAN = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
 def expand_span(text):
@@ -310,8 +311,8 @@ def expand_span(text):
     """
     first, dash, last = text.strip().partition("-")
     last = last if dash else first
-    if not (first.isdigit() and last.isdigit()):
-        raise BadNodeList("%r is no number and no range" % text)
+    if not SPAN.fullmatch(text.strip()):
+        raise BadNodeList("%r is not a number and not a range" % text)
     if not int(first) <= int(last) < int(first) + NODES_AT_MOST:
         raise BadNodeList("%s ends before it begins, or is too long" % text)
     width = len(first) if first[0] == "0" else 1
@@ -687,9 +688,9 @@ class Node:
 
 TABLE = "/dev/shm/beostat"
 FIRST_USER = 1000               # lower user ids are the system's: trusted
-TRIES = 200                     # to find a slot that nobody is writing
-PAUSE_S = 0.0005                # after the first of them: its writer waits
-LOOK_S = 0.1                    # between two looks at header and index
+TRIES, QUICK_TRIES = 200, 20    # to find a slot that nobody is writing
+PAUSE_S = 0.0005                # after the quick ones: its writer waits
+REFRESH_S = 0.1                 # header and index are read again after it
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
 READ_BYTES = 2048               # most slots are shorter
 SLOT_MOST_BYTES = 2**17         # and none is longer
@@ -753,31 +754,29 @@ class Cluster:
         fd = open_table(self.path)
         try:
             header = read_header(fd, self.path)
+            index = read_index(fd, self.path, header)
         except BeostatError:
             os.close(fd)
             raise
         self.close()
         self.fd = fd
-        self.take_header(header, time.monotonic())
+        self.use(header, index, time.monotonic())
 
-    def take_header(self, header, now):
-        """Judge states by a header from now on, find slots by its index."""
-        self.header, self.look_due = header, now + LOOK_S
+    def use(self, header, index, now):
+        """Tell states by a header from now on, and places by an index."""
+        self.header, self.index = header, index
+        self.refresh_due = now + REFRESH_S
         self.clock_s = min(now, header["heartbeat_s"]) - header["away_s"]
-        size = header["used_entries"] * ENTRY_BYTES
-        data = os.pread(self.fd, size, TABLE_BYTES)
-        if len(data) < size:
-            raise NotATable("%s: cut off" % self.path)
-        self.index = memoryview(data).cast("I")
 
-    def look(self, now):
+    def refresh(self, now):
         """Read header and index anew; follow the path when recvstats was
         gone and has made another table.
 
         A path that names nothing good leaves the old one in use: its
         nodes grow old in plain sight.
         """
-        self.take_header(read_header(self.fd, self.path), now)
+        header = read_header(self.fd, self.path)
+        self.use(header, read_index(self.fd, self.path, header), now)
         if not self.is_running(now):
             try:
                 if not os.path.samestat(os.stat(self.path),
@@ -794,7 +793,7 @@ class Cluster:
     @property
     def running(self):
         """Whether recvstats is at work."""
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         return self.is_running(time.monotonic())
 
     @property
@@ -822,7 +821,7 @@ class Cluster:
         """Return the bytes of a slot that holds a whole sample.
 
         It is one when nobody wrote meanwhile and the CRC is right.  A word
-        left odd by a writer that was killed does not matter then.
+        that stays odd was left so by a writer that was killed.
         Raises  NeverHeard, BadSample, SampleChanging
         """
         last = b""
@@ -833,8 +832,10 @@ class Cluster:
             owner, size, length = HOLDS.unpack_from(slot)
             if READ_BYTES - MESSAGE_AT < size < SLOT_MOST_BYTES:
                 slot = os.pread(self.fd, MESSAGE_AT + size, place)
-            if (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
-                    and owner == number and BODY <= length <= size
+            settled = slot[0] % 2 == 0 or slot == last and turn > QUICK_TRIES
+            if (settled and owner == number and BODY <= length <= size
+                    and slot[:WORD_BYTES] == os.pread(
+                        self.fd, WORD_BYTES, place)
                     and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
                     == CRC_RESIDUE):
                 return slot
@@ -843,7 +844,7 @@ class Cluster:
                     raise NeverHeard("node %d: not heard again yet" % number)
                 raise BadSample("node %d: damaged in the table" % number)
             last = slot
-            time.sleep(PAUSE_S if turn > TRIES // 10 else 0)
+            time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
     def read_node(self, number, place):
@@ -857,7 +858,7 @@ class Cluster:
         return node
 
     def __iter__(self):
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         self.refused = {}
         for number, place in enumerate(self.index.tolist(), MASTER):
             if place:
@@ -873,31 +874,32 @@ class Cluster:
                 SampleChanging
         """
         now = time.monotonic()
-        if now < self.look_due:
+        if now < self.refresh_due:
             try:
                 return self.read_node(number, self.find(number))
             except NoSuchNode:
                 pass                    # it may have come just now
-        self.look(now)
+        self.refresh(now)
         return self.read_node(number, self.find(number))
 
     __getitem__ = node
 
     def __contains__(self, number):
+        self.refresh(time.monotonic())
         try:
-            self.node(number)
+            self.find(number)
         except NoSuchNode:
             return False
         return True
 
     def __len__(self):
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         return len(self.index) - self.index.tolist().count(0)
 
     def never(self):
         """Return the numbers of nodes that are expected and were never
         heard."""
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         heard = self.index.tolist()[1:]
         return [number for number in range(self.header["expected"])
                 if number >= len(heard) or not heard[number]]
@@ -949,6 +951,19 @@ def read_header(fd, path):
                 and header["used_entries"] <= header["entries"] <= NUMBERS):
             return header
     raise NotATable("%s: damaged header" % path)
+
+
+def read_index(fd, path, header):
+    """Return the places of a table's slots, in UNIT_BYTES, from the master's
+    on, 0 never heard.
+
+    Raises  NotATable
+    """
+    size = header["used_entries"] * ENTRY_BYTES
+    data = os.pread(fd, size, TABLE_BYTES)
+    if len(data) < size:
+        raise NotATable("%s: cut off" % path)
+    return memoryview(data).cast("I")
 
 
 # ---- the original's functions ------------------------------------------
@@ -1055,11 +1070,14 @@ def get_statfs_p(node):
 
 
 def get_disk_usage(node):
-    """Return the DiskUsage of /: its size and what is used, in bytes."""
+    """Return the DiskUsage of /: its size and what is used, in bytes, None
+    unknown."""
     disk = cluster().node(node).disk
-    return named("DiskUsage", "max curr")(
-        disk.blocks * disk.block_bytes,
-        (disk.blocks - disk.free_blocks) * disk.block_bytes)
+    size = disk.block_bytes or 0
+    used = less(disk.blocks, disk.free_blocks)
+    return named("DiskUsage", "max curr")(*[
+        None if blocks is None else blocks * size
+        for blocks in (disk.blocks, used)])
 
 
 def get_time(node):

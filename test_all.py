@@ -984,6 +984,7 @@ def test_node_list(text, numbers):
 
 
 @pytest.mark.parametrize("text", [
+    "n[\u00b2]",
     "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]", "n[a]", "x",
     "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]", "3..4", "n[1-]"])
 def test_wrong_node_list_is_refused(text):
@@ -2027,6 +2028,59 @@ def test_sample_of_a_newer_agent(receiver):
         with pytest.raises(libbeostat.OtherVersion):
             cluster[1]
         assert [node.number for node in cluster] == [0]
+
+
+def test_a_node_that_lies_is_in_the_table_all_the_same(receiver):
+    feed(receiver, message(3, body=b"nonsense"))
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert 3 in cluster and len(cluster) == 1 and 4 not in cluster
+        with pytest.raises(libbeostat.BadSample):
+            cluster[3]
+
+
+def test_disk_that_is_not_known_has_no_usage(receiver, monkeypatch):
+    monkeypatch.setenv("BEOSTAT_TABLE", receiver.table.path)
+    libbeostat.cluster.cache_clear()
+    feed(receiver, message(0, body=changed_body(
+        dict.fromkeys(("block_bytes", "blocks", "free_blocks"), 2**64 - 1))))
+    assert libbeostat.get_disk_usage(0) == (None, None)
+
+
+def changed_body(values):
+    """Return a message body with some fields of the node record set."""
+    size = libbeostat.NODE_STRUCT.size
+    fields = dict(zip(libbeostat.NODE_AT,
+                      libbeostat.NODE_STRUCT.unpack(BODY[:size])))
+    fields.update(values)
+    return libbeostat.NODE_STRUCT.pack(*fields.values()) + BODY[size:]
+
+
+def test_slot_that_is_being_written_is_waited_for(receiver):
+    """A writer that has written a slot's header and not its message yet:
+    the two are not taken for one sample before it is clear that it was
+    killed there."""
+    feed(receiver, message(0, 1))
+    table = receiver.table
+    place = dict(table.places())[1]
+    table.words[place // 8] |= 1
+    before = time.monotonic()
+    with libbeostat.open(table.path) as cluster:
+        assert cluster[0].sequence == 1
+    assert time.monotonic() - before > libbeostat.PAUSE_S
+
+
+def test_reader_keeps_what_it_had_when_the_new_table_is_cut_off(tmp_path):
+    receiver = new_receiver(tmp_path)
+    feed(receiver, message(3))
+    receiver.stop(time.monotonic() - 10)
+    path = receiver.table.path
+    with libbeostat.open(path) as cluster:
+        other = str(tmp_path / "other")
+        shutil.copy(path, other)
+        os.truncate(other, 4098)
+        os.rename(other, path)
+        assert [node.number for node in cluster] == [3]
+        assert cluster[3].number == 3
 
 
 def test_errors_of_the_library(tmp_path):
@@ -5579,7 +5633,7 @@ libbeostat.TRIES = 1                    # each read is one
 with libbeostat.open(%r) as cluster:
     for turn in range(%d):
         if turn %% 1000 == 0:
-            cluster.look(0.0)           # it may have moved
+            cluster.refresh(0.0)        # it may have moved
         try:
             slot = cluster.read_slot(0, cluster.find(0))
         except libbeostat.BeostatError:
