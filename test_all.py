@@ -3810,9 +3810,10 @@ def test_client_that_is_idle_or_does_not_read_is_dropped(
     thread = threading.Thread(target=sendstats.serve_client, args=(
         theirs, "127.0.0.1", "/proc", threading.Lock(), clients))
     thread.start()
-    for byte in sends if reads else ():
-        ours.send(bytes([byte]))
-        time.sleep(0.1)
+    with contextlib.suppress(BrokenPipeError):
+        for byte in sends if reads else ():
+            ours.send(bytes([byte]))
+            time.sleep(0.1)
     if not reads:
         ours.sendall(sends)
     thread.join(LIMIT_S)
@@ -4885,7 +4886,7 @@ ERRNOS = {                      # of each call, what it may fail with
     "pread64": "EIO ENOMEM EINVAL",
     "read": "EIO EISDIR ENOMEM",
     "recvfrom": "ECONNREFUSED ECONNRESET EHOSTUNREACH ENOMEM",
-    "sendto": "ENOBUFS ENOMEM EPERM EAGAIN EINVAL ENETUNREACH EHOSTUNREACH "
+    "sendto": "ENOBUFS ENOMEM EPERM EINVAL ENETUNREACH EHOSTUNREACH "
               "ECONNREFUSED EMSGSIZE EPIPE",
     "setsockopt": "ENODEV ENOMEM ENOBUFS",
     "socket": "EMFILE ENFILE ENOMEM ENOBUFS EACCES",
@@ -4908,6 +4909,9 @@ LEFT_OUT = set(                 # the allocator's, and what cannot fail
     "readlink getcwd arch_prctl clock_getres".split())
 SWEEP = [(call, name) for call, names in sorted(ERRNOS.items())
          for name in names.split()]
+# Python's own write of a signal's number into our pipe cannot fail, and
+# Python says so itself if it does.
+SWEEP_RUNNING = [(call, name) for call, name in SWEEP if call != "write"]
 
 
 class Strace:
@@ -4937,16 +4941,6 @@ class Strace:
                     for found in [re.match(r"\d+ +(\w+)\(", line)] if found]
 
 
-def run_s(pid):
-    """Return the CPU time of a process and its threads, in seconds."""
-    total = 0
-    for thread in os.listdir("/proc/%d/task" % pid):
-        with contextlib.suppress(OSError), open(
-                "/proc/%d/task/%s/schedstat" % (pid, thread)) as file:
-            total += int(file.read().split()[0])
-    return total / 1e9
-
-
 def sweep(pid, drive, is_well, folder, faults, errors):
     """Make calls of a running daemon fail; return (how many faults it met,
     [what went wrong]).
@@ -4957,9 +4951,9 @@ def sweep(pid, drive, is_well, folder, faults, errors):
     errors   function that returns the lines it has written so far
     """
     with Strace(pid, folder) as strace:
-        began = run_s(pid)
+        began = cpu_s(pid)
         drive(SWEEP_S)
-        usual_s = run_s(pid) - began
+        usual_s = cpu_s(pid) - began
     made = {call for call, _ in strace.calls()}
     met, wrong = 0, ["%s: has no errors to try" % call
                      for call in made - set(ERRNOS) - LEFT_OUT]
@@ -4971,10 +4965,10 @@ def sweep(pid, drive, is_well, folder, faults, errors):
             with Strace(pid, folder, "-e", "trace=" + call, "-e",
                         "inject=%s:error=%s%s" % (call, name, when)
                         ) as strace:
-                began = run_s(pid)
+                began = cpu_s(pid)
                 drive(SWEEP_S)
                 try:
-                    spent_s = run_s(pid) - began
+                    spent_s = cpu_s(pid) - began
                 except OSError:
                     return met, wrong + [why + ": died: %s" % errors()[-3:]]
             met += any(injected for _, injected in strace.calls())
@@ -4990,7 +4984,7 @@ def sweep(pid, drive, is_well, folder, faults, errors):
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
-@pytest.mark.parametrize("faults", [SWEEP] if LONG else [[
+@pytest.mark.parametrize("faults", [SWEEP_RUNNING] if LONG else [[
     ("poll", "ENOMEM"), ("pread64", "EIO"), ("sendto", "ENOBUFS")]])
 def test_fault_sweep_of_a_running_agent(master, tmp_path, faults):
     port, path = free_tcp_port(), str(tmp_path / "errors")
@@ -5034,7 +5028,8 @@ def test_fault_sweep_of_a_running_agent(master, tmp_path, faults):
         master.recv(65536)
         met, wrong = sweep(agent.pid, drive, is_well, str(tmp_path), faults,
                            errors)
-        print("%d faults met, of %d to meet" % (met, 2 * len(faults)))
+        print("%d faults met, of %d to meet" % (met, 2 * len(faults)), *wrong,
+              sep="\n")
         assert wrong == [] and met >= 2 * len(faults) * 0.6
         said = "\n".join(errors())
         for call, name in faults:
