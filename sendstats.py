@@ -471,7 +471,7 @@ class Sampler:
 
     def begin(self):
         """Read what the rates of the next sample go back to."""
-        self.take_records(time.monotonic())
+        self.read_records(time.monotonic())
 
     def close(self):
         """Close the files."""
@@ -512,7 +512,7 @@ class Sampler:
         return (disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
                 disk.f_files, disk.f_ffree, disk.f_namemax)
 
-    def take_cpus(self, columns, before, elapsed_s):
+    def measure_cpus(self, columns, before, elapsed_s):
         """Return (values of CPU, columns of ONE_CPU, their counters)."""
         ids_before, ticks_before, sums_before = before
         ids, user, nice, system, idle = fold_ticks(columns)
@@ -530,7 +530,7 @@ class Sampler:
                                     sums_before or sums),
                 [ids[1:], shares[1:]] + wrapped, (ids, ticks, sums))
 
-    def take_interfaces(self, interfaces, before, elapsed_s):
+    def measure_interfaces(self, interfaces, before, elapsed_s):
         """Return (values of NETWORK, columns of INTERFACE, their counters)."""
         names, columns = interfaces
         counts = list(zip(columns[0], columns[8]))
@@ -561,12 +561,12 @@ class Sampler:
         if abs(time_s - now - self.clock_s) > STEP_S:
             self.start_us, self.sequence = int(time_s * 1e6), 0
         self.clock_s = time_s - now
-        body = self.take_records(now)
+        body = self.read_records(now)
         self.sequence = self.sequence + 1 & ABSENT["I"]
         return pack_message((self.node, kind, self.start_us, self.sequence,
                              self.period_s, time_s), body)
 
-    def take_records(self, now):
+    def read_records(self, now):
         """Return the bytes of the node record, the CPUs, the interfaces."""
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
@@ -578,10 +578,10 @@ class Sampler:
         cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
         network, records, interfaces_now = NO_NETWORK, [], NO_INTERFACES
         if columns:
-            cpu, cpus, cpus_now = self.take_cpus(columns, cpus_before,
-                                                 elapsed_s)
+            cpu, cpus, cpus_now = self.measure_cpus(
+                columns, cpus_before, elapsed_s)
         if interfaces:
-            network, records, interfaces_now = self.take_interfaces(
+            network, records, interfaces_now = self.measure_interfaces(
                 interfaces, interfaces_before, elapsed_s)
         self.past.append((now, cpus_now, interfaces_now))
         cpus, cpu_count = flatten(cpus, MOST_CPUS)
@@ -785,17 +785,19 @@ class Master:
         return False
 
     def is_refused(self, wait_s):
-        """Return whether the answer comes within wait_s that nobody
-        listens; there is none when somebody does.
+        """Return whether an answer comes within wait_s that nobody listens,
+        or that nobody is there; there is none when somebody is.
 
         Raises  OSError
         """
         poll = select.poll()
         poll.register(self.sock, 0)     # errors alone
-        if poll.poll(wait_s * 1000) and self.sock.getsockopt(
-                socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
-            self.trouble, self.sock = REFUSED, None
-        return not self.sock
+        poll.poll(wait_s * 1000)
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.sock, self.trouble = None, REFUSED if (
+                error == errno.ECONNREFUSED) else os.strerror(error)
+        return bool(error)
 
 
 # ---- requests ----------------------------------------------------------
@@ -1328,10 +1330,10 @@ def close_inherited():
     Raises  OSError
     """
     try:
-        most = max(map(int, os.listdir("/proc/self/fd")))
+        fds = os.listdir("/proc/self/fd")
     except OSError:
-        most = FDS
-    os.closerange(3, most + 1)
+        fds = []
+    os.closerange(3, max(map(int, fds), default=FDS) + 1)
     spare = 0
     while spare <= 2:
         spare = os.open("/", os.O_RDONLY)
