@@ -1346,7 +1346,11 @@ def is_ready(reader, wait_s):
     reader  what the child writes a byte to when it is ready
     """
     try:
-        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+        late = not wait_for([reader], wait_s)
+    except OSError:
+        late = False                    # wait for as long as it takes
+    try:
+        return late or bool(os.read(reader, 1))
     except OSError:
         return True                     # the child goes on without us
 
