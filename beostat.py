@@ -4,15 +4,15 @@
 usage: beostat.py [view] [selection] [NODES ...]
 
 A line per node; NODES are numbers, ranges, host names: 0-31,40 n[7,9] .3
-master login; default all that were heard.  Other views:
+login master all up down; default all that were heard.  Other views:
   -c, --cpuinfo -m, --meminfo -l, --loadavg -n, --net-dev -s, --stat
   -f, --statfs -a, --all    texts of /proc, statfs of /; one, some or all
-  -C, --cpu-percent         each CPU's use, 0 to 1
-  -R, --net-rate            bytes a second, received and sent
+  -C, --cpu-percent -R, --net-rate    CPU use, 0 to 1; network bytes a second
   -J, --jobs                processes, as each node's procstatd tells
   --dots --daemon           a cell per node; recvstats' own state
   --json --prometheus --ganglia [--cluster NAME]    for other programs
-  -b, --brief               no headings; with --up, --down the folded list
+  --events                  from now on a line for what becomes of nodes
+  -b, --brief --names       no headings; the folded list, of host names
   -w, --watch [SECONDS]     show it again and again; default every 2 seconds
   --up --down --top N       nodes that are up, or are not; the first N
   --sort KEY --reverse      by a column, -KEY turned round: node state age
@@ -22,7 +22,7 @@ master login; default all that were heard.  Other views:
 Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
 examples:
   beostat.py -w --sort load               the most loaded first, live
-  pdsh -w $(beostat.py -b --up) uptime    run a command where it can run
+  pdsh -w $(beostat.py --names --up) uptime    run it where it can run
 """
 
 import argparse
@@ -57,8 +57,8 @@ path, time_s   the table, and when it was read, since the epoch
 status         recvstats' Status
 nodes          the nodes selected, in order
 never          numbers of nodes expected and never heard
-refused        {number: error} of nodes that sent what cannot be
-missing        errors of nodes asked for that have no sample, or no answer
+refused        {number: text} of nodes that sent what cannot be
+missing        lines about nodes asked for without a sample or an answer
 jobs           [(node number, Job)], of the view that fetches them
 """
 View = collections.namedtuple("View", "options format read sort_keys")
@@ -79,6 +79,7 @@ CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
 TEXT_TIME = "%a %b %d %H:%M:%S %Y"
 COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
            "yellow": "33"}
+UP, DOWN = (libbeostat.CHOSEN[word] for word in ("up", "down"))   # states
 SUMS = 14                       # that measure() gives
 
 of = operator.attrgetter        # of("load.one")(node): the way to a value
@@ -201,7 +202,7 @@ COLUMNS = (
     ("out", "out/s", 5, format_bytes, True, 4),
     ("name", "name", -1, safe, False, 0),
 )
-SORT_KEYS = [key for key, *_ in COLUMNS]
+SORT_KEYS = tuple(key for key, *_ in COLUMNS)
 CPU_COLUMN, MEMORY_COLUMN = SORT_KEYS.index("cpu"), SORT_KEYS.index("mem")
 
 # What measure() takes of a node, in the order of the message.  Names would
@@ -216,13 +217,6 @@ PICK = libbeostat.picker((
     "agent.cpus"))
 
 
-def used_of(whole, free):
-    """Return (what is used, of what), both None when one is unknown."""
-    if whole is None or free is None:
-        return None, None
-    return max(whole - free, 0), whole
-
-
 def measure(node):
     """Return (host name, flags, what of a node can be added up).
 
@@ -233,19 +227,24 @@ def measure(node):
     (name, busy, load, active, tasks, memory, free, available, buffers,
      cached, swap, swap_free, block, blocks, free_blocks, available_blocks,
      rx, tx, flags, cpus) = PICK(node)
-    weight = None if busy is None else cpus or 1
+    weight = busy_cpus = used = used_swap = disk = all_disk = None
+    if busy is not None:
+        weight = cpus or 1
+        busy_cpus = busy * weight
     if available is None and None not in (free, cached):
         # Kernels before 3.14: free memory, buffers and caches stand in.
         available = total((free, buffers, cached))
-    used_blocks, _ = used_of(blocks, free_blocks)
-    disk = all_disk = None
-    if None not in (used_blocks, available_blocks, block):
-        disk = used_blocks * block
+    if None not in (memory, available):
+        used = max(memory - available, 0)
+    if None not in (swap, swap_free):
+        used_swap = max(swap - swap_free, 0)
+    if None not in (block, blocks, free_blocks, available_blocks):
+        disk = (blocks - free_blocks) * block
         all_disk = disk + available_blocks * block
     return libbeostat.unpack_text(name), flags, (
-        cpus or None, weight, None if busy is None else busy * weight, load,
-        active, tasks, *used_of(memory, available),
-        *used_of(swap, swap_free), disk, all_disk, rx, tx)
+        cpus or None, weight, busy_cpus, load, active, tasks, used,
+        memory if used is not None else None, used_swap,
+        swap if used_swap is not None else None, disk, all_disk, rx, tx)
 
 
 def derive(number, state, age_s, name, sums):
@@ -286,40 +285,82 @@ def sort_nodes(nodes, key, reverse):
 # ---- read --------------------------------------------------------------
 
 
-def read_named(cluster, operands):
-    """Return (nodes, errors) of the nodes that a user named.
+NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
+FEW_NODES = 1000                # read one by one; beyond, all there are
 
-    operands  lists of numbers, and host names
+
+def name_error(number, error):
+    """Return the text of an error, which names its node."""
+    text = str(error)
+    return text if text.startswith("node %d:" % number) else (
+        "node %d: %s" % (number, text))
+
+
+def fold_errors(errors):
+    """Return a line for each kind of error.
+
+    errors  {node number: text, which begins with the node}
+    """
+    kinds = {}
+    for number, text in errors.items():
+        kinds.setdefault(text.partition(": ")[2], []).append(number)
+    return [errors[numbers[0]] if len(numbers) == 1 else "nodes %s: %s" % (
+        libbeostat.fold_nodes(numbers), kind)
+            for kind, numbers in kinds.items()]
+
+
+def read_named(cluster, operands):
+    """Return (nodes, lines about those without a sample).
+
+    operands  lists of numbers, host names, and the words for many
     Raises    BadNodeList
     """
-    nodes, errors, everyone = [], [], None
-    for operand in operands:
+    nodes, errors, text = [], {}, ",".join(operands)
+    everyone = [] if NUMBERS_ONLY.fullmatch(text) else list(cluster)
+    numbers = libbeostat.parse_nodes(text, everyone)
+    if len(numbers) > FEW_NODES:
+        return read_many(cluster, numbers)
+    for number in numbers:
         try:
-            numbers = libbeostat.parse_nodes(operand)
-        except libbeostat.BadNodeList:
-            everyone = everyone or list(cluster)
-            numbers = [node.number for node in everyone
-                       if node.host.hostname == operand]
-            if not numbers:
-                raise
-        for number in numbers:
-            try:
-                nodes.append(cluster.node(number))
-            except libbeostat.BeostatError as error:
-                errors.append(error)
-    return nodes, errors
+            nodes.append(cluster.node(number))
+        except libbeostat.BeostatError as error:
+            errors[number] = name_error(number, error)
+    return nodes, fold_errors(errors)
+
+
+def read_many(cluster, numbers):
+    """Return the same, of so many numbers that all nodes are read."""
+    nodes = {node.number: node for node in cluster}
+    never, errors = set(cluster.never()), cluster.refused
+    return [nodes[number] for number in numbers if number in nodes], (
+        fold_errors({number: name_error(number, errors.get(
+            number, "never heard" if number in never else "not in the table"))
+                     for number in numbers if number not in nodes}))
+
+
+def filter_nodes(nodes, text):
+    """Return the nodes that a list names, or whose host name has the text."""
+    try:
+        numbers = set(libbeostat.parse_nodes(text, nodes))
+    except libbeostat.BadNodeList:
+        return [node for node in nodes if text in node.host.hostname]
+    return [node for node in nodes if node.number in numbers]
 
 
 def read_picture(cluster, args):
     """Return the Picture of the nodes selected, as its view wants it."""
     missing, never, refused = [], [], {}
-    if args.nodes and args.view.format is not format_daemon:
+    if args.nodes:
         nodes, missing = read_named(cluster, args.nodes)
     else:
         nodes = list(cluster)
-        refused, never = cluster.refused, cluster.never()
+        refused = {number: name_error(number, error)
+                   for number, error in cluster.refused.items()}
+        never = cluster.never()
     if args.states:
         nodes = [node for node in nodes if node.state in args.states]
+    if args.filter:
+        nodes, never = filter_nodes(nodes, args.filter), []
     return args.view.read(Picture(
         cluster.path, time.time(), cluster.status, nodes, never, refused,
         missing, []), args)
@@ -337,6 +378,8 @@ BAR_CELLS, NAME_CELLS = 10, 10
 BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
 BLOCKS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
 PLAIN_BLOCKS = " #"
+DROPPED = [name for name, _, _, meaning in libbeostat.COUNTERS
+           if meaning.endswith("; dropped")] + ["kernel_drops"]
 
 
 def format_bar(value, blocks):
@@ -356,7 +399,7 @@ def format_lists(picture):
     lists.append(("never heard", picture.never))
     lines = ["%s: %s" % (state, libbeostat.fold_nodes(numbers))
              for state, numbers in lists if numbers]
-    return lines + ["refused: %s" % error for _, error
+    return lines + ["refused: %s" % text for _, text
                     in sorted(picture.refused.items())]
 
 
@@ -369,6 +412,18 @@ def format_clipped(clipped):
         number for number, flags in clipped if flags & flag))
             for flag, what in CLIPPED if any(
                 flags & flag for _, flags in clipped)]
+
+
+def format_dropped(recent):
+    """Return the line that says which datagrams were dropped, if any were.
+
+    recent  {counter: what was added to it in the last minute}
+    """
+    counts = ["%s %d" % (name, recent[name]) for name in DROPPED
+              if recent[name]]
+    return ["%d datagrams dropped in the last minute: %s (--daemon tells more)"
+            % (sum(recent[name] for name in DROPPED), ", ".join(counts))
+            ] if counts else []
 
 
 def choose_columns(args):
@@ -416,6 +471,15 @@ def row_formatter(columns, texts):
     return format_row
 
 
+def cutter(columns, args):
+    """Return the function that cuts a row's name where a terminal ends."""
+    names_at = sum(abs(width) + 1 for _, _, width, _ in columns[:-1])
+    if not args.terminal or args.width <= names_at:
+        return str
+    width, end = args.width, "\u2026" if args.wide else ">"
+    return lambda row: row if len(row) <= width else row[:width - 1] + end
+
+
 def row_colour(node, args):
     """Return the colour of a node's row: watched, by its load per CPU."""
     if node.state != "up":
@@ -431,7 +495,7 @@ def format_table(picture, args):
     """Return the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
     texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
-    format_row = row_formatter(columns, texts)
+    format_row, cut = row_formatter(columns, texts), cutter(columns, args)
     lines, up, clipped = [], [], []
     for node in picture.nodes:
         name, flags, sums = measure(node)
@@ -440,7 +504,7 @@ def format_table(picture, args):
         if flags:
             clipped.append((node.number, flags))
         values = derive(node.number, node.state, node.age_s, name, sums)
-        lines.append((format_row(values), row_colour(node, args)))
+        lines.append((cut(format_row(values)), row_colour(node, args)))
     if args.brief:
         return lines
     values = measure_all(up)
@@ -450,12 +514,30 @@ def format_table(picture, args):
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
             + [(line, "") for line in format_lists(picture)
-               + format_clipped(clipped)])
+               + format_clipped(clipped)
+               + format_dropped(picture.status.recent)])
 
 
-def format_numbers(picture, args):
+# ---- view: folded ------------------------------------------------------
+
+HOST = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")     # that pdsh can be given
+
+
+def name_nodes(nodes, numbers, args):
+    """Return what to fold: node numbers, or host names with --names.
+
+    numbers  of nodes that have not been heard; these, and nodes whose host
+             name no shell should see, stay numbers
+    """
+    return [node.host.hostname if args.names
+            and HOST.fullmatch(node.host.hostname) else node.number
+            for node in nodes] + numbers
+
+
+def format_folded(picture, args):
     """Return the folded list of the nodes, for pdsh -w."""
-    folded = libbeostat.fold_nodes(node.number for node in picture.nodes)
+    never = picture.never if args.states == DOWN else []
+    folded = libbeostat.fold_nodes(name_nodes(picture.nodes, never, args))
     return [(folded, "")] if folded else []
 
 
@@ -498,20 +580,16 @@ def format_dots(picture, args):
 def describe_daemon(picture):
     """Return (name, value) pairs of recvstats' own state."""
     status = picture.status
-    age_s = picture.time_s - status.start_time_s
-    used = len(picture.nodes) + len(picture.refused)
     return [
         ("recvstats", "running, pid %d" % status.pid if status.running
          else "gone (was pid %d)" % status.pid),
-        ("uptime", format_age(max(age_s, 0))),
+        ("uptime", format_age(status.uptime_s)),
         ("port", status.port),
         ("messages/s", status.messages_per_s),
         ("last request", time.strftime(TEXT_TIME, time.localtime(
             status.request_time_s)) if status.request_time_s else "none"),
-        ("table", "%s, %s bytes" % (safe(picture.path), format_bytes(
-            libbeostat.TABLE_BYTES + status.slots * status.slot_bytes))),
-        ("slots", "%d of %d bytes, %d used, %d free" % (
-            status.slots, status.slot_bytes, used, status.slots - used)),
+        ("table", "%s, %s bytes used" % (safe(picture.path),
+                                         format_bytes(status.used_bytes))),
         ("expected", "%d nodes" % status.expected)] + [
             (field, getattr(status, field))
             for field, *_ in libbeostat.COUNTERS]
@@ -627,14 +705,27 @@ def text_net_dev(node):
 def text_stat(node):
     """Return the lines of /proc/stat; a CPU has four columns of ticks."""
     sums = ["%d" % ticks for ticks in node.cpu[:10] if ticks is not None]
-    return ([" ".join(["cpu "] + sums)][:len(sums)]
-            + ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
-            + text_of(KERNEL)(node))
+    lines = ["cpu  " + " ".join(sums)] if sums else []
+    lines += ["cpu%d %d %d %d %d" % (cpu.id, *cpu[2:]) for cpu in node.cpus]
+    return lines + text_of(KERNEL)(node)
 
 
 def text_cpu_percent(node):
     """Return each CPU's use in the last period, 0 to 1."""
     return ["cpu%d %.4f" % cpu[:2] for cpu in node.cpus]
+
+
+def brief_cpu_percent(node):
+    """Return the uses of a node's CPUs and its number, as scripts read it."""
+    return [" ".join(["%.4f" % cpu[1] for cpu in node.cpus]
+                     + ["%d" % node.number])]
+
+
+def brief_net_dev(node):
+    """Return a line for each interface, its node and name first."""
+    return [" ".join(["%d" % node.number, safe(each.name)]
+                     + ["%d" % count for count in each[1:17]])
+            for each in node.interfaces]
 
 
 def text_net_rate(node):
@@ -656,23 +747,36 @@ TEXTS = (
 )
 
 
+# of -b, of a node; the others make one line, of its number and their words
+BRIEF = {text_cpu_percent: brief_cpu_percent, text_net_dev: brief_net_dev}
+
+
+def format_brief(node, texts):
+    """Return the lines of a node with --brief."""
+    words = [[word for line in text(node) for word in line.split()]
+             for text in texts if text not in BRIEF]
+    lines = [" ".join(["%d" % node.number] + sum(words, []))] if words else []
+    return lines + [line for text in texts if text in BRIEF
+                    for line in BRIEF[text](node)]
+
+
 def format_texts(picture, args):
     """Return texts of /proc, node by node, or with --brief a line each."""
-    lines = []
+    lines, texts = [], [text for _, text in args.texts]
     for node in picture.nodes:
         if args.brief:
-            words = [word for _, text in args.texts for line in text(node)
-                     for word in line.split()]
-            lines.append(" ".join(["%d" % node.number] + words))
+            if (node.number != libbeostat.MASTER or args.nodes
+                    or text_cpu_percent not in texts):
+                lines += format_brief(node, texts)
             continue
         lines.append("=============== Node: %s (index %d) ==============="
                      % (safe(node.host.hostname), node.number))
         if node.state != "up":
             lines.append("*** %s, last heard %.1f s ago ***"
                          % (node.state, node.age_s))
-        when = time.strftime(TEXT_TIME, time.localtime(node.time_s))
         lines += ["*** %s did not all fit in the message ***" % what
                   for flag, what in CLIPPED if (node.agent.flags or 0) & flag]
+        when = time.strftime(TEXT_TIME, time.localtime(node.time_s))
         for title, text in args.texts:
             lines += ["", " *** %s *** %s" % (title, when)] + text(node)
         lines.append("")
@@ -729,8 +833,9 @@ def measure_jobs(first, second, hz):
 
 def format_jobs(picture, args):
     """Return a line for each process of the nodes."""
-    jobs = sorted(picture.jobs, reverse=not args.reverse,
-                  key=lambda pair: pair[1].rss_kb if args.sort == "rss"
+    key = args.sort or "cpu"
+    jobs = sorted(picture.jobs, reverse=key.startswith("-") == args.reverse,
+                  key=lambda pair: pair[1].rss_kb if key.endswith("rss")
                   else pair[1].cpu)
     lines = [(JOB_ROW % (
         number, job.pid, safe(job.user)[:8], safe(job.state), job.threads,
@@ -782,7 +887,7 @@ def fetch_jobs(node):
             sock.connect((node.address, node.agent.procstatd_port))
             for pause_s in 0, JOBS_S:
                 time.sleep(pause_s)
-                sock.sendall(b"jobs\n")
+                sock.sendall(b"jobs\n", socket.MSG_NOSIGNAL)
                 jobs = parse_jobs(receive_answer(sock, limit))
                 answers.append((time.monotonic(), jobs))
     except socket.timeout:
@@ -907,7 +1012,7 @@ def format_json(picture, args):
                  encode(picture.status._asdict()),
                  new_line + (", " + new_line).join(nodes) + new_line,
                  encode(picture.never),
-                 encode({"%d" % number: str(error) for number, error
+                 encode({"%d" % number: text for number, text
                          in sorted(picture.refused.items())})), "")]
 
 
@@ -916,7 +1021,6 @@ def format_json(picture, args):
 DEVICES = 1000                  # names of interfaces to remember
 MODES = ['mode="%s"' % field[:-len("_ticks")]
          for field in libbeostat.CPU[0][0].split()[:8]]
-
 
 
 def escape_label(text):
@@ -1100,6 +1204,7 @@ GANGLIA = (
     ("part_max_used", "float", "%", "both",
      lambda node: share(*measure(node)[2][10:12])),
     ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
+    ("sys_clock", "uint32", "s", "zero", of("time_s")),
     ("machine_type", "string", "", "zero", of("host.machine")),
     ("os_name", "string", "", "zero", lambda node: "Linux"),
     ("os_release", "string", "", "zero", of("host.release")),
@@ -1129,7 +1234,7 @@ def name_hosts(nodes):
 
     gmetad makes a folder of it, so it may not be what a path is made of.
     """
-    names = [node.host.hostname for node in nodes]
+    names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
     for place, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
@@ -1161,7 +1266,7 @@ def format_ganglia(picture, args):
              '<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">',
              '<CLUSTER NAME="%s" LOCALTIME="%d" OWNER="unspecified" '
              'LATLONG="unspecified" URL="unspecified">' % (
-                 escape_xml(args.cluster), picture.time_s)]
+                 escape_xml(args.cluster or "beostat"), picture.time_s)]
     for node, name in zip(picture.nodes, name_hosts(picture.nodes)):
         lines += format_host(node, name)
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
@@ -1173,13 +1278,25 @@ WATCH_S, LEAST_WATCH_S, MOST_WATCH_S = 2.0, 0.1, 1e6
 HISTORY = 300                   # instants in the line of CPU use
 HEIGHTS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 PLAIN_HEIGHTS = " .:-=+*#"
-KEYS = {b"q": "quit", b"\033[A": "back", b"k": "back", b"\033[B": "on",
-        b"j": "on", b"\033[5~": "page back", b"b": "page back",
-        b"\033[6~": "page on", b" ": "page on", b"\033[H": "top",
-        b"g": "top", b"\033[F": "end", b"G": "end"}
-KEY = re.compile(rb"\033\[[0-9;]*.|[^\033]")
+SCROLL = {b"\033[A": "back", b"k": "back", b"\033[B": "on", b"j": "on",
+          b"\033[5~": "page back", b"b": "page back", b"\033[6~": "page on",
+          b" ": "page on", b"\033[H": "top", b"g": "top", b"\033[F": "end",
+          b"G": "end"}
+KEY = re.compile(rb"\033\[[0-9;]*.|.", re.S)
+ENTER_KEYS, ERASE_KEYS = (b"\r", b"\n"), (b"\x7f", b"\b")
+ESCAPE_KEY, STOP_KEY = b"\033", b"\x1a"
 ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
 LEAVE = b"\033[?7h\033[?25h\033[?1049l"
+HELP = """\
+q               quit
+j k, arrows     a line down, up
+PgUp PgDn       a page; also b and the space bar
+g G, Home End   the first, the last line
+s               sort by the next column
+/               show only some nodes: a node list or a part of the host
+                name, Enter; empty: all
+?               this help, and back
+"""
 
 
 def format_head(picture, history, args):
@@ -1191,6 +1308,8 @@ def format_head(picture, history, args):
     counts = ", ".join("%d %s" % (states.count(state), state)
                        for state in ("up", "down", "left")
                        if state in states) or "none heard"
+    if picture.never:
+        counts += ", %d never heard" % len(picture.never)
     if not picture.status.running:
         counts += "; RECVSTATS IS GONE"
     line = "%s  %d nodes: %s  %s CPUs  load %s" % (
@@ -1205,7 +1324,21 @@ def format_head(picture, history, args):
             (text + "".join(cells[-max(args.width - len(text), 1):]), "")]
 
 
-def format_frame(lines, head, first, args):
+def format_foot(hidden, prompt, args):
+    """Return the last line: what is typed, else what keys there are."""
+    if prompt is not None:
+        return "/" + safe(prompt) + "_"
+    parts = ["q quits, ? helps"]
+    if args.sort:
+        parts.append("sorted by " + args.sort)
+    if args.filter:
+        parts.append("only " + safe(args.filter))
+    if hidden > 0:
+        parts.append("j k PgUp PgDn scroll: %d lines not shown" % hidden)
+    return ", ".join(parts)
+
+
+def format_frame(lines, head, first, prompt, args):
     """Return the bytes that redraw a window with lines from first on.
 
     The heading of a table stays on top; what does not fit is counted.
@@ -1214,9 +1347,7 @@ def format_frame(lines, head, first, args):
     body = lines[len(fixed) - len(head):]
     room = max(args.height - len(fixed) - 1, 1)
     shown = body[first:first + room]
-    hidden = len(body) - len(shown)
-    foot = [("q quits" + (", j k PgUp PgDn scroll: %d lines not shown"
-                          % hidden if hidden > 0 else ""), "dim")]
+    foot = [(format_foot(len(body) - len(shown), prompt, args), "dim")]
     text = "\033[H" + "\n".join(
         paint(line if "\033" in line else line[:args.width], colour,
               args.colours) + "\033[K"
@@ -1224,38 +1355,55 @@ def format_frame(lines, head, first, args):
     return encode(text, args)
 
 
-def scroll(first, key, page, count):
-    """Return the first of count lines to show, after a key."""
-    first += {"back": -1, "on": 1, "page back": -page, "page on": page,
-              "top": -count, "end": count}[key]
-    return max(min(first, count - 1 - page), 0)
-
-
 class Screen:
-    """A terminal in raw mode with its other screen, given back at exit."""
+    """A terminal in raw mode with its other screen, given back at exit.
+
+    first      of the lines to show
+    prompt     what is typed behind /, None when nothing is
+    help       whether the keys are shown
+    """
 
     def __enter__(self):
-        import termios
-        import tty
+        self.first, self.prompt, self.help = 0, None, False
         self.input = sys.stdin.fileno()
-        self.before = termios.tcgetattr(self.input)
-        tty.setcbreak(self.input)
-        write(ENTER)
         self.reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)    # a resize ends the wait for a key
         signal.signal(signal.SIGWINCH, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        self.take()
         return self
 
     def __exit__(self, *_):
-        import termios
         signal.set_wakeup_fd(-1)
+        self.give_back()
+
+    def take(self):
+        """Take the terminal; ^Z is a key, lest it stop us before we have
+        given it back."""
+        import termios
+        import tty
+        self.before = termios.tcgetattr(self.input)
+        tty.setcbreak(self.input)
+        modes = termios.tcgetattr(self.input)
+        modes[-1][termios.VSUSP] = b"\0"
+        termios.tcsetattr(self.input, termios.TCSANOW, modes)
+        write(ENTER)
+
+    def give_back(self):
+        """Leave the terminal as it was."""
+        import termios
         write(LEAVE)
         termios.tcsetattr(self.input, termios.TCSADRAIN, self.before)
 
+    def stop(self):
+        """Stop, as ^Z stops all of a shell's job, until it goes on."""
+        self.give_back()
+        os.kill(0, signal.SIGTSTP)
+        self.take()
+
     def read_keys(self, wait_s):
-        """Return what the keys typed ask for, in order.
+        """Return the keys typed, in order, q when the terminal is gone.
 
         None were after the wait, or when the window changed its size.
         """
@@ -1263,31 +1411,67 @@ class Screen:
                                     max(wait_s, 0))
         if self.reader in ready:
             os.read(self.reader, 64)
-        typed = os.read(self.input, 64) if self.input in ready else b""
-        if self.input in ready and not typed:
-            return ["quit"]             # the terminal is gone
-        return [KEYS[key] for key in KEY.findall(typed) if key in KEYS]
+        if self.input not in ready:
+            return []
+        return KEY.findall(os.read(self.input, 64)) or [b"q"]
+
+    def press(self, key, args, count):
+        """Do what a key asks for; return whether the nodes change.
+
+        count  of the lines that there are
+        """
+        if key == STOP_KEY:
+            self.stop()
+        elif self.prompt is not None:
+            return self.edit(key, args)
+        elif key == b"/":
+            self.prompt = ""
+        elif key == b"?":
+            self.help, self.first = not self.help, 0
+        elif key == b"s":
+            keys = args.view.sort_keys
+            last = keys.index(args.sort.lstrip("-")) if args.sort else -1
+            args.sort = keys[(last + 1) % len(keys)]
+        elif key in SCROLL:
+            page = max(args.height - 4, 1)
+            self.first += {"back": -1, "on": 1, "page back": -page, "page on":
+                           page, "top": -count, "end": count}[SCROLL[key]]
+            self.first = max(min(self.first, count - 1 - page), 0)
+        return key == b"s"
+
+    def edit(self, key, args):
+        """Change what is typed; return whether the nodes change."""
+        if key in ENTER_KEYS:
+            args.filter, self.prompt, self.first = self.prompt, None, 0
+        elif key == ESCAPE_KEY:
+            self.prompt = None
+        elif key in ERASE_KEYS:
+            self.prompt = self.prompt[:-1]
+        elif key.decode("ascii", "replace").isprintable():
+            self.prompt += key.decode("ascii", "ignore")
+        return key in ENTER_KEYS
 
 
 def watch_screen(cluster, args):
     """Redraw the view in a terminal until q; return the last Picture."""
-    history, first = collections.deque(maxlen=HISTORY), 0
+    history = collections.deque(maxlen=HISTORY)
     with Screen() as screen:
         due = time.monotonic()
         while True:
+            args.width, args.height = window()
             if time.monotonic() >= due:
                 picture = read_picture(cluster, args)
-                args.width, args.height = window()
                 head = format_head(picture, history, args)
                 due = max(due + args.watch, time.monotonic())
-            args.width, args.height = window()
-            lines = args.view.format(picture, args)
-            write(format_frame(lines, head, first, args))
-            page = max(args.height - 4, 1)
+            lines = ([(line, "") for line in HELP.splitlines()]
+                     if screen.help else args.view.format(picture, args))
+            write(format_frame(lines, head, screen.first, screen.prompt,
+                               args))
             for key in screen.read_keys(due - time.monotonic()):
-                if key == "quit":
+                if key == b"q" and screen.prompt is None:
                     return picture
-                first = scroll(first, key, page, len(lines))
+                if screen.press(key, args, len(lines)):
+                    due = time.monotonic()
 
 
 def watch(cluster, args):
@@ -1298,8 +1482,58 @@ def watch(cluster, args):
         picture = read_picture(cluster, args)
         write(format_lines(args.view.format(picture, args), args))
         if args.view not in DOCUMENTS:
-            write(b"\n")
+            write(b"\n" if picture.status.running
+                  else b"recvstats is gone\n\n")
         time.sleep(args.watch)
+
+
+# ---- events ------------------------------------------------------------
+# What becomes of the nodes, from now on: a line for each kind of change.
+
+EVENTS_S = 1.0                  # between two looks
+EVENT_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+def find_changes(before, now):
+    """Return {state: the nodes that came to it}.
+
+    before, now  {number: Node}
+    """
+    changes = {}
+    for number, node in now.items():
+        if number not in before or before[number].state != node.state:
+            changes.setdefault(node.state, []).append(node)
+    return changes
+
+
+def format_event(time_s, event, names, args):
+    """Return the bytes of an event's line: its time, what, and who."""
+    when = time.strftime(EVENT_TIME, time.localtime(time_s))
+    if args.view == JSON:
+        import json
+        return json.dumps({"time": when, "event": event, "nodes": [
+            "n%d" % name if isinstance(name, int) else name
+            for name in names]}).encode() + b"\n"
+    return ("%s %s %s" % (when, event, libbeostat.fold_nodes(names))
+            ).rstrip().encode() + b"\n"
+
+
+def watch_events(cluster, args):
+    """Write what happens, as it does, for ever."""
+    before = read_picture(cluster, args)
+    while True:
+        time.sleep(args.watch or EVENTS_S)
+        now = read_picture(cluster, args)
+        if now.status.running != before.status.running:
+            event = ("recvstats back" if now.status.running
+                     else "recvstats gone")
+            write(format_event(now.time_s, event, [], args))
+        changes = find_changes(*[{node.number: node for node in picture.nodes}
+                                 for picture in (before, now)])
+        for state, nodes in sorted(changes.items()):
+            write(format_event(now.time_s, state,
+                               name_nodes(nodes, [], args), args))
+        before = now
 
 
 # ---- command line ------------------------------------------------------
@@ -1307,18 +1541,20 @@ def watch(cluster, args):
 WINDOW = 80, 24                 # columns and lines, where none are told
 
 # Documents are for programs: no colours, no screen.
+JSON = View(("--json",), format_json, read_sorted, SORT_KEYS)
+DAEMON = View(("--daemon",), format_daemon, read_sorted, SORT_KEYS)
 DOCUMENTS = (
-    View(["--json"], format_json, read_sorted, SORT_KEYS),
-    View(["--prometheus"], format_prometheus, read_sorted, SORT_KEYS),
-    View(["--ganglia"], format_ganglia, read_sorted, SORT_KEYS))
+    JSON,
+    View(("--prometheus",), format_prometheus, read_sorted, SORT_KEYS),
+    View(("--ganglia",), format_ganglia, read_sorted, SORT_KEYS))
 VIEWS = DOCUMENTS + (
-    View(["--dots"], format_dots, read_sorted, SORT_KEYS),
-    View(["--daemon"], format_daemon, read_sorted, SORT_KEYS),
-    View(["-J", "--jobs"], format_jobs, read_jobs, JOB_KEYS))
+    View(("--dots",), format_dots, read_sorted, SORT_KEYS),
+    DAEMON,
+    View(("-J", "--jobs"), format_jobs, read_jobs, JOB_KEYS))
 # Those that other options choose.
-TABLE = View([], format_table, read_sorted, SORT_KEYS)
-NUMBERS = View([], format_numbers, read_sorted, SORT_KEYS)
-CHOSEN_TEXTS = View([], format_texts, read_sorted, SORT_KEYS)
+TABLE = View((), format_table, read_sorted, SORT_KEYS)
+FOLDED = View((), format_folded, read_sorted, SORT_KEYS)
+CHOSEN_TEXTS = View((), format_texts, read_sorted, SORT_KEYS)
 
 
 def make_parser():
@@ -1335,31 +1571,49 @@ def make_parser():
                const=(title, text), default=[])
     option("-a", "--all", action="store_true")
     for view in VIEWS:
-        option(*view.options, dest="view", action="store_const", const=view)
+        option(*view.options, dest="views", action="append_const",
+               const=view, default=[])
+    option("--events", action="store_true")
     option("-b", "--brief", action="store_true")
     option("-w", "--watch", nargs="?", const="")
     option("--sort")
     option("--reverse", action="store_true")
     option("--top", type=int)
-    option("--up", dest="states", action="store_const", const=("up",))
-    option("--down", dest="states", action="store_const",
-           const=("down", "left"))
-    option("--cluster", default="beostat")
+    option("--up", dest="states", action="store_const", const=UP)
+    option("--down", dest="states", action="store_const", const=DOWN)
+    option("--names", action="store_true")
+    option("--cluster")
     option("--table")
+    parser.set_defaults(filter="")
     option("-v", "--version", action="version", version="beostat " + VERSION)
     return parser
 
 
-def parse_args(argv):
-    """Return the options, completed; argparse exits 2 on a usage error."""
-    words = list(argv)
-    while "--sort" in words[:-1]:       # lest -KEY look like an option
+def split_words(argv):
+    """Return the words of a command line as argparse wants them.
+
+    Lest -KEY of --sort, or the master in a list of nodes, be an option.
+    """
+    words = ["master" + word[2:] if re.match("-1(,|$)", word) else word
+             for word in argv]
+    while "--sort" in words[:-1]:
         place = words.index("--sort")
         words[place:place + 2] = ["--sort=" + words[place + 1]]
-    parser = make_parser()
+    return words
+
+
+def parse_args(argv, program="beostat"):
+    """Return the options, completed; argparse exits 2 on a usage error.
+
+    program  called as beostatus, it watches, and -c says so as well
+    """
+    words, parser = split_words(argv), make_parser()
+    if program == "beostatus":
+        parser.set_defaults(watch="")
+        words = [word for word in words if word != "-c"]
     args = parser.parse_args(words)
-    args.view = choose_view(args, parser.error)
     args.watch, args.nodes = choose_watch(args, parser.error)
+    args.view = choose_view(args, parser.error)
     if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
         parser.error("--sort %s: choose from %s" % (
             args.sort, " ".join(args.view.sort_keys)))
@@ -1377,13 +1631,23 @@ def choose_view(args, refuse):
     if args.all:
         args.texts = [(title, text) for _, _, title, text, shown in TEXTS
                       if shown or (title, text) in args.texts]
-    if args.texts and args.view:
-        refuse("one view at a time")
+    views = set(args.views)
     if args.texts:
-        return CHOSEN_TEXTS
-    if args.view:
-        return args.view
-    return NUMBERS if args.brief and args.states else TABLE
+        views.add(CHOSEN_TEXTS)
+    if args.names and not args.events:
+        views.add(FOLDED)
+    if len(views) > 1 or args.events and not views <= {JSON}:
+        refuse("one view at a time")
+    if args.events and (args.sort or args.reverse or args.top or args.brief):
+        refuse("--events: no --sort, --reverse, --top or --brief")
+    if args.cluster and all(view.format is not format_ganglia
+                            for view in views):
+        refuse("--cluster names what --ganglia shows")
+    if DAEMON in views and args.nodes:
+        refuse("--daemon is about recvstats: no NODES")
+    if views:
+        return views.pop()
+    return FOLDED if args.brief and args.states else TABLE
 
 
 def choose_watch(args, refuse):
@@ -1400,11 +1664,12 @@ def choose_watch(args, refuse):
 
 
 def read_terminal(args):
-    """Set what the terminal is like: colours, live, width, height, wide."""
-    terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
-                and os.environ.get("TERM") not in (None, "", "dumb"))
-    args.colours = terminal and "NO_COLOR" not in os.environ
-    args.live = (args.watch is not None and terminal
+    """Set what the terminal is like: terminal, colours, live, width, height,
+    wide (whether it shows all of Unicode)."""
+    args.terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
+                     and os.environ.get("TERM") not in (None, "", "dumb"))
+    args.colours = args.terminal and "NO_COLOR" not in os.environ
+    args.live = (args.watch is not None and args.terminal
                  and sys.stdin is not None and sys.stdin.isatty())
     args.width, args.height = window()
     args.wide = "utf" in (sys.stdout.encoding or "").lower()
@@ -1413,17 +1678,18 @@ def read_terminal(args):
 def window():
     """Return (columns, lines) of the terminal, else of $COLUMNS, $LINES."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno())
+        size = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
-        return [int(os.environ.get(name, "")) if os.environ.get(
-            name, "").isdigit() else default
-            for name, default in zip(("COLUMNS", "LINES"), WINDOW)]
+        size = [int(text) if text.isdigit() else 0 for text in (
+            os.environ.get(name, "") for name in ("COLUMNS", "LINES"))]
+    return [told or default for told, default in zip(size, WINDOW)]
 
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    return encode("".join([paint(line, colour, args.colours) + "\n"
-                           for line, colour in lines]), args)
+    texts = [paint(line, colour, True) for line, colour in lines
+             ] if args.colours else [line for line, _ in lines]
+    return encode("\n".join(texts + [""]), args)
 
 
 def encode(text, args):
@@ -1457,6 +1723,8 @@ def run(args):
     Raises  BeostatError
     """
     with libbeostat.open(args.table) as cluster:
+        if args.events:
+            return watch_events(cluster, args)
         if args.watch is not None:
             return watch(cluster, args)
         gc.disable()                    # there will be no garbage in time
@@ -1473,9 +1741,10 @@ def main(argv=None):
     if sys.stdout is None:
         complain("cannot write: standard output is closed")
         return 3
-    args = parse_args(sys.argv[1:] if argv is None else argv)
+    program, _, _ = os.path.basename(sys.argv[0]).partition(".")
+    args = parse_args(sys.argv[1:] if argv is None else argv, program)
     try:
-        return report(run(args))
+        return report(run(args), args)
     except KeyboardInterrupt:
         return 1
     except libbeostat.BadNodeList as error:
@@ -1490,10 +1759,15 @@ def main(argv=None):
         return 3
 
 
-def report(picture):
-    """Say what is missing from a view; return the exit status."""
+def report(picture, args):
+    """Say what is missing from a view; return the exit status.
+
+    A document that says itself that recvstats is gone is complete.
+    """
     for error in picture.missing:
         complain(error)
+    if args.view in DOCUMENTS:
+        return 1 if picture.missing else 0
     if not picture.status.running:
         complain("%s: recvstats (pid %d) is gone: start it again with "
                  "recvstats.py" % (picture.path, picture.status.pid))

@@ -201,36 +201,47 @@ INTERFACE = (
 )
 
 # ---- layout: table -----------------------------------------------------
-# One header, padded to TABLE_BYTES, then the slots: node n has slot n + 1.
-# A slot is a SLOT record and the node's last message.  A change of size or
-# order here raises TABLE_VERSION.
+# A header, padded to TABLE_BYTES; the index, a u32 for each number from -1
+# on, the place of the node's slot in units of UNIT_BYTES, 0 never heard; the
+# slots, each a SLOT record and the node's last message.  A change of size
+# or order here raises TABLE_VERSION.
 
-TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
-TABLE_BYTES = 4096
+TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 2
+TABLE_BYTES, ENTRY_BYTES, UNIT_BYTES = 4096, 4, 64
 SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
 SIGNED, VERIFIED = 1, 2                 # flags of a slot
 STATUS = (
     ("magic", "8s", "", "b'BEOTABLE'"),
     ("word", "Q", "", "odd while the header is being written"),
-    ("version", "I", "", "of this layout, 1"),
-    ("retired", "I", "", "1: a newer file has taken this one's place"),
-    ("slot_bytes", "I", "bytes", "size of a slot"),
-    ("slots", "I", "", "slots in the file"),
-    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
+    ("version", "I", "", "of this layout, 2"),
+    ("entries", "I", "", "numbers that the index has room for, from -1"),
     ("pid", "I", "", "process id of recvstats"),
     ("port", "I", "", "UDP port it listens on"),
-    ("messages_per_s", "I", "", "datagrams in the last second"),
+    ("pid_start_ticks", "Q", "ticks", "when that process started, since "
+     "boot; /proc/PID/stat"),
+    ("pid_namespace", "Q", "", "inode of its PID namespace, 0 unknown"),
     ("start_time_s", "d", "s", "its start, since the epoch"),
+    ("used_bytes", "Q", "bytes", "up to the end of the last slot"),
+    ("used_entries", "I", "", "entries of the index up to the highest number "
+     "that was heard"),
+    ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
+    ("messages_per_s", "I", "", "datagrams in the last second"),
+    ("stopped", "I", "", "1: recvstats was told to stop, and did"),
     ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
+    ("uptime_s", "d", "s", "from its start to that"),
+    ("away_s", "d", "s", "in which nobody listened, since the table was "
+     "made: heartbeat_s less away_s is a clock that stands still then"),
     ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
 )
 COUNTERS = (
     ("received", "Q", "", "datagrams received since the start"),
     ("stored", "Q", "", "samples and farewells stored"),
     ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
-    ("repeated", "Q", "", "arrived before; dropped"),
+    ("repeated", "Q", "", "arrived before, or too late to tell; dropped"),
     ("stale", "Q", "", "from an earlier start of the agent; dropped"),
     ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
+    ("clock_wrong", "Q", "", "signed, and of more than 60 s in the future; "
+     "dropped"),
     ("short", "Q", "", "cut off, or shorter than any message; dropped"),
     ("long", "Q", "", "with bytes behind the message; dropped"),
     ("magic_wrong", "Q", "", "not a message of ours; dropped"),
@@ -241,40 +252,55 @@ COUNTERS = (
      "1; dropped"),
     ("unnumbered", "Q", "", "node number -2, and the sender's address not "
      "in --iprange; dropped"),
-    ("not_allowed", "Q", "", "from an address outside --allow; dropped"),
+    ("not_allowed", "Q", "", "from an address outside --allow, or of another "
+     "interface than -i; dropped"),
     ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
      "dropped"),
     ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
-    ("no_space", "Q", "", "no room in the file system for its slot; "
-     "dropped"),
+    ("no_space", "Q", "", "no room in the file system, or in --max-bytes, "
+     "for its slot; dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
+    ("log_drops", "Q", "", "lines of log that nobody took"),
 )
-TABLE_HEADER = STATUS + COUNTERS + (
-    ("crc", "I", "", "CRC-32 of the fields above, their word as 0"),
+RECENT = (
+    (" ".join("recent_" + field for field, *_ in COUNTERS), "Q", "",
+     "the same, in the last minute"),
+)
+TABLE_HEADER = STATUS + COUNTERS + RECENT + (
+    ("crc", "I", "", "CRC-32 of the fields from version on"),
 )
 SLOT = (
     ("word", "Q", "", "odd exactly while the slot is being written"),
     ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
     ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
-    ("window", "Q", "", "bit n: the message n before the last one came"),
+    ("silent_from_s", "d", "s", "the same, less away_s of the header: the "
+     "node is silent for heartbeat_s less away_s less this"),
+    ("window", "Q", "", "bit n: the message n before the last one came, or "
+     "nobody misses it"),
     ("received", "Q", "", "messages received from the node"),
     ("lost", "Q", "", "messages that the node sent and that never came"),
     ("address", "4s", "", "IPv4 address of the sender"),
-    ("message_bytes", "I", "bytes", "size of the message, 0: never heard"),
+    ("number", "i", "", "of the node whose slot this is"),
+    ("message_bytes", "I", "bytes", "size of the message, 0: none yet"),
+    ("room_bytes", "I", "bytes", "for a message, behind this header"),
     ("restarts", "I", "", "starts of the agent after the first one seen"),
     ("port", "H", "", "UDP port of the sender"),
     ("flags", "H", "", "1 signed, 2 and verified with a key"),
+    ("unused", "48s", "", "zeros"),
 )
 
 # ---- node lists --------------------------------------------------------
 
 NODES_AT_MOST = 1000000         # a node list may name
 PREFIXES = "", ".", "n", "node"
-MASTER_NAMES = "master", "-1"
+MASTER_NAMES = "master", "-1", ".-1"
+CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
+          "down": ("down", "left")}     # states, by the word for them
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
-ITEM = r"([^][]*?)(?:([0-9]+(?:-[0-9]+)?)|\[([0-9, -]+)\])"
+RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
+WORD = re.compile(r"[^][\s]+")
 
 
 def expand_span(text):
@@ -293,46 +319,81 @@ def expand_span(text):
             for number in range(int(first), int(last) + 1)]
 
 
-def expand_nodes(text):
-    """Return the names that a list of nodes stands for, zeros kept.
+def expand_item(item):
+    """Return the names that one item of a list stands for.
 
-    text    as in `0-3,8,n[007-010],.4,master`
+    item    a name; `0-3`, `n0-3`; or with brackets anywhere, `r[1-2]n[0-3]`
     Raises  BadNodeList
     """
-    names = []
-    for item in map(str.strip, re.findall(ITEMS, text)):
-        found = re.fullmatch(ITEM, item)
-        if item in MASTER_NAMES:
-            names.append(item)
-        elif not found:
-            raise BadNodeList("%r is no node and no list of nodes" % item)
-        else:
-            prefix, span, spans = found.groups()
-            for span in (span or spans).split(","):
-                names += [prefix + digits for digits in expand_span(span)]
-        if len(names) > NODES_AT_MOST:
-            raise BadNodeList("%s: too many nodes" % text)
-    if not names:
-        raise BadNodeList("%r names no node" % text)
+    first, *others = re.split(r"\[([^][]*)\]", item)
+    bare = RANGE.fullmatch(item)
+    if bare:
+        first, others = bare.group(1), [bare.group(2), ""]
+    names = [first]
+    for spans, text in zip(others[::2], others[1::2]):
+        numbers = [digits + text for span in spans.split(",")
+                   for digits in expand_span(span)]
+        if len(names) * len(numbers) > NODES_AT_MOST:
+            raise BadNodeList("%s: too many nodes" % item)
+        names = [name + number for name in names for number in numbers]
+    if not WORD.fullmatch(names[0]):
+        raise BadNodeList("%r is no node and no list of nodes" % item)
     return names
 
 
-def parse_nodes(text):
-    """Return the node numbers of a list, each once, -1 for the master.
+def split_items(text):
+    """Return the items of a list, at its commas.
 
-    text    as in `0-3,8,n[10-12],.4,master`
+    Raises  BadNodeList when it has none
+    """
+    items = [item.strip() for item in re.findall(ITEMS, text)]
+    if not items:
+        raise BadNodeList("%r names no node" % text)
+    return items
+
+
+def expand_nodes(text):
+    """Return the names that a list of nodes stands for, zeros kept.
+
+    text    as in `0-3,8,n[007-010],gpu[1-2]-ib,login,.4,master`
     Raises  BadNodeList
     """
-    nodes = []
-    for name in expand_nodes(text):
-        prefix, digits = split_digits(name)
-        if name in MASTER_NAMES:
-            nodes.append(MASTER)
-        elif prefix in PREFIXES:
-            nodes.append(int(digits))
+    return [name for item in split_items(text) for name in expand_item(item)]
+
+
+def parse_nodes(text, nodes=()):
+    """Return the node numbers of a list, each once, -1 for the master.
+
+    text    as in `0-3,8,n[10-12],.4,master`; with nodes also their host
+            names, which come before any reading as a number, and the words
+            all, up and down (which are those that have left as well)
+    nodes   Nodes, of a Cluster
+    Raises  BadNodeList
+    """
+    hosts, numbers = {}, []
+    for node in nodes:
+        hosts.setdefault(node.host.hostname, []).append(node.number)
+    for item in split_items(text):
+        if item in CHOSEN and nodes and item not in hosts:
+            numbers += [node.number for node in nodes
+                        if node.state in CHOSEN[item]]
         else:
-            raise BadNodeList("%r is no node number" % name)
-    return list(dict.fromkeys(nodes))
+            for name in [item] if item in hosts else expand_item(item):
+                numbers += hosts.get(name) or [parse_number(name)]
+    return list(dict.fromkeys(numbers))
+
+
+def parse_number(name):
+    """Return the node number that a name is: 7, .7, n7, node7, master.
+
+    Raises  BadNodeList
+    """
+    prefix, digits = split_digits(name)
+    if name in MASTER_NAMES:
+        return MASTER
+    if prefix not in PREFIXES or not digits:
+        raise BadNodeList("%r is no node number and no node's name" % name)
+    return int(digits)
 
 
 def split_digits(name):
@@ -361,29 +422,50 @@ def fold_spans(numbers):
     return spans
 
 
+def fold_group(texts, rows):
+    """Return folded names that differ in their numbers alone.
+
+    texts   between the numbers, one more than there are numbers
+    rows    the numbers of each name, as written
+    """
+    if len(texts) == 1:
+        return [texts[0]]
+    columns = [len(set(column)) > 1 for column in zip(*rows)]
+    place = max([place for place, varies in enumerate(columns) if varies],
+                default=len(columns) - 1)
+    folds, names = {}, []
+    for row in rows:
+        folds.setdefault((row[:place], row[place + 1:]), []).append(
+            row[place])
+    for (before, after), numbers in folds.items():
+        spans = [first if first == last else "%s-%s" % (first, last)
+                 for first, last in fold_spans(numbers)]
+        name = ["".join(pair) for pair in zip(texts, before)]
+        name += [texts[place], ",".join(spans), texts[place + 1]]
+        name += ["".join(pair) for pair in zip(after, texts[place + 2:])]
+        if len(numbers) > 1 or RANGE.fullmatch("".join(name)):
+            name[place + 1] = "[%s]" % name[place + 1]
+        names.append("".join(name))
+    return names
+
+
 def fold_nodes(nodes):
     """Return a folded list of nodes, `n[0-3,8]`, that expands to them.
 
-    nodes   numbers (they get the prefix n, -1 is `master`) or names
+    nodes   numbers (they get the prefix n, -1 is `master`) or names, which
+            are folded at the last number that differs: `r1n[07-10]-ib`
     """
-    folded, prefixes = [], {}
-    for node in nodes:
+    folded, groups = [], {}
+    for node in dict.fromkeys(nodes):
         if node in (MASTER,) + MASTER_NAMES:
             folded = [MASTER_NAMES[0]]
         elif isinstance(node, int):
-            prefixes.setdefault("n", []).append("%d" % node)
+            groups.setdefault(("n", ""), []).append(("%d" % node,))
         else:
-            prefix, digits = split_digits(node)
-            prefixes.setdefault(prefix, []).append(digits)
-    for prefix, numbers in prefixes.items():
-        spans = [first if first == last else "%s-%s" % (first, last)
-                 for first, last in fold_spans(filter(None, numbers))]
-        if "" in numbers:
-            folded.append(prefix)
-        if len(spans) == 1 and "-" not in spans[0]:
-            folded.append(prefix + spans[0])
-        elif spans:
-            folded.append("%s[%s]" % (prefix, ",".join(spans)))
+            parts = tuple(re.split("([0-9]+)", node))
+            groups.setdefault(parts[::2], []).append(parts[1::2])
+    for texts, rows in groups.items():
+        folded += fold_group(texts, rows)
     return ",".join(folded)
 
 
@@ -392,6 +474,7 @@ def fold_nodes(nodes):
 FULL = 10000                    # the busy share of a CPU that never idles
 ROUND = 1000                    # 32-bit floats hold 4 decimals below it
 TIME_MOST_S = 1e12              # no clock and no value is beyond
+SHAPES = 100                    # numbers of CPUs to remember
 SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
@@ -406,16 +489,14 @@ MESSAGE_AT, BODY = SLOT_STRUCT.size, HEADER_STRUCT.size
 CPUS_AT = BODY + NODE_STRUCT.size
 
 # What a look at a sample needs of it, and no more.
-HEARD, _ = layout(SLOT + HEADER, ("heard_s", "length", "kind", "period_s"))
+HEARD, _ = layout(SLOT + HEADER, (
+    "heard_s", "silent_from_s", "length", "kind", "period_s"))
 SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
-FLOATS, _ = layout(HEADER + NODE, [
-    field for fields, code, *_ in HEADER + NODE if code in "df"
-    for field in fields.split()])
-TEXTS, _ = layout(HEADER + NODE, [
-    field for fields, code, *_ in NODE if code.endswith("s")
-    for field in fields.split()])
-BUSY, _ = layout(ONE_CPU, ("busy",))
-NAME, _ = layout(INTERFACE, ("name",))
+FLOAT_NAMES = [field for fields, code, *_ in HEADER + NODE if code in "df"
+               for field in fields.split()]
+FLOATS, _ = layout(HEADER + NODE, FLOAT_NAMES)
+FRACTIONS = slice(FLOAT_NAMES.index("busy_fraction"),
+                  FLOAT_NAMES.index("iowait_fraction") + 1)
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
@@ -423,8 +504,8 @@ ONE_CPU_SHOWN = (
 
 
 def unpack_text(data):
-    """Return the text of a field padded with zeros."""
-    return data.rstrip(b"\0").decode()
+    """Return the text of a field padded with zeros, whatever its bytes."""
+    return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def rounded(value):
@@ -494,6 +575,12 @@ def picker(names):
     return pick
 
 
+@functools.lru_cache(SHAPES)
+def busy_struct(cpus):
+    """Return the Struct of the busy shares of so many CPU records."""
+    return layout(ONE_CPU * cpus, ("busy",))[0]
+
+
 def check(message):
     """See that a message whose CRC is right says what can be.
 
@@ -504,25 +591,19 @@ def check(message):
     version, cpus, interfaces = SHAPE.unpack_from(message)
     if version != RECORDS_VERSION:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
-                           "update the older" % (version, RECORDS_VERSION))
+                           "update the master's tools, which come first"
+                           % (version, RECORDS_VERSION))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
-    end = names_at + interfaces * INTERFACE_STRUCT.size
-    if len(message) != end + CRC_BYTES:
+    if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
+                        + CRC_BYTES):
         raise BadSample("sample does not hold the records it counts")
     floats = FLOATS.unpack_from(message)
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
-    if max(shares, default=(0,)) > (FULL,):
+    shares = busy_struct(cpus).unpack_from(message, CPUS_AT)
+    if max(floats[FRACTIONS]) > 1 or max(shares, default=0) > FULL:
         raise BadSample("sample with a CPU that is over 100 % busy")
-    try:
-        for name in TEXTS.unpack_from(message):
-            name.decode()
-        for name, in NAME.iter_unpack(message[names_at:end]):
-            name.decode()
-    except UnicodeDecodeError:
-        raise BadSample("sample with a name that is not UTF-8")
 
 
 class Node:
@@ -542,16 +623,17 @@ class Node:
     cpus, interfaces    lists of OneCpu and Interface
     """
 
-    def __init__(self, number, slot, now):
-        heard_s, length, kind, period_s = HEARD.unpack_from(slot)
+    def __init__(self, number, slot, now, clock_s):
+        heard_s, silent_from_s, length, kind, period_s = HEARD.unpack_from(
+            slot)
         self.number, self.slot = number, slot[:MESSAGE_AT]
         self.message = slot[MESSAGE_AT:MESSAGE_AT + length]
         self.age_s = max(now - heard_s, 0.0)
+        silent_s = clock_s - silent_from_s
         self.state = "up"
         if kind == FAREWELL:
             self.state = "left"
-        elif self.age_s > SILENT_S and (
-                self.age_s > SILENT_PERIODS * period_s):
+        elif silent_s > SILENT_S and silent_s > SILENT_PERIODS * period_s:
             self.state = "down"
 
     def __getattr__(self, name):
@@ -576,8 +658,9 @@ class Node:
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
-        (_, _, self.heard_time_s, _, self.received, self.lost, address, _,
-         self.restarts, self.port, flags) = SLOT_STRUCT.unpack(self.slot)
+        (_, _, self.heard_time_s, _, _, self.received, self.lost, address, _,
+         _, _, self.restarts, self.port, flags, _) = SLOT_STRUCT.unpack(
+             self.slot)
         (_, _, _, _, _, start_us, self.sequence, period_s, self.time_s
          ) = HEADER_STRUCT.unpack_from(self.message)
         self.address = "%d.%d.%d.%d" % tuple(address)
@@ -603,17 +686,21 @@ class Node:
 # ---- cluster -----------------------------------------------------------
 
 TABLE = "/dev/shm/beostat"
+FIRST_USER = 1000               # lower user ids are the system's: trusted
 TRIES = 200                     # to find a slot that nobody is writing
 PAUSE_S = 0.0005                # after the first of them: its writer waits
-LOOK_S = 0.1                    # between two looks for a newer table
+LOOK_S = 0.1                    # between two looks at header and index
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
-CHUNK_BYTES = 65536             # slots are read this many bytes at a time
+READ_BYTES = 2048               # most slots are shorter
+SLOT_MOST_BYTES = 2**17         # and none is longer
+NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-WORD_BYTES, SIZE_AT = 8, SLOT_AT["message_bytes"]
-LENGTH, _ = layout(SLOT + HEADER, ("length",))
+VERSION_AT, WORD_BYTES = TABLE_AT["version"], 8
+HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
 STATUS_SHOWN = (
     ("running", "", "", "whether recvstats is at work"),
-    ) + STATUS[2:] + COUNTERS
+    ) + STATUS[2:] + COUNTERS + (
+    ("recent", "", "", "{counter: what was added to it in the last minute}"),)
 
 
 def open(path=None):
@@ -632,6 +719,8 @@ class Cluster:
     cluster[7]              one node; the same as cluster.node(7)
     7 in cluster            whether it was heard
     len(cluster)            how many were
+    running                 whether recvstats is at work: when it is not,
+                            states stay as they were, and ages go on
     refused                 {number: error} of the last iteration: nodes
                             it left out, because of what they sent
     """
@@ -661,35 +750,35 @@ class Cluster:
         Raises  NoTable, NotATable, OtherVersion; the file that was open
                 stays so
         """
+        fd = open_table(self.path)
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK
-                         | os.O_CLOEXEC)
-        except OSError as error:
-            raise NoTable("%s: %s" % (self.path, error.strerror))
-        try:
-            header, found = read_header(fd, self.path), os.fstat(fd)
-            size = TABLE_BYTES + header["slots"] * header["slot_bytes"]
-            if not stat.S_ISREG(found.st_mode) or found.st_size < size:
-                raise NotATable("%s: cut off" % self.path)
-            if header["slot_bytes"] < MESSAGE_AT + CPUS_AT:
-                raise NotATable("%s: slots too small" % self.path)
+            header = read_header(fd, self.path)
         except BeostatError:
             os.close(fd)
             raise
         self.close()
         self.fd = fd
-        self.slots, self.slot_bytes = header["slots"], header["slot_bytes"]
-        self.look_due = time.monotonic() + LOOK_S
+        self.take_header(header, time.monotonic())
+
+    def take_header(self, header, now):
+        """Judge states by a header from now on, find slots by its index."""
+        self.header, self.look_due = header, now + LOOK_S
+        self.clock_s = min(now, header["heartbeat_s"]) - header["away_s"]
+        size = header["used_entries"] * ENTRY_BYTES
+        data = os.pread(self.fd, size, TABLE_BYTES)
+        if len(data) < size:
+            raise NotATable("%s: cut off" % self.path)
+        self.index = memoryview(data).cast("I")
 
     def look(self, now):
-        """Follow the path when recvstats has made a larger table.
+        """Read header and index anew; follow the path when recvstats was
+        gone and has made another table.
 
         A path that names nothing good leaves the old one in use: its
         nodes grow old in plain sight.
         """
-        self.look_due = now + LOOK_S
-        header = read_header(self.fd, self.path)
-        if header["retired"] or now - header["heartbeat_s"] > HEARTBEAT_S:
+        self.take_header(read_header(self.fd, self.path), now)
+        if not self.is_running(now):
             try:
                 if not os.path.samestat(os.stat(self.path),
                                         os.fstat(self.fd)):
@@ -697,89 +786,85 @@ class Cluster:
             except (OSError, BeostatError):
                 pass
 
+    def is_running(self, now):
+        """Return whether recvstats was at work when last looked at."""
+        age_s = now - self.header["heartbeat_s"]
+        return not self.header["stopped"] and age_s <= HEARTBEAT_S
+
+    @property
+    def running(self):
+        """Whether recvstats is at work."""
+        self.look(time.monotonic())
+        return self.is_running(time.monotonic())
+
     @property
     def status(self):
         """recvstats' own state, a Status."""
-        self.look(time.monotonic())
-        header = read_header(self.fd, self.path)
-        age_s = time.monotonic() - header["heartbeat_s"]
+        running = self.running
         made = record("Status", STATUS_SHOWN)
-        return made(age_s <= HEARTBEAT_S,
-                    *[header[field] for field in made._fields[1:]])
+        return made(running, *[
+            self.header[field] for field in made._fields[1:-1]], {
+                field: self.header["recent_" + field]
+                for field, *_ in COUNTERS})
 
-    def is_whole(self, slot, number):
-        """Return whether the bytes of a slot are one whole sample.
+    def find(self, number):
+        """Return the place of a node's slot, as last looked at.
 
-        They are when nobody wrote meanwhile and the CRC is right.  A word
-        left odd by a writer that was killed does not matter then.
+        Raises  NoSuchNode, NeverHeard
         """
-        place = TABLE_BYTES + (number + 1) * self.slot_bytes
-        length, = LENGTH.unpack_from(slot)
-        return (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
-                and BODY + CRC_BYTES <= length <= len(slot) - MESSAGE_AT
-                and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
-                == CRC_RESIDUE)
+        if -1 <= number < len(self.index) - 1 and self.index[number + 1]:
+            return self.index[number + 1] * UNIT_BYTES
+        if 0 <= number < self.header["expected"]:
+            raise NeverHeard("node %d: never heard" % number)
+        raise NoSuchNode("node %d: not in the table" % number)
 
-    def read_slot(self, number):
+    def read_slot(self, number, place):
         """Return the bytes of a slot that holds a whole sample.
 
-        Raises  NoSuchNode, NeverHeard, BadSample, SampleChanging
+        It is one when nobody wrote meanwhile and the CRC is right.  A word
+        left odd by a writer that was killed does not matter then.
+        Raises  NeverHeard, BadSample, SampleChanging
         """
-        if not MASTER <= number < self.slots - 1:
-            raise NoSuchNode("node %d: not in the table" % number)
-        place = TABLE_BYTES + (number + 1) * self.slot_bytes
-        last = None
+        last = b""
         for turn in range(TRIES):
-            slot = self.read(self.slot_bytes, place)
-            if slot[SIZE_AT:SIZE_AT + 4] == bytes(4):
-                raise NeverHeard("node %d: never heard" % number)
-            if self.is_whole(slot, number):
+            slot = os.pread(self.fd, READ_BYTES, place)
+            if len(slot) < MESSAGE_AT + BODY:
+                raise BadSample("node %d: cut off in the table" % number)
+            owner, size, length = HOLDS.unpack_from(slot)
+            if READ_BYTES - MESSAGE_AT < size < SLOT_MOST_BYTES:
+                slot = os.pread(self.fd, MESSAGE_AT + size, place)
+            if (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
+                    and owner == number and BODY <= length <= size
+                    and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
+                    == CRC_RESIDUE):
                 return slot
             if slot == last and slot[0] % 2 == 0:   # nobody is writing
+                if not size:
+                    raise NeverHeard("node %d: not heard again yet" % number)
                 raise BadSample("node %d: damaged in the table" % number)
             last = slot
             time.sleep(PAUSE_S if turn > TRIES // 10 else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
-    def read(self, size, place):
-        """Return size bytes of the file.
+    def read_node(self, number, place):
+        """Return the Node whose slot is at a place.
 
-        Raises  NotATable when it ends before
+        Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
         """
-        data = os.pread(self.fd, size, place)
-        if len(data) < size:
-            raise NotATable("%s: cut off" % self.path)
-        return data
-
-    def slots_in_use(self):
-        """Yield (number, bytes) of the slots of nodes that were heard.
-
-        A chunk of them is read at a time; is_whole() tells whether one
-        has changed since.
-        """
-        number = MASTER
-        while number < self.slots - 1:
-            size = self.slot_bytes
-            many = min(max(CHUNK_BYTES // size, 1), self.slots - 1 - number)
-            chunk = self.read(many * size, TABLE_BYTES + (number + 1) * size)
-            for start in range(0, many * size, size):
-                if chunk[start + SIZE_AT:start + SIZE_AT + 4] != bytes(4):
-                    yield number, chunk[start:start + size]
-                number += 1
+        slot = self.read_slot(number, place)
+        node = Node(number, slot, time.monotonic(), self.clock_s)
+        check(node.message)
+        return node
 
     def __iter__(self):
         self.look(time.monotonic())
         self.refused = {}
-        for number, slot in self.slots_in_use():
-            try:
-                if not self.is_whole(slot, number):
-                    slot = self.read_slot(number)
-                node = Node(number, slot, time.monotonic())
-                check(node.message)
-            except BeostatError as error:
-                self.refused[number] = error
-            else:
-                yield node
+        for number, place in enumerate(self.index.tolist(), MASTER):
+            if place:
+                try:
+                    yield self.read_node(number, place * UNIT_BYTES)
+                except BeostatError as error:
+                    self.refused[number] = error
 
     def node(self, number):
         """Return one Node.
@@ -788,11 +873,13 @@ class Cluster:
                 SampleChanging
         """
         now = time.monotonic()
-        if now >= self.look_due or number >= self.slots - 1:
-            self.look(now)
-        node = Node(number, self.read_slot(number), time.monotonic())
-        check(node.message)
-        return node
+        if now < self.look_due:
+            try:
+                return self.read_node(number, self.find(number))
+            except NoSuchNode:
+                pass                    # it may have come just now
+        self.look(now)
+        return self.read_node(number, self.find(number))
 
     __getitem__ = node
 
@@ -805,16 +892,39 @@ class Cluster:
 
     def __len__(self):
         self.look(time.monotonic())
-        return sum(1 for _ in self.slots_in_use())
+        return len(self.index) - self.index.tolist().count(0)
 
     def never(self):
         """Return the numbers of nodes that are expected and were never
         heard."""
-        expected = self.status.expected
-        if not expected:
-            return []
-        heard = {number for number, _ in self.slots_in_use()}
-        return [number for number in range(expected) if number not in heard]
+        self.look(time.monotonic())
+        heard = self.index.tolist()[1:]
+        return [number for number in range(self.header["expected"])
+                if number >= len(heard) or not heard[number]]
+
+
+def open_table(path):
+    """Return the descriptor of a file that may be a table.
+
+    Raises  NoTable, NotATable
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NoTable("%s: %s" % (path, error.strerror))
+    except OSError as error:
+        raise NotATable("%s: %s" % (path, error.strerror))
+    found, reason = os.fstat(fd), ""
+    if not stat.S_ISREG(found.st_mode):
+        reason = "not a table of recvstats"
+    elif (path == TABLE and found.st_uid >= FIRST_USER
+          and found.st_uid != os.geteuid()):
+        reason = ("belongs to user %d, whose table nobody believes"
+                  % found.st_uid)
+    if reason:
+        os.close(fd)
+        raise NotATable("%s: %s" % (path, reason))
+    return fd
 
 
 def read_header(fd, path):
@@ -831,10 +941,12 @@ def read_header(fd, path):
             raise NotATable("%s: not a table of recvstats" % path)
         header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
         if header["version"] != TABLE_VERSION:
-            raise OtherVersion("%s: table of version %d, this libbeostat "
-                               "knows %d: update the older" % (
-                                   path, header["version"], TABLE_VERSION))
-        if zlib.crc32(data[:8] + bytes(WORD_BYTES) + data[16:]) == CRC_RESIDUE:
+            raise OtherVersion(
+                "%s: table of version %d, this libbeostat knows %d: update %s"
+                % (path, header["version"], TABLE_VERSION, "recvstats"
+                   if header["version"] < TABLE_VERSION else "libbeostat"))
+        if (zlib.crc32(data[VERSION_AT:]) == CRC_RESIDUE
+                and header["used_entries"] <= header["entries"] <= NUMBERS):
             return header
     raise NotATable("%s: damaged header" % path)
 
@@ -869,6 +981,14 @@ def find_cpu(node, cpu):
 def get_MHz(node):
     """Return the clock of the node's first CPU in MHz, None unknown."""
     return cluster().node(node).processor.mhz
+
+
+def get_cpuinfo_x86(node):
+    """Return the CpuInfo of the node's first CPU: MHz, kB, None unknown."""
+    cpu = cluster().node(node).processor
+    return named("CpuInfo", "vendor_id model_name cpu_MHz cache_size "
+                 "bogomips")(cpu.vendor, cpu.model, cpu.mhz, cpu.cache_kb,
+                             cpu.bogomips)
 
 
 def get_cpu_percent(node, cpu):
@@ -975,6 +1095,11 @@ def is_node_available(node, uid=None, gids=()):
         return cluster().node(node).state == "up"
     except BeostatError:
         return False
+
+
+def get_avail_nodes_by_id(uid, gids):
+    """Return the same as get_avail_nodes(): no user is refused a node."""
+    return get_avail_nodes()
 
 
 def get_avail_nodes():

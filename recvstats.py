@@ -11,15 +11,15 @@ it takes the old table over: no node disappears.
   -N, --nodes NODES        nodes 0 to NODES-1 are expected; more are welcome
   -f, --foreground         stay in the foreground, log to standard error
   -d, --debug              the same, and log every message
-  --table PATH             shared table; default /dev/shm/beostat
+  --table PATH, --fresh    shared table, /dev/shm/beostat; make it empty
   --iprange FIRST[-LAST]   tell nodes their number by address: FIRST is 0
-  --max-nodes NODES        refuse higher numbers; default 65536
+  --max-nodes NODES, --max-bytes BYTES     bounds of it: 65536, 256M
   --allow NETWORK          take messages from ADDRESS[/BITS] only; repeatable
   --key-file FILE          take only messages signed with a key of FILE
   --rate SECONDS           ask the nodes for this period
   --pid-file FILE          hold the process id in FILE while running
   -h, --help, -v, --version
-Exit status: 0 told to stop, 1 could not start, 2 usage.
+Exit status: 0 told to stop, 1 could not start or go on, 2 usage.
 examples:
   recvstats.py -N 100                              nodes 0 to 99
   recvstats.py --iprange 10.0.0.100-10.0.0.199     10.0.0.107 is node 7
@@ -27,8 +27,10 @@ examples:
 """
 
 import argparse
+import collections
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import select
@@ -37,43 +39,46 @@ import socket
 import stat
 import struct
 import sys
-import syslog
 import time
 import zlib
-from _operator import _compare_digest as compare_digest  # hmac's own
 
 # ---- constants ---------------------------------------------------------
 
 VERSION = "1.0"
 PORT = 5545
-TABLE = "/dev/shm/beostat"
-NODES, MAX_NODES = 64, 65536
-MOST_NODES = 2**24
-FIRST_SLOT_BYTES = 2048
-MESSAGE_BYTES = 65000           # no message is longer
-PERIOD_MOST_S = 3600.0
-ASKED_PERIODS_S = 0.1, 3600.0
+TICK_S = 1.0                    # between two heartbeats
 CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
-BUFFER_BYTES = 16 << 20         # receive buffer to ask for
-NAP_S = 0.010                   # datagrams gather meanwhile
-BATCH = 4096                    # datagrams between two looks at the clock
-TICK_S = 1.0
-CONFLICT_S = 60.0               # between two logs of doubled numbers
-CONFLICT_LINES = 10
-SPACE_S = 1.0                   # between two tries to make room
-WINDOW_BITS = 64
-LOG_CHARACTERS = 400
-ASK_S = 30.0                    # between two requests to a silent node
-RENEW_S = 1200.0                # between two for a period; agents hold it 1 h
-SPREAD_S = 1.5                  # the answers of many nodes fall within it
-FEW = 20                        # nodes that may answer all at once
-TTL = 1                         # the group is of one network
-STOP = signal.SIGTERM, signal.SIGINT
-SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
-MEMINFO_DROPS = 8                       # linux/sock_diag.h
+MESSAGE_BYTES = 65000           # no message is longer
 U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
+READ_BYTES = 65536              # of a file, at a time
+NEVER = float("inf")
+
+
+class StartError(Exception):
+    """What keeps the program from starting or going on, and what to do."""
+
+
+def ignore(*_):
+    """Do nothing."""
+
+
+def attempt(call, *args):
+    """Make a system call; return whether it worked, where it may fail."""
+    try:
+        call(*args)
+    except OSError:
+        return False
+    return True
+
+
+def explain(error):
+    """Return what an error says, and of which file."""
+    if isinstance(error, OSError) and error.strerror:
+        return ("%s: %s" % (error.filename, error.strerror)
+                if error.filename else error.strerror)
+    return str(error)
+
 
 # ---- layout: rows ------------------------------------------------------
 # A row is (fields, code): each of its fields has the code.  Meanings and
@@ -104,106 +109,615 @@ HEADER = (
     ("magic", "4s"), ("length", "I"), ("node", "i"), ("kind version", "H"),
     ("start_us", "Q"), ("sequence", "I"), ("period_s", "f"),
     ("time_s", "d"))
-ASK = (("spread_s", "f"),)      # the body of a request
+ASK = (("spread_s", "f"), ("agent_start_us", "Q"))  # the body of a request
 GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: table -----------------------------------------------------
-# One header, padded to TABLE_BYTES, then the slots: node n has slot n + 1.
-# A slot is a SLOT record and the node's last message.  A change of size or
-# order here raises TABLE_VERSION.
+# A header, padded to TABLE_BYTES; the index, a u32 for each number from -1
+# on, the place of the node's slot in units of UNIT_BYTES, 0 never heard; the
+# slots, each a SLOT record and the node's last message.  A change of size
+# or order here raises TABLE_VERSION.
 
-TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 1
-TABLE_BYTES = 4096
+TABLE_MAGIC, TABLE_VERSION = b"BEOTABLE", 2
+TABLE_BYTES, ENTRY_BYTES, UNIT_BYTES = 4096, 4, 64
 SILENT_PERIODS, SILENT_S = 3, 3.0       # down after these, the longer one
 SIGNED, VERIFIED = 1, 2                 # flags of a slot
 STATUS = (
-    ("magic", "8s"), ("word", "Q"),
-    ("version retired slot_bytes slots expected pid port messages_per_s",
-     "I"),
-    ("start_time_s heartbeat_s request_time_s", "d"))
+    ("magic", "8s"), ("word", "Q"), ("version entries pid port", "I"),
+    ("pid_start_ticks pid_namespace", "Q"), ("start_time_s", "d"),
+    ("used_bytes", "Q"), ("used_entries expected messages_per_s stopped", "I"),
+    ("heartbeat_s uptime_s away_s request_time_s", "d"))
 COUNTERS = (
-    ("received stored late repeated stale conflict short long magic_wrong "
-     "version_wrong crc_wrong header_wrong number_wrong unnumbered "
-     "not_allowed unsigned signature_wrong no_space requests kernel_drops",
-     "Q"),)
-TABLE_HEADER = STATUS + COUNTERS + (("crc", "I"),)
+    ("received stored late repeated stale conflict clock_wrong short long "
+     "magic_wrong version_wrong crc_wrong header_wrong number_wrong "
+     "unnumbered not_allowed unsigned signature_wrong no_space requests "
+     "kernel_drops log_drops", "Q"),)
+RECENT = tuple((" ".join("recent_" + field for field in fields.split()), code)
+               for fields, code in COUNTERS)
+TABLE_HEADER = STATUS + COUNTERS + RECENT + (("crc", "I"),)
 SLOT = (
-    ("word", "Q"), ("heard_s heard_time_s", "d"),
-    ("window received lost", "Q"), ("address", "4s"),
-    ("message_bytes restarts", "I"), ("port flags", "H"))
+    ("word", "Q"), ("heard_s heard_time_s silent_from_s", "d"),
+    ("window received lost", "Q"), ("address", "4s"), ("number", "i"),
+    ("message_bytes room_bytes restarts", "I"), ("port flags", "H"),
+    ("unused", "48s"))
 
-# ---- parse -------------------------------------------------------------
+# ---- check -------------------------------------------------------------
+# What a datagram is, without a look at any node.
 
+PERIOD_MOST_S = 3600.0
 HEADER_STRUCT, HEADER_AT = layout(HEADER)
+LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
+
+
+def check(message, size, header, keys):
+    """Return the counter of a datagram, "stored" for one that may be.
+
+    message  the buffer; what is behind size is of an older datagram
+    header   what is unpacked of it
+    keys     what must have signed it, or None
+    """
+    magic, length, _, kind, _, _, _, period_s, _ = header
+    if magic != MAGIC:
+        return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
+    if length != size and length + MAC_BYTES != size or size > MESSAGE_BYTES:
+        return "short" if size < length else "long"
+    if length < LEAST_BYTES:
+        return "short"
+    if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
+        return "crc_wrong"
+    if not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
+        return "requests" if kind == REQUEST else "header_wrong"
+    if keys:
+        if length == size:
+            return "unsigned"
+        if not keys.verify(message[:length], message[length:size]):
+            return "signature_wrong"
+    return "stored"
+
+
+def network(text):
+    """Return the network of `ADDRESS[/BITS]`."""
+    from ipaddress import IPv4Network   # 0.3 MB: only who names one pays
+    return IPv4Network(text, strict=False)
+
+
+def is_in(address, networks):
+    """Return whether an address, a.b.c.d, is in one of the networks."""
+    from ipaddress import IPv4Address
+    return any(IPv4Address(address) in each for each in networks)
+
+
+# ---- claim -------------------------------------------------------------
+# Whose file is at the path, and who is at work on it.
+
+TABLE = "/dev/shm/beostat"
+FIRST_USER = 1000               # lower ones are the system's: trusted
+MOVES_S = 1.5                   # a heartbeat moves within
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-SLOT_STRUCT, SLOT_AT = layout(SLOT)
-ASK_STRUCT, _ = layout(ASK)
-SLOT_BODY, _ = layout(SLOT[1:])         # all but the word
-STATE, STATE_AT = layout(SLOT + HEADER)
-# What of STATE each message needs: window to lost, address, restarts, start
-# and sequence of the last one.
-LAST, _ = layout(SLOT + HEADER, (
-    "window", "received", "lost", "address", "restarts", "start_us",
-    "sequence"))
-CAUSES = COUNTERS[0][0].split()
-(RECEIVED, STORED, LATE, REPEATED, STALE, CONFLICT, SHORT, LONG, MAGIC_WRONG,
- VERSION_WRONG, CRC_WRONG, HEADER_WRONG, NUMBER_WRONG, NO_NUMBER,
- NOT_ALLOWED, UNSIGNED, SIGNATURE_WRONG, NO_SPACE, REQUESTS,
- KERNEL_DROPS) = range(len(CAUSES))
 
 
-def parse_address(text):
-    """Return an IPv4 address as a whole number.
+def parse_table_header(data):
+    """Return {field: value} of a table's header.
 
-    Raises  OSError when text is none
+    Raises  ValueError when these are not the bytes of one
     """
-    return int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big")
+    if len(data) < TABLE_STRUCT.size or not data.startswith(TABLE_MAGIC):
+        raise ValueError("not a table of recvstats")
+    return dict(zip(TABLE_AT, TABLE_STRUCT.unpack_from(data)))
 
 
-def parse_network(text):
-    """Return (address, mask) of `ADDRESS[/BITS]` as whole numbers.
+def find_damage(header, size, entries, now):
+    """Return why a table cannot be adopted, "" when it can.
 
-    Raises  ValueError
+    header   of parse_table_header()
+    size     of the file
+    entries  that its index must have at least
     """
-    address, slash, bits = text.partition("/")
+    if header["version"] != TABLE_VERSION:
+        return "of version %d" % header["version"]
+    if TABLE_BYTES + header["entries"] * ENTRY_BYTES > size:
+        return "cut off"
+    if header["entries"] < entries:
+        return "too small an index for --max-nodes"
+    if not header["heartbeat_s"] <= now:
+        return "of before this machine's start"
+    return ""
+
+
+class InUse(StartError):
+    """Another recvstats is at work on the table."""
+
+
+def read_process(pid):
+    """Return (start time in ticks since boot, effective user id, whether it
+    lives: a dead one stays until its parent has asked for its end).
+
+    Raises  OSError
+    Source  proc(5), /proc/PID/stat and status
+    """
+    with open("/proc/%d/stat" % pid) as file:
+        state, *fields = file.read().rpartition(")")[2].split()
+    with open("/proc/%d/status" % pid) as file:
+        uids, = [line for line in file if line.startswith("Uid:")]
+    return int(fields[18]), int(uids.split()[2]), state not in "ZXx"
+
+
+def read_pid_namespace():
+    """Return the inode of this process's PID namespace, 0 unknown."""
     try:
-        number = int.from_bytes(socket.inet_pton(socket.AF_INET, address),
-                                "big")
+        return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
-        raise ValueError("%s is not ADDRESS[/BITS]" % text)
-    bits = int(bits) if slash else 32
-    if not 0 <= bits <= 32:
-        raise ValueError("%s: 0 to 32 bits" % text)
-    mask = (1 << 32) - (1 << 32 - bits)
-    return number & mask, mask
+        return 0
+
+
+def has_writer(fd, header, owner):
+    """Return whether the process that a table names is at work on it.
+
+    Where it cannot be seen, in another PID namespace or a /proc that hides
+    it, a heartbeat that moves tells.
+    owner  user id of the file
+    """
+    if header["stopped"]:
+        return False
+    if header["pid_namespace"] == read_pid_namespace() != 0:
+        try:
+            os.kill(header["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass                        # another user's
+        try:
+            return header["pid"] != os.getpid() and read_process(
+                header["pid"]) == (header["pid_start_ticks"], owner, True)
+        except (OSError, ValueError):
+            pass                        # hidden
+    limit = time.monotonic() + MOVES_S
+    while time.monotonic() < limit:
+        time.sleep(MOVES_S / 10)
+        data = os.pread(fd, TABLE_STRUCT.size, 0)
+        if parse_table_header(data)["heartbeat_s"] != header["heartbeat_s"]:
+            return True
+    return False
+
+
+def read_user_name(uid):
+    """Return a user's name, or the number."""
+    import pwd
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OSError):
+        return "%d" % uid
+
+
+def unguessable(path):
+    """Return a name beside a path that nobody can have taken before."""
+    return "%s.%s" % (path, os.urandom(8).hex())
+
+
+def set_aside(path, uid, log):
+    """Rename what an untrusted user has put at the default path.
+
+    Raises  StartError where only root may
+    """
+    if os.geteuid():
+        raise StartError(
+            "%s: belongs to %s, whose table nobody believes: let root remove "
+            "it, or choose another with --table" % (path, read_user_name(uid)))
+    aside = unguessable(path)
+    os.rename(path, aside)
+    log("%s: belonged to %s, who is not trusted: now %s" % (
+        path, read_user_name(uid), aside))
+
+
+def open_regular(path):
+    """Return (descriptor, its stat) of a regular file; its name is not
+    followed, and no device or pipe is opened.
+
+    Raises  OSError, StartError
+    """
+    refused = StartError("%s: is not a table: it is left alone: choose "
+                         "another with --table" % path)
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise refused
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                 | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    data = os.pread(fd, len(TABLE_MAGIC), 0)
+    if not stat.S_ISREG(found.st_mode) or data not in (b"", TABLE_MAGIC):
+        os.close(fd)
+        raise refused
+    return fd, found
+
+
+def claim(path, is_default, entries, log):
+    """Return whether a table at the path is to be adopted, rather than made.
+
+    Nothing is touched that is not ours, and nobody who is at work is
+    disturbed.
+    is_default  whether nobody named the path: then what an untrusted user
+                has put there is not believed
+    Raises      StartError, InUse, OSError
+    """
+    try:
+        uid = os.lstat(path).st_uid
+    except FileNotFoundError:
+        return False
+    if is_default and uid >= FIRST_USER and uid != os.geteuid():
+        set_aside(path, uid, log)
+        return False
+    fd, found = open_regular(path)
+    try:
+        if not found.st_size:
+            return False
+        data = os.pread(fd, TABLE_BYTES, 0).ljust(TABLE_BYTES, b"\0")
+        header = parse_table_header(data)
+        damage = find_damage(header, found.st_size, entries,
+                             time.monotonic())
+        if (header["version"] == TABLE_VERSION
+                and has_writer(fd, header, found.st_uid)):
+            raise InUse("%s: in use by another recvstats (pid %d, user %s)"
+                        % (path, header["pid"], read_user_name(uid)))
+    finally:
+        os.close(fd)
+    if uid != os.geteuid():
+        damage = "of user " + read_user_name(uid)
+        if os.geteuid() or not is_default and uid >= FIRST_USER:
+            raise StartError(
+                "%s: belongs to %s: run recvstats as that user, or choose "
+                "another with --table" % (path, read_user_name(uid)))
+    if damage:
+        log("%s: was %s: made anew" % (path, damage))
+    return not damage
+
+
+# ---- table -------------------------------------------------------------
+
+STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
+SHARE_BYTES = 1536              # set aside for each node of -N
+RECENT_TICKS = 60               # that "the last minute" is
+STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
+COUNTER_NAMES = COUNTERS[0][0].split()
+NOT_RECEIVED = "kernel_drops", "log_drops"      # counters of other things
+IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
+REST = slice(TABLE_AT["used_bytes"], TABLE_STRUCT.size)
+SLOT_STRUCT, SLOT_AT = layout(SLOT)
+SLOT_BODY, _ = layout(SLOT[1:-1])               # what is behind the word
+WORD_BYTES = SLOT_AT["heard_s"]
+HOLDS, _ = layout(SLOT + HEADER, (
+    "number", "message_bytes", "room_bytes", "length"))
+
+
+def round_up(size):
+    """Return a size as the next multiple of UNIT_BYTES."""
+    return -(-size // UNIT_BYTES) * UNIT_BYTES
+
+
+def pack_table_header(status, counts, recent):
+    """Return the bytes of a table's header, its word 0.
+
+    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
+    """
+    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
+    data = data[:-CRC_BYTES]
+    crc = zlib.crc32(data[TABLE_AT["version"]:])
+    return data + crc.to_bytes(CRC_BYTES, "little")
+
+
+def find_places(view, index):
+    """Return (end of the last slot, entries whose place cannot be).
+
+    view   the bytes of a table
+    index  the places of its slots, in UNIT_BYTES
+    """
+    end = round_up(TABLE_BYTES + len(index) * ENTRY_BYTES)
+    wrong = []
+    for place, entry in sorted(
+            (place * UNIT_BYTES, entry)
+            for entry, place in enumerate(index) if place):
+        number, size, room = entry - 2, 0, 0
+        if end <= place <= len(view) - HOLDS.size:
+            number, size, room, _ = HOLDS.unpack_from(view, place)
+        slot_end = place + SLOT_STRUCT.size + room
+        if (number == entry - 1 and size <= room and slot_end <= len(view)
+                and slot_end % UNIT_BYTES == 0):
+            end = slot_end
+        else:
+            wrong.append(entry)
+    return end, wrong
+
+
+def is_whole(view, place):
+    """Return whether a slot holds a whole message, as far as its CRC
+    tells."""
+    _, size, _, length = HOLDS.unpack_from(view, place)
+    start = place + SLOT_STRUCT.size
+    return (LEAST_BYTES <= length <= size
+            and zlib.crc32(view[start:start + length]) == CRC_RESIDUE)
+
+
+class Table:
+    """The shared file, of which this process is the only writer.
+
+    view         its bytes
+    words, doubles, index  the same as 64-bit words, as floats; its index
+    status, counts         {field: value} of STATUS, of COUNTERS
+    spare_bytes  set aside for nodes of -N that were never heard
+    """
+
+    def __init__(self, path, port, entries, expected, most_bytes):
+        self.path, self.most_bytes, self.fd = path, most_bytes, -1
+        self.view = self.words = self.doubles = self.index = memoryview(b"")
+        self.start_s, self.spare_bytes, pid = time.monotonic(), 0, os.getpid()
+        self.counts = dict.fromkeys(COUNTER_NAMES, 0)
+        self.history = collections.deque([self.counts.copy()], RECENT_TICKS)
+        self.status = dict.fromkeys(STATUS_NAMES, 0)
+        self.status.update(
+            magic=TABLE_MAGIC, version=TABLE_VERSION, entries=entries, pid=pid,
+            port=port, pid_namespace=read_pid_namespace(), expected=expected,
+            start_time_s=time.time(), heartbeat_s=self.start_s,
+            used_bytes=round_up(TABLE_BYTES + entries * ENTRY_BYTES))
+        try:
+            self.status["pid_start_ticks"], _, _ = read_process(pid)
+        except (OSError, ValueError):
+            pass                        # no /proc: the heartbeat will tell
+
+    def map(self, fd):
+        """Work on all of a file, and let go of what was mapped before.
+
+        Every view of it is made here: one that is exported keeps a mapping
+        from being closed.
+        """
+        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
+        view = memoryview(mmap.mmap(fd, size))
+        self.unmap()
+        self.fd, self.view = fd, view
+        self.words, self.doubles = view.cast("Q"), view.cast("d")
+        end = TABLE_BYTES + self.status["entries"] * ENTRY_BYTES
+        self.index = view[TABLE_BYTES:end].cast("I")
+
+    def unmap(self):
+        """Let go of the mapping."""
+        mapped = self.view.obj
+        for view in self.index, self.doubles, self.words, self.view:
+            view.release()
+        if mapped:
+            mapped.close()
+
+    def make(self, size):
+        """Put a new file at the path, with the slots that are held.
+
+        It is complete and allocated before it gets the name, by a rename;
+        until then its own name cannot be guessed, so nobody is in the way.
+        Raises  OSError, and nothing has changed
+        """
+        temporary = unguessable(self.path)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL
+                     | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(fd, 0o644)        # whatever the umask
+            os.posix_fallocate(fd, 0, size)
+            with mmap.mmap(fd, size) as new:
+                held = min(self.status["used_bytes"], len(self.view))
+                new[:held] = self.view[:held]
+                new[:TABLE_STRUCT.size] = self.pack_header()
+            os.rename(temporary, self.path)
+        except OSError:
+            os.unlink(temporary)
+            os.close(fd)
+            raise
+        old = self.fd
+        self.map(fd)
+        if old >= 0:
+            os.close(old)
+
+    def adopt(self):
+        """Take over the file at the path; return the numbers whose place
+        could not be, and that are dropped.
+
+        Of its header only the identity is believed, which is written once;
+        all else is found anew from the slots.  A slot that a killed writer
+        left torn is kept, and empty until its node's next message.
+        Raises  OSError
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        header = parse_table_header(os.pread(fd, TABLE_BYTES, 0))
+        for field in "entries", "away_s", "request_time_s":
+            self.status[field] = header[field]
+        self.map(fd)
+        end, wrong = find_places(self.view, self.index.tolist())
+        for entry in wrong:
+            self.index[entry] = 0
+        for entry, place in self.places():
+            self.status["used_entries"] = entry + 1
+            self.words[place // 8] += self.words[place // 8] & 1
+            if not is_whole(self.view, place):
+                self.clear(entry, place)
+        self.status["used_bytes"] = end
+        self.status["away_s"] += max(self.start_s - header["heartbeat_s"], 0)
+        self.words[1] |= 1
+        self.view[IDENTITY] = self.pack_header()[IDENTITY]
+        self.write_header()
+        return [entry - 1 for entry in wrong]
+
+    def clear(self, entry, place):
+        """Make a slot one of which no message is known."""
+        _, _, room, _ = HOLDS.unpack_from(self.view, place)
+        self.publish(place, WORD_BYTES, SLOT_BODY.pack(
+            *[0] * 6, b"", entry - 1, 0, room, 0, 0, 0))
+        self.publish(place, SLOT_STRUCT.size, bytes(HEADER_STRUCT.size))
+
+    def places(self):
+        """Return [(entry of the index, byte offset of the slot)] of the
+        nodes that were heard."""
+        return [(entry, place * UNIT_BYTES) for entry, place
+                in enumerate(self.index.tolist()) if place]
+
+    def grow(self, end):
+        """Let the file reach to end, and further where there is room.
+
+        It grows in place and keeps its name: readers need not follow.  The
+        room is allocated at once: a full file system is an error here, not
+        a SIGBUS when the page is touched.
+        Raises  OSError, and the table is as it was
+        """
+        size = len(self.view)
+        if end <= size:
+            return
+        step = min(end + STEP_BYTES,
+                   self.most_bytes // UNIT_BYTES * UNIT_BYTES)
+        if end > step:
+            raise OSError(errno.ENOSPC, "--max-bytes %d reached"
+                          % self.most_bytes)
+        try:
+            os.posix_fallocate(self.fd, size, step - size)
+        except OSError:
+            os.posix_fallocate(self.fd, size, end - size)
+        self.map(self.fd)
+
+    def set_aside(self):
+        """Set room aside for the nodes of -N that were never heard, so that
+        no flood of other numbers takes it.
+
+        Raises  OSError
+        """
+        heard = self.index[1:1 + self.status["expected"]].tolist()
+        self.spare_bytes = heard.count(0) * SHARE_BYTES
+        self.grow(self.status["used_bytes"] + self.spare_bytes)
+
+    def take(self, node, message_bytes):
+        """Return (place, room) of a new slot behind the last one.
+
+        The header counts it before anything is written there, and its
+        place is put into the index when it is whole: killed in between, it
+        was never there.
+        Raises  OSError
+        """
+        spare, used = self.spare_bytes, self.status["used_bytes"]
+        if 0 <= node < self.status["expected"] and not self.index[node + 1]:
+            spare -= SHARE_BYTES
+        end = used + round_up(SLOT_STRUCT.size + message_bytes)
+        self.grow(end + spare)
+        self.spare_bytes = spare
+        self.status["used_bytes"] = end
+        self.status["used_entries"] = max(self.status["used_entries"],
+                                          node + 2)
+        self.write_header()
+        return used, end - used - SLOT_STRUCT.size
+
+    def publish(self, place, offset, data):
+        """Replace bytes of a slot; readers see the old ones or the new.
+
+        Its word is odd meanwhile.  Only slice copies touch the table: a
+        Struct that packs in place fills its target with zeros first, and
+        readers see them.
+        """
+        word, start = place >> 3, place + offset
+        self.words[word] |= 1           # a new place may hold anything
+        self.view[start:start + len(data)] = data
+        self.words[word] += 1
+
+    def pack_header(self):
+        """Return the bytes of the header, its word 0."""
+        then = self.history[0]
+        return pack_table_header(self.status, self.counts, [
+            count - then[name] for name, count in self.counts.items()])
+
+    def write_header(self):
+        """Bring the header up to date.
+
+        Its identity is written once, and read here first.
+        Raises  InUse when it is another's
+        """
+        data = self.pack_header()
+        if self.view[IDENTITY] != data[IDENTITY]:
+            pid = parse_table_header(bytes(self.view[:TABLE_BYTES]))["pid"]
+            raise InUse("%s: taken by another recvstats (pid %d)"
+                        % (self.path, pid))
+        self.words[1] |= 1
+        self.view[REST] = data[REST]
+        self.words[1] += 1
+
+    def beat(self, now):
+        """Write a heartbeat, and with it what was counted."""
+        counts, status = self.counts, self.status
+        received = sum(counts.values()) - sum(
+            counts[name] for name in ("received", *NOT_RECEIVED))
+        status["messages_per_s"] = min(received - counts["received"], U32)
+        counts["received"] = received
+        self.history.append(counts.copy())
+        status["heartbeat_s"] = now
+        status["uptime_s"] = now - self.start_s
+        self.write_header()
+
+    def is_in_place(self):
+        """Return whether the path still names this file, as far as can be
+        told."""
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+
+# ---- nodes -------------------------------------------------------------
+# Who may write a slot, in which order, and what state a node is in.  All
+# that is known of a node is in its slot.
+
+HELD_S = 60.0                   # who sends nothing holds a number no longer
+AHEAD_S = 60.0                  # a signed message may be of the future by
+WINDOW_BITS = 64
+ADDRESSES = 16384               # senders remembered
+SPACE_S = 1.0                   # between two tries to make room
+NEWS_CHARACTERS = 400           # of a list in the log
+RIVAL_LINES = 10
+
+# With a key?  Held by who sent it last?  From its address?  In which order?
+# What becomes of it.  None is any; the first row that fits decides.
+OWNERSHIP = (
+    # The node's farewell overtook it: it has left all the same.
+    (None, None, None, "overtaken", "late"),
+    # The key tells who it is, wherever it is now: only a newer message can
+    # be the node's own, an older one may be a replay, for ever.
+    (True, None, None, "newer", "stored"),
+    (True, None, None, "behind", "late"),
+    (True, None, None, "older", "stale"),
+    # Nobody sends under this number now: whoever does may have it.
+    (False, False, None, None, "stored"),
+    # A second sender must not disturb the first.
+    (False, True, False, None, "conflict"),
+    # The sender itself: overtaken, repeated, or a second agent there.
+    (False, True, True, "newer", "stored"),
+    (False, True, True, "behind", "late"),
+    (False, True, True, "older", "stale"),
+)
+SILENT_FROM = SLOT_AT["silent_from_s"] // WORD_BYTES
+# What of a slot each message needs; a number that was never heard.
+LAST, _ = layout(SLOT + HEADER, (
+    "window", "received", "lost", "address", "room_bytes", "restarts",
+    "start_us", "sequence"))
+NOTHING = 0, 0, 0, b"", 0, 0, -1, 0
+STATE, _ = layout(SLOT + HEADER, (
+    "silent_from_s", "address", "port", "kind", "start_us", "sequence",
+    "period_s"))
+State = collections.namedtuple(
+    "State", "silent_from_s address port kind start_us sequence period_s")
+COUNTS, _ = layout(SLOT, ("window", "received", "lost"))
+COUNTS_AT = SLOT_AT["window"]
+
+
+def decide(keyed, held, same, order):
+    """Return the counter of a message that does not follow the last one."""
+    facts = keyed, held, same, order
+    for *wanted, counter in OWNERSHIP:
+        if all(want in (None, fact) for want, fact in zip(wanted, facts)):
+            return counter
+    return "conflict"
 
 
 def silence_s(period_s):
     """Return how long a node of this period is silent before it is down."""
     return max(SILENT_S, SILENT_PERIODS * period_s)
-
-
-def fault(size, data):
-    """Return the counter of a datagram that is not a message.
-
-    size    bytes received
-    data    the buffer, which holds an older datagram's bytes further on
-    """
-    magic, length, *_ = HEADER_STRUCT.unpack_from(data)
-    if size < HEADER_STRUCT.size + CRC_BYTES:
-        return SHORT
-    if magic != MAGIC:
-        return VERSION_WRONG if magic[:3] == MAGIC[:3] else MAGIC_WRONG
-    if size - length not in (0, MAC_BYTES) or size > MESSAGE_BYTES:
-        return SHORT if size < length else LONG
-    size = length
-    if zlib.crc32(data[:size]) != CRC_RESIDUE:
-        return CRC_WRONG
-    kind, = struct.unpack_from("<H", data, HEADER_AT["kind"])
-    return REQUESTS if kind == REQUEST else HEADER_WRONG
-
-
-# ---- format ------------------------------------------------------------
 
 
 def format_nodes(nodes):
@@ -221,278 +735,347 @@ def format_nodes(nodes):
             spans.append([node, node])
     text = ",".join("%d" % first if first == last else "%d-%d" % (first, last)
                     for first, last in spans)
-    if len(text) > LOG_CHARACTERS:
-        text = "%s... (%d nodes)" % (text[:LOG_CHARACTERS], len(nodes))
+    if len(text) > NEWS_CHARACTERS:
+        text = "%s... (%d nodes)" % (text[:NEWS_CHARACTERS], len(nodes))
     text = "n[%s]" % text if text.strip("0123456789") else "n" + text
     return ",".join(["master"] * (MASTER in nodes) + [text] * bool(spans))
 
 
-def pack_request(node, start_us, sequence, period_s, spread_s):
-    """Return the request for a sample, and for a period from now on."""
-    size = HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES
-    data = HEADER_STRUCT.pack(MAGIC, size, node, REQUEST, 1, start_us,
-                              sequence, period_s, time.time())
-    data += ASK_STRUCT.pack(spread_s)
-    return data + zlib.crc32(data).to_bytes(CRC_BYTES, "little")
+def begin(received, lost, restarts, last_start, start, sequence):
+    """Return (window, lost, restarts) with a message that does not follow
+    the last one.
 
-
-def pack_table_header(values):
-    """Return the bytes of the table's header, of word 0.
-
-    values  all behind its version, but the CRC
+    Bit n of the window: the message n before this one came, or is not
+    missed.
     """
-    data = TABLE_STRUCT.pack(TABLE_MAGIC, 0, TABLE_VERSION, *values, 0)
-    data = data[:-CRC_BYTES]
-    return data + zlib.crc32(data).to_bytes(CRC_BYTES, "little")
+    if not received:
+        return 1, 0, 0                  # what came before, nobody awaited
+    if start > last_start:
+        window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
+        return window, lost + max(sequence - 1, 0), restarts + 1
+    return U64, lost, restarts + 1 if start < last_start else restarts
 
 
-def unpack_table_header(data):
-    """Return {field: value} of a table's header, None when it is none."""
-    data = data[:8] + bytes(8) + data[16:TABLE_STRUCT.size]
-    if len(data) < TABLE_STRUCT.size or zlib.crc32(data) != CRC_RESIDUE:
-        return None
-    header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
-    if (header["magic"], header["version"]) != (TABLE_MAGIC, TABLE_VERSION):
-        return None
-    return header
+class Nodes:
+    """The nodes of a table, and what happened to them.
 
-
-# ---- files and sockets -------------------------------------------------
-
-
-class StartError(Exception):
-    """What keeps the program from starting, and what to do."""
-
-
-class Keys:
-    """The keys of a file, one per line: the first signs, all verify.
-
-    Raises  StartError when others may read the file, or it holds none
+    buffer  the slot header but for its word, then the datagram received
+    silent  the nodes that are down or have left
+    news    {what happened: the nodes it happened to} not yet logged
+    rivals  {node: (address, the other's)} of numbers that two send
     """
 
-    def __init__(self, path):
-        # It loads OpenSSL, which costs 3 MB: only those who sign pay.
-        from hashlib import blake2b
-        self.blake2b, self.path, self.trouble = blake2b, path, ""
-        self.read()
+    def __init__(self, table, args, keyed, log):
+        self.table, self.keyed, self.log = table, keyed, log
+        self.flags = SIGNED | VERIFIED if keyed else SIGNED
+        self.max_nodes, self.iprange = args.max_nodes, args.iprange
+        self.allowed = args.allow
+        self.buffer = memoryview(bytearray(SLOT_STRUCT.size + 65536))
+        self.message = self.buffer[SLOT_STRUCT.size - WORD_BYTES:]
+        self.silent = {node for node, state in self.states()
+                       if self.state_of(state) != "up"}
+        self.news, self.rivals, self.moved = {}, {}, {}
+        self.space_due, self.full = 0.0, False
+        self.wall_s = time.time() - time.monotonic()
+        # Bounded, or forged addresses would fill the memory.
+        self.admit = functools.lru_cache(ADDRESSES)(self.read_address)
 
-    def read(self):
-        """Read the file."""
+    def read_address(self, address):
+        """Return the bytes of an address, b"" when it may not send."""
+        if self.allowed and not is_in(address, self.allowed):
+            return b""
+        return socket.inet_aton(address)
+
+    def number_of(self, address):
+        """Return the number of a node that does not know it, by its address;
+        UNNUMBERED when it has none."""
+        first, last = self.iprange or (1, 0)
+        number = int.from_bytes(socket.inet_aton(address), "big")
+        return number - first if first <= number <= last else UNNUMBERED
+
+    def states(self):
+        """Yield (node, its State) of the nodes that were heard."""
+        for entry, place in self.table.places():
+            yield entry - 1, State(*STATE.unpack_from(self.table.view,
+                                                      place))
+
+    def state_of(self, state):
+        """Return up, down or left."""
+        status = self.table.status
+        silent_s = (status["heartbeat_s"] - status["away_s"]
+                    - state.silent_from_s)
+        if state.kind == FAREWELL:
+            return "left"
+        return "down" if silent_s > silence_s(state.period_s) else "up"
+
+    def store(self, size, sender, address, header, now):
+        """Put a good message into its slot, if it is newer than the last.
+
+        Returns  the counter that it adds to
+        """
+        _, length, node, kind, _, start, sequence, _, time_s = header
+        if node == UNNUMBERED:
+            node = self.number_of(sender[0])
+        if not MASTER <= node < self.max_nodes:
+            return "unnumbered" if node == UNNUMBERED else "number_wrong"
+        if self.keyed and max(start / 1e6, time_s) > (
+                now + self.wall_s + AHEAD_S):
+            return "clock_wrong"
+        table = self.table
+        old = place = table.index[node + 1] * UNIT_BYTES
+        window, received, lost, owner, room, restarts, last_start, last = (
+            LAST.unpack_from(table.view, place) if place else NOTHING)
+        gap = sequence - last & U32
+        if address != owner or start != last_start or not 0 < gap < HALF:
+            counter = self.judge(node, place, address, start, sequence, now)
+            if counter != "stored":
+                return counter
+        if start == last_start and 0 < gap < HALF:
+            window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
+            lost += gap - 1
+        else:
+            window, lost, restarts = begin(received, lost, restarts,
+                                           last_start, start, sequence)
+        if size > room:
+            place, room = self.make_room(node, size, room, now)
+            if not place:
+                return "no_space"
+        if node in self.silent or kind == FAREWELL or not received:
+            self.note(node, kind, received)
+        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
+            now, now + self.wall_s, now - table.status["away_s"], window,
+            received + 1, lost if lost <= U64 else U64, address, node, size,
+            room, restarts, sender[1], self.flags if size > length else 0)
+        table.publish(place, WORD_BYTES, self.buffer[
+            :SLOT_STRUCT.size - WORD_BYTES + size])
+        if place != old:
+            table.index[node + 1] = place // UNIT_BYTES
+        return "stored"
+
+    def judge(self, node, place, address, start, sequence, now):
+        """Return "stored" when a message that does not follow the last one
+        may take its place, else the counter that it adds to."""
+        if not place:
+            return "stored"             # the first of its node
+        state = State(*STATE.unpack_from(self.table.view, place))
+        behind = state.sequence - sequence & U32
+        order = "newer"
+        if start < state.start_us:
+            order = "older"
+        elif start == state.start_us and behind < HALF:
+            order = "behind"
+        left = state.kind == FAREWELL
+        if left and order == "behind" and behind < WINDOW_BITS:
+            order = "overtaken"
+        silent_s = now - self.table.status["away_s"] - state.silent_from_s
+        up = not left and silent_s <= silence_s(state.period_s)
+        same = address == state.address
+        counter = decide(self.keyed, up and silent_s <= HELD_S, same, order)
+        if counter == "late":
+            return self.late(place, behind)
+        if counter == "conflict":
+            self.rivals[node] = address, state.address
+        elif counter == "stored" and up and not same:
+            self.moved[node] = state.address, address
+        return counter
+
+    def late(self, place, behind):
+        """Note a message overtaken by newer ones; return its counter."""
+        window, received, lost = COUNTS.unpack_from(self.table.view, place)
+        if behind >= WINDOW_BITS or window >> behind & 1:
+            return "repeated"
+        if behind < received + lost:    # it was counted as lost
+            lost = max(lost - 1, 0)
+        else:                           # it came before the first one heard
+            lost += behind - received - lost
+        self.table.publish(place, COUNTS_AT, struct.pack(
+            "<3Q", window | 1 << behind, received + 1, lost))
+        return "late"
+
+    def make_room(self, node, size, room, now):
+        """Return (place, room) of a new slot, (0, 0) when there is none.
+
+        It holds the message and a quarter more; for one that has outgrown
+        its slot, twice the room of before.
+        """
+        if now < self.space_due:
+            return 0, 0
+        wanted = max(2 * room, size if room else size + size // 4)
         try:
-            with open(self.path, "rb") as file:
-                found = os.fstat(file.fileno())
-                keys = file.read().split(b"\n")
+            taken = self.table.take(node, min(wanted, MESSAGE_BYTES
+                                              + MAC_BYTES))
         except OSError as error:
-            raise StartError("%s: %s" % (self.path, error.strerror))
-        keys = [key.strip() for key in keys if key.strip()]
-        if found.st_mode & 0o007:
-            raise StartError("%s: others may read it: chmod o= %s"
-                             % (self.path, self.path))
-        if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
-            raise StartError("%s: must hold keys of 1 to %d bytes, one a "
-                             "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
-        self.keys = keys
-        self.seen = found.st_ino, found.st_mtime, found.st_size
+            self.space_due = now + SPACE_S
+            if not self.full:
+                self.log("%s: cannot grow: %s: known nodes are updated, new "
+                         "ones counted as no_space" % (self.table.path,
+                                                       error.strerror))
+            self.full = True
+            return 0, 0
+        self.full = False
+        return taken
 
-    def refresh(self):
-        """Read the file when it has changed; keep the old keys when the
-        new file will not do, and say so once in self.trouble."""
-        try:
-            found = os.stat(self.path)
-            if (found.st_ino, found.st_mtime, found.st_size) != self.seen:
-                self.read()
-                self.trouble = ""
-        except (OSError, StartError) as error:
-            self.trouble = str(error)
+    def note(self, node, kind, received):
+        """Keep the news that a message is for the log."""
+        if kind == FAREWELL:
+            news = "left"
+            self.silent.add(node)
+        else:
+            news = "up again" if received else "up"
+            self.silent.discard(node)
+        self.news.setdefault(news, set()).add(node)
 
-    def sign(self, data, key=None):
-        """Return the MAC_BYTES to put behind a message."""
-        return self.blake2b(data, key=key or self.keys[0],
-                            digest_size=MAC_BYTES).digest()
+    def sweep(self):
+        """Find the nodes that fell silent since the last sweep."""
+        table, silent = self.table, self.silent
+        clock = table.status["heartbeat_s"] - table.status["away_s"]
+        words, doubles = UNIT_BYTES // WORD_BYTES, table.doubles
+        for entry, place in enumerate(table.index[
+                :table.status["used_entries"]].tolist()):
+            if (place and doubles[place * words + SILENT_FROM]
+                    < clock - SILENT_S and entry - 1 not in silent):
+                state = State(*STATE.unpack_from(table.view,
+                                                 place * UNIT_BYTES))
+                if self.state_of(state) == "down":
+                    silent.add(entry - 1)
+                    self.news.setdefault("down", set()).add(entry - 1)
 
-    def verify(self, data, mac):
-        """Return whether one of the keys made the MAC."""
-        return any([compare_digest(self.sign(data, key), mac)
-                    for key in self.keys])
+    def log_news(self):
+        """Log what happened, as far as the log has room: the rest of it
+        waits, folded."""
+        for news in sorted(self.news):
+            if self.log.has_room():
+                self.log("%s: %s" % (news, format_nodes(self.news.pop(news))))
+
+    def log_rivals(self):
+        """Log which numbers two addresses send, and which have moved."""
+        for pairs, form in (
+                (self.rivals, "node %d: %s sends this number too; it belongs "
+                 "to %s until that is down"),
+                (self.moved, "node %d: was up at %s and is now at %s")):
+            for node, pair in sorted(pairs.items())[:RIVAL_LINES]:
+                self.log(form % (node, *map(socket.inet_ntoa, pair)))
+            if len(pairs) > RIVAL_LINES:
+                self.log("%d more like this: %s" % (
+                    len(pairs) - RIVAL_LINES, format_nodes(pairs)))
+            pairs.clear()
 
 
-class Table:
-    """The shared file, of which this process is the only writer.
+# ---- requests ----------------------------------------------------------
+# Masters ask nodes for a sample: all when they start, silent ones for ever.
 
-    slots, slot_bytes  its size, 0 before there is a file
-    view, words        all its bytes; the same as 64-bit words
-    counts             the counters, in the order of COUNTERS
+ASKED_PERIODS_S = 0.1, 3600.0
+ASK_S = 60.0                    # between two requests to a silent node
+RENEW_S = 1200.0                # between two for a period; agents hold it 1 h
+ASKS = 100                      # a second, in all
+SPREAD_S = 1.5                  # answers to the group fall within it
+ASK_STRUCT, _ = layout(ASK)
+
+
+def pack_request(node, order, period_s, spread_s, agent_start_us):
+    """Return the request for a sample, and for a period from now on.
+
+    order           (start_us, sequence) of the request
+    agent_start_us  of the agent that is meant, 0 any
+    """
+    data = HEADER_STRUCT.pack(
+        MAGIC, HEADER_STRUCT.size + ASK_STRUCT.size + CRC_BYTES, node,
+        REQUEST, 1, *order, period_s, time.time())
+    data += ASK_STRUCT.pack(spread_s, agent_start_us)
+    return data + zlib.crc32(data).to_bytes(CRC_BYTES, "little")
+
+
+class Requests:
+    """Who is to be asked for a sample.
+
+    queue  {node: None}, in the order in which they are asked
     """
 
-    def __init__(self, path, expected, port):
-        self.path, self.expected, self.port = path, expected, port
-        self.slots = self.slot_bytes = self.messages_per_s = 0
-        self.counts = [0] * len(CAUSES)
-        self.start_time_s, self.request_time_s = time.time(), 0.0
-        self.fd = self.view = self.words = None
+    def __init__(self, sock, nodes, args, keys):
+        self.sock, self.nodes, self.keys = sock, nodes, keys
+        self.rate_s = args.rate or 0.0
+        self.group = (GROUP, args.port + 1) if args.interface else None
+        self.start_us, self.sequence = int(time.time() * 1e6), 0
+        self.queue, self.ask_due, self.renew_due = {}, 0.0, 0.0
 
-    def find(self):
-        """Open and lock the file at the path, if it is a table of ours.
+    def due(self, now):
+        """Queue the nodes that are to be asked.
 
-        Returns  (descriptor, its header), or (None, None)
-        Raises   StartError when another recvstats is using it
+        All of them at the start, and now and then so that they keep the
+        period asked for; silent ones once a minute, and those whose period
+        is another.
         """
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
-                         | os.O_CLOEXEC)
-        except OSError:
-            return None, None           # make() will say what is wrong
-        found, header = os.fstat(fd), None
-        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
-            header = unpack_table_header(os.pread(fd, TABLE_BYTES, 0))
+        renews = now >= self.renew_due
+        if renews:
+            self.renew_due = now + (RENEW_S if self.rate_s else float("inf"))
+        if not renews and now < self.ask_due and not (
+                self.rate_s and self.nodes.news):
+            return
+        self.ask_due = now + ASK_S
+        asked = [node for node, state in self.nodes.states()
+                 if state.kind != FAREWELL and (
+                     renews or node in self.nodes.silent or self.rate_s
+                     and abs(state.period_s - self.rate_s) > 1e-3)]
+        if self.group and (asked or renews):
+            asked = [UNNUMBERED]
+        self.queue.update(dict.fromkeys(asked))
+
+    def send(self):
+        """Send what is due now; what is lost is sent again in its time."""
+        table = self.nodes.table
+        for node in [*self.queue][:ASKS]:
+            del self.queue[node]
+            address, start_us, spread_s = self.group, 0, SPREAD_S
+            if node != UNNUMBERED:
+                state = State(*STATE.unpack_from(
+                    table.view, table.index[node + 1] * UNIT_BYTES))
+                address = socket.inet_ntoa(state.address), state.port
+                start_us, spread_s = state.start_us, 0.0
+            self.sequence = self.sequence + 1 & U32
+            data = pack_request(node, (self.start_us, self.sequence),
+                                self.rate_s, spread_s, start_us)
+            if self.keys:
+                data += self.keys.sign(data)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.sock.sendto(data, address)
+                table.status["request_time_s"] = time.time()
             except OSError:
-                os.close(fd)
-                raise StartError("%s: in use by another recvstats (pid %s)" % (
-                    self.path, header["pid"] if header else "unknown"))
-        if (header and not header["retired"] and found.st_size == TABLE_BYTES
-                + header["slots"] * header["slot_bytes"]
-                and header["heartbeat_s"] <= time.monotonic()):
-            return fd, header
-        os.close(fd)
-        return None, None
+                pass                    # it has no route now
 
-    def adopt(self):
-        """Take over the table of an earlier recvstats, if there is one.
 
-        Returns  how many samples it holds
-        Raises   StartError when another recvstats is using it
-        """
-        fd, header = self.find()
-        if fd is None:
-            return 0
-        self.use(fd, header["slots"], header["slot_bytes"])
-        self.request_time_s = header["request_time_s"]
-        self.words[1] += self.words[1] & 1
-        return sum(self.mend(slot) for slot in range(self.slots))
+# ---- group -------------------------------------------------------------
+# With -i: one interface is listened to, and the group on it.
 
-    def mend(self, slot):
-        """Make a slot fit for use after its writer was killed.
-
-        Returns  whether it holds a whole sample
-        """
-        start = TABLE_BYTES + slot * self.slot_bytes
-        body = start + SLOT_STRUCT.size
-        length, = struct.unpack_from("<I", self.view,
-                                     start + SLOT_AT["message_bytes"])
-        message = self.view[body:min(body + length, start + self.slot_bytes)]
-        whole = HEADER_STRUCT.size < length == len(message)
-        if whole:                       # as far as its CRC tells
-            length, = struct.unpack_from("<I", message, HEADER_AT["length"])
-            whole = zlib.crc32(message[:length]) == CRC_RESIDUE
-        if not whole:
-            self.view[start + 8:body] = bytes(SLOT_STRUCT.size - 8)
-        self.words[start // 8] += self.words[start // 8] & 1
-        return whole
-
-    def use(self, fd, slots, slot_bytes):
-        """Work on this file from now on."""
-        if self.fd is not None:
-            os.close(self.fd)           # which unlocks it
-        self.fd, self.slots, self.slot_bytes = fd, slots, slot_bytes
-        self.view = memoryview(
-            mmap.mmap(fd, TABLE_BYTES + slots * slot_bytes))
-        self.words = self.view.cast("Q")
-
-    def make(self, slots, slot_bytes):
-        """Put a new file in the path's place, with the samples so far.
-
-        It is complete, allocated and locked before it gets the name; the
-        old one is then marked retired.
-        Raises  OSError when the file system refuses
-        """
-        temporary = self.path + ".new"
-        if os.path.lexists(temporary):
-            os.unlink(temporary)        # a killed recvstats left it
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL
-                     | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            os.fchmod(fd, 0o644)        # whatever the umask
-            os.posix_fallocate(fd, 0, TABLE_BYTES + slots * slot_bytes)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.copy_slots(fd, slots, slot_bytes)
-            if os.path.isdir(self.path) and not os.path.islink(self.path):
-                os.rename(self.path, "%s.moved-%d" % (self.path, time.time()))
-            os.rename(temporary, self.path)
-        except OSError:
-            os.unlink(temporary)
-            os.close(fd)
-            raise
-        if self.fd is not None:
-            self.write_header(retired=1)
-        self.use(fd, slots, slot_bytes)
-        self.write_header()
-
-    def copy_slots(self, fd, slots, slot_bytes):
-        """Copy header and samples to a larger file."""
-        old, old_bytes = self.view, self.slot_bytes
-        with mmap.mmap(fd, TABLE_BYTES + slots * slot_bytes) as new:
-            for slot in range(self.slots):
-                start = TABLE_BYTES + slot * slot_bytes
-                from_ = TABLE_BYTES + slot * old_bytes
-                new[start:start + old_bytes] = old[from_:from_ + old_bytes]
-            new[:TABLE_STRUCT.size] = self.pack_header(
-                slots, slot_bytes, 0, time.monotonic())
-
-    def pack_header(self, slots, slot_bytes, retired, heartbeat_s):
-        """Return the bytes of the header."""
-        return pack_table_header((
-            retired, slot_bytes, slots, self.expected, os.getpid(),
-            self.port, self.messages_per_s, self.start_time_s,
-            heartbeat_s, self.request_time_s, *self.counts))
-
-    def write_header(self, retired=0, heartbeat_s=None):
-        """Bring the header up to date; a heartbeat of 0 says farewell."""
-        if heartbeat_s is None:
-            heartbeat_s = time.monotonic()
-        data = self.pack_header(self.slots, self.slot_bytes, retired,
-                                heartbeat_s)
-        self.words[1] += 1
-        self.view[16:len(data)] = data[16:]
-        self.words[1] += 1
-
-    def is_in_place(self):
-        """Return whether the path still names this file."""
-        try:
-            return os.path.samestat(os.lstat(self.path), os.fstat(self.fd))
-        except OSError:
-            return False
+TTL = 1                         # the group is of one network
+SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
 
 
 def find_interface(name):
-    """Return (index, network, mask) of an interface.
+    """Return (index, network) of an interface.
 
     Raises  OSError when it is not there or has no IPv4 address
     """
+    request = struct.pack("16s24x", name.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        numbers = []
         try:
             index = socket.if_nametoindex(name)
-            for request in SIOCGIFADDR, SIOCGIFNETMASK:
-                answer = fcntl.ioctl(sock, request, struct.pack(
-                    "16s24x", name.encode()[:15]))
-                numbers.append(int.from_bytes(answer[20:24], "big"))
+            address, mask = [
+                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
+                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
         except OSError as error:
             raise OSError(error.errno, "interface %s %s" % (
                 name, "has no IPv4 address" if error.errno
                 == errno.EADDRNOTAVAIL else "is not there"))
-    address, mask = numbers
-    return index, address & mask, mask
+    return index, network("%s/%s" % (address, mask))
 
 
-def join_group(sock, interface, place):
+def join_group(sock, interface, index):
     """Let a socket hear the group on one interface, and only that.
 
-    place   of find_interface()
+    index   of the interface
     Raises  OSError
     """
-    group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), place[0])
+    group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), index)
     option = sock.setsockopt
     option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
     try:
@@ -502,6 +1085,48 @@ def join_group(sock, interface, place):
     option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
     option(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
+
+
+class Group:
+    """The interface that a socket listens to.
+
+    index    of the interface, 0 while it is not there: then the socket
+             hears every other, and what it hears does not count
+    trouble  why it is not there
+    """
+
+    def __init__(self, sock, interface):
+        self.sock, self.interface = sock, interface
+        self.index, self.trouble = 0, ""
+
+    def follow(self, log):
+        """Join again when the interface has become another; return whether
+        it has."""
+        try:
+            index, _ = find_interface(self.interface)
+            if index == self.index and not self.trouble:
+                return False
+            join_group(self.sock, self.interface, index)
+            for _ in range(BATCH):      # what other interfaces left there
+                self.sock.recv(1)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.strerror != self.trouble:
+                log("%s: waiting for it" % error.strerror)
+            self.trouble = error.strerror
+            if error.errno != errno.EADDRNOTAVAIL:
+                self.index = 0
+            return False
+        self.index, self.trouble = index, ""
+        return True
+
+
+# ---- socket ------------------------------------------------------------
+
+BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
+MEMINFO_DROPS = 8                       # linux/sock_diag.h
 
 
 def open_socket(port, shared):
@@ -533,8 +1158,11 @@ def find_user(port):
 
     Source  proc(5), /proc/net/udp and /proc/PID/fd
     """
-    with open("/proc/net/udp") as file:
-        rows = [line.split() for line in file][1:]
+    try:
+        with open("/proc/net/udp") as file:
+            rows = [line.split() for line in file][1:]
+    except OSError:
+        return ""
     links = {"socket:[%s]" % row[9] for row in rows
              if int(row[1].partition(":")[2], 16) == port}
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -549,10 +1177,102 @@ def find_user(port):
     return ""
 
 
-def read_drops(sock):
-    """Return how many datagrams the kernel dropped for want of buffer."""
-    words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
+def read_drops(sock, before):
+    """Return how many datagrams the kernel dropped for want of buffer; as
+    before where it does not tell (before Linux 4.12)."""
+    try:
+        words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
+    except OSError:
+        return before
     return struct.unpack("=9I", words)[MEMINFO_DROPS]
+
+
+# ---- keys --------------------------------------------------------------
+
+
+class Keys:
+    """The keys of a file, one per line: the first signs, all verify.
+
+    trouble  why the file as it is now will not do, or ""
+    Raises   StartError when others may read the file, or it holds none
+    """
+
+    def __init__(self, path):
+        # It loads OpenSSL, which costs 3 MB: only those who sign pay.
+        from hashlib import blake2b
+        self.blake2b, self.path, self.trouble = blake2b, path, ""
+        self.read()
+
+    def read(self):
+        """Read the file."""
+        try:
+            with open(self.path, "rb") as file:
+                found = os.fstat(file.fileno())
+                keys = file.read().split(b"\n")
+        except OSError as error:
+            raise StartError("%s: %s" % (self.path, error.strerror))
+        keys = [key.strip() for key in keys if key.strip()]
+        if found.st_mode & 0o007:
+            raise StartError("%s: others may read it: chmod o= %s"
+                             % (self.path, self.path))
+        if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
+            raise StartError("%s: must hold keys of 1 to %d bytes, one a "
+                             "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
+        self.keys, self.seen = keys, self.version(found)
+
+    def version(self, found):
+        """Return what of a stat result changes when the file does."""
+        return found.st_ino, found.st_size, found.st_mtime, found.st_ctime
+
+    def refresh(self, anew=False):
+        """Read the file when it has changed, or anew; keep the old keys
+        when the new file will not do, and say why in self.trouble."""
+        try:
+            if anew or self.version(os.stat(self.path)) != self.seen:
+                self.read()
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = explain(error)
+        except StartError as error:
+            self.trouble = str(error)
+
+    def sign(self, data, key=None):
+        """Return the MAC_BYTES to put behind a message."""
+        return self.blake2b(data, key=key or self.keys[0],
+                            digest_size=MAC_BYTES).digest()
+
+    def verify(self, data, mac):
+        """Return whether one of the keys made the MAC.
+
+        The time that whole numbers of one size take to differ in no bit
+        does not tell where they do (hmac is not in a minimal Python).
+        """
+        number = int.from_bytes(mac, "little")
+        return len(mac) == MAC_BYTES and any([
+            int.from_bytes(self.sign(data, key), "little") ^ number == 0
+            for key in self.keys])
+
+
+# ---- daemon ------------------------------------------------------------
+# What a process needs that runs for years beside others.
+
+STOP = signal.SIGTERM, signal.SIGINT
+
+
+def wait_for(files, wait_s):
+    """Return those files that can be read within wait_s seconds.
+
+    By poll, since select knows no descriptor above 1,023.
+    Raises  OSError
+    """
+    poll = select.poll()
+    fds = {}
+    for file in files:
+        fd = file if isinstance(file, int) else file.fileno()
+        fds[fd] = file
+        poll.register(fd, select.POLLIN)
+    ready = poll.poll(None if wait_s == NEVER else max(wait_s, 0) * 1000)
+    return [fds[fd] for fd, _ in ready]
 
 
 def open_signals(numbers):
@@ -562,481 +1282,435 @@ def open_signals(numbers):
         os.set_blocking(fd, False)
     signal.set_wakeup_fd(writer)
     for number in numbers:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, ignore)
     return reader
+
+
+def close_inherited():
+    """Close what the caller left open, lest its locks be held for ever, and
+    open the standard files, lest a socket get their numbers."""
+    try:
+        most = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:
+        most = os.sysconf("SC_OPEN_MAX")
+    os.closerange(3, most + 1)
+    spare = 0
+    while spare <= 2:
+        spare = os.open("/", os.O_RDONLY)
+    os.close(spare)
+
+
+def is_ready(reader, wait_s):
+    """Return whether a daemon's child is, or may yet be, within wait_s.
+
+    reader  what the child writes a byte to when it is ready
+    """
+    try:
+        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+    except OSError:
+        return True                     # the child goes on without us
+
+
+def release_standard():
+    """Let go of the caller's terminal.
+
+    Raises  OSError
+    """
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError:                     # a root without /dev
+        null = os.open("/", os.O_RDONLY)
+    for fd in 0, 1, 2:
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def daemonize(wait_s):
     """Fork; in the child, return the function that lets the parent go.
 
-    The parent exits 0 when the child calls it, or after wait_s (None: no
-    limit), and 1 when the child ends before.  Until then the child's
-    errors reach the caller's terminal.
+    The parent exits 0 when the child calls it, or after wait_s, and 1 when
+    the child ends before.  Until then the child's errors reach the
+    caller's terminal.  The parent's end changes nothing for the child.
+    Raises  OSError
     """
-    spare = 0
-    while spare <= 2:                   # lest a socket get the number of
-        spare = os.open("/", os.O_RDONLY)       # a standard file, and lose it
-    os.close(spare)
+    close_inherited()
     reader, writer = os.pipe()
     if os.fork():
-        os.close(writer)
-        heard, _, _ = select.select([reader], [], [], wait_s)
-        os._exit(0 if not heard or os.read(reader, 1) else 1)
-    os.close(reader)
+        attempt(os.close, writer)
+        os._exit(0 if is_ready(reader, wait_s) else 1)
+    attempt(os.close, reader)
     os.setsid()
 
     def release():
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-        except OSError:                 # a root without /dev
-            null = os.open("/", os.O_RDONLY)
-        for fd in 0, 1, 2:
-            os.dup2(null, fd)
-        os.close(null)
-        os.chdir("/")                   # what lies elsewhere may go
-        os.write(writer, b".")
-        os.close(writer)
+        attempt(os.chdir, "/")          # what lies elsewhere may go
+        attempt(release_standard)
+        attempt(os.write, writer, b".")
+        attempt(os.close, writer)
     return release
 
 
 class PidFile:
     """The file of --pid-file, if one is named: locked while this runs,
-    which tells a stale one; written once ready, removed at the end.
-
-    Raises  StartError when another process holds it, OSError
-    """
+    which tells a stale one, and of a mode that lets nobody else lock it."""
 
     def __init__(self, path):
-        self.file = open(path, "a+") if path else None
-        try:
-            if path:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.seek(0)
-            raise StartError("%s: is of another that runs (pid %s)" % (
-                path, self.file.read().strip() or "unknown"))
+        self.path, self.fd = path, -1
 
-    def write(self):
-        """Write this process's number."""
-        if self.file:
-            self.file.truncate(0)
-            self.file.write("%d\n" % os.getpid())
-            self.file.flush()
+    def is_in_place(self, fd):
+        """Return whether the path still names an open file."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self.path))
+        except OSError:
+            return False
+
+    def hold(self):
+        """Lock the file and write this process's number.
+
+        Raises  StartError
+        """
+        fd = -1
+        try:
+            while self.path and self.fd < 0:
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT
+                             | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.is_in_place(fd):
+                    self.write(fd)
+                else:
+                    os.close(fd)        # its process has just ended
+        except BlockingIOError:
+            text = os.pread(fd, READ_BYTES, 0)
+            raise StartError("%s: is of another that runs (pid %s)" % (
+                self.path, text.decode("ascii", "replace").strip()
+                or "unknown"))
+        except OSError as error:
+            raise StartError("%s: %s" % (self.path, error.strerror))
+
+    def write(self, fd):
+        """Write this process's number; the file is ours from now on.
+
+        Raises  StartError when the file is not a pid file, OSError
+        """
+        text = os.pread(fd, READ_BYTES, 0).strip()
+        if text and not text.isdigit():
+            raise StartError("%s: is not a pid file: name another"
+                             % self.path)
+        self.fd = fd
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
 
     def remove(self):
         """Remove the file, if it still is this one."""
+        if self.fd >= 0 and self.is_in_place(self.fd):
+            attempt(os.unlink, self.path)
+
+
+# ---- log ---------------------------------------------------------------
+# Nothing here ever waits: a log that is full or hung loses lines, and
+# recvstats goes on.
+
+SYSLOG, PRIORITY = "/dev/log", 30       # daemon.info
+LOG_LINES, LOG_LINE_S = 20, 3.0         # at once; and then one in this time
+LINE_CHARACTERS = 1000
+
+
+class Log:
+    """Lines to standard error, or to syslog over a socket of its own.
+
+    drops  how many could not be written
+    told   what is said once and no more
+    """
+
+    def __init__(self, foreground):
+        self.foreground, self.drops, self.told = foreground, 0, set()
+        self.lines, self.filled_s = LOG_LINES, time.monotonic()
+
+    def has_room(self):
+        """Return whether a line may be written that can wait."""
+        now = time.monotonic()
+        self.lines = min(self.lines + (now - self.filled_s) / LOG_LINE_S,
+                         LOG_LINES)
+        self.filled_s = now
+        return self.lines >= 1
+
+    def __call__(self, text):
+        """Write a line, if that can be done at once."""
+        self.lines -= 1
+        line = "recvstats: %s" % text.replace("\n", "\\n")
+        data = line[:LINE_CHARACTERS].encode("utf-8", "backslashreplace")
         try:
-            if self.file and os.path.samestat(os.fstat(self.file.fileno()),
-                                              os.stat(self.file.name)):
-                os.unlink(self.file.name)
+            if self.foreground:
+                self.write_stderr(data + b"\n")
+            else:
+                self.send_syslog(data[len("recvstats"):])
         except OSError:
-            pass                        # it is gone, or its folder read-only
+            self.drops += 1
+
+    def once(self, text):
+        """Write a line unless it was written before."""
+        if text not in self.told:
+            self.told.add(text)
+            self(text)
+
+    def write_stderr(self, data):
+        """Write a line to standard error, if its reader takes it."""
+        poller = select.poll()
+        poller.register(2, select.POLLOUT)
+        if not poller.poll(0):
+            raise BlockingIOError("standard error is full")
+        os.write(2, data)
+
+    def send_syslog(self, data):
+        """Send a line to syslog."""
+        head = "<%d>%s recvstats[%d]" % (
+            PRIORITY, time.strftime("%b %d %H:%M:%S"), os.getpid())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.connect(SYSLOG)        # anew: it may have been restarted
+            sock.send(head.encode() + data)
 
 
 # ---- run ---------------------------------------------------------------
 
+NODES = 64                      # for which a new table has room
+NAP_S = 0.010                   # datagrams gather meanwhile
+BATCH = 4096                    # datagrams between two looks at the clock
+GAP_S = 2.0                     # without a heartbeat: nobody listened
+FAULT_S = 0.1                   # a failed call is not tried again before
+TOLD_S = 60.0                   # between two lines about the same
+DROPS = (                       # a line a minute each, with what to do
+    ("unnumbered", "give its node a number, or its address with --iprange"),
+    ("number_wrong", "give its node a lower number, or raise --max-nodes"),
+    ("not_allowed", "name its network with --allow, or stop it"),
+    ("unsigned", "start its agent with --key-file"),
+    ("signature_wrong", "give its agent a key of --key-file"),
+    ("clock_wrong", "set its clock"),
+    ("stale", "two agents run there, or its clock went back"),
+)
+
 
 class Receiver:
-    """Decides what becomes of a datagram.
+    """One run: what becomes of each datagram, and what is due each second.
 
-    All it knows of a node is in the node's slot.  Beside that:
-    buffer  the slot header but for its word, then the datagram received
-    silent  the nodes that are down or have left
-    news    {what happened: the nodes it happened to} since the last tick
+    examples  {counter: sender of the last datagram that added to it}
     """
 
-    def __init__(self, table, args, log, sock=None):
-        self.table, self.log, self.sock = table, log, sock
-        self.interface, self.place = args.interface, None
-        self.port, self.rate_s = args.port, args.rate or 0.0
-        self.asked, self.ask_due, self.renew_due = 0, 0.0, 0.0
-        self.start_us = int(time.time() * 1e6)
-        self.networks, self.known = args.allow, {}
-        self.keys = Keys(args.key_file) if args.key_file else None
-        self.max_nodes, self.iprange = args.max_nodes, args.iprange
-        self.buffer = memoryview(bytearray(SLOT_BODY.size + 65536))
-        self.message = self.buffer[SLOT_BODY.size:]
-        self.silent, self.news, self.conflicts = set(), {}, {}
-        self.space_due, self.conflict_due, self.full = 0.0, 0.0, False
-        self.wall_s = time.time() - time.monotonic()
+    def __init__(self, table, args, log, keys, sock=None):
+        self.table, self.log, self.keys, self.sock = table, log, keys, sock
+        self.is_default = args.table is None
+        self.nodes = Nodes(table, args, bool(keys), log)
+        self.requests = Requests(sock, self.nodes, args, keys)
+        self.group = Group(sock, args.interface) if args.interface else None
+        self.message, self.admit = self.nodes.message, self.nodes.admit
+        self.store = self.nodes.store
+        self.examples, self.told, self.told_due = {}, {}, 0.0
 
     def accept(self, size, sender, now):
-        """Store the datagram in the buffer; return the counter it adds to.
+        """Store the datagram in the buffer; return the counter that it adds
+        to.
 
         sender  (address, port)
         now     CLOCK_MONOTONIC
         """
-        message, table = self.message, self.table
-        address = self.known.get(sender[0]) or self.admit(sender[0])
+        address = self.admit(sender[0])
         if not address:
-            return NOT_ALLOWED
-        magic, length, node, kind, _, start, sequence, period_s, _ = (
-            HEADER_STRUCT.unpack_from(message))
-        flags = SIGNED if size == length + MAC_BYTES else 0
-        if not (magic == MAGIC and (length == size or flags)
-                and size <= MESSAGE_BYTES and 0 < kind < REQUEST
-                and 0 < period_s <= PERIOD_MOST_S
-                and (self.keys or zlib.crc32(message[:length])
-                     == CRC_RESIDUE)):
-            return fault(size, message)
-        if self.keys:
-            if not flags:
-                return UNSIGNED
-            if not self.keys.verify(message[:length], message[length:size]):
-                return SIGNATURE_WRONG
-            flags |= VERIFIED
-        if node == UNNUMBERED:
-            node = self.number_of(sender[0])
-        if not MASTER <= node < self.max_nodes:
-            return NO_NUMBER if node == UNNUMBERED else NUMBER_WRONG
-        if ((node + 1 >= table.slots
-             or SLOT_STRUCT.size + size > table.slot_bytes)
-                and not self.make_room(node, size, now)):
-            return NO_SPACE
-        return self.store(size, sender, address, flags, node, kind, start,
-                          sequence, now)
+            return "not_allowed"
+        if size < LEAST_BYTES:
+            return "short"
+        header = HEADER_STRUCT.unpack_from(self.message)
+        counter = check(self.message, size, header, self.keys)
+        if counter != "stored":
+            return counter
+        return self.store(size, sender, address, header, now)
 
-    def store(self, size, sender, address, flags, node, kind, start,
-              sequence, now):
-        """Put a good message into its slot, if it is newer than the last.
+    def refuse(self, size, sender, now):
+        """Store nothing: the interface to listen to is not there."""
+        return "not_allowed"
 
-        Returns  STORED, or the counter it adds to instead
+    def wake(self, now):
+        """Let the time in which nobody listened count for nothing."""
+        status = self.table.status
+        gap_s = now - status["heartbeat_s"]
+        if gap_s > GAP_S:
+            status["away_s"] += gap_s
+            status["heartbeat_s"] = now
+
+    def tick(self, now, told=b""):
+        """Do what is due once a second.
+
+        told    the numbers of the signals that came
+        Raises  InUse
         """
-        place = TABLE_BYTES + (node + 1) * self.table.slot_bytes
-        window, received, lost, owner, restarts, last_start, last = (
-            LAST.unpack_from(self.table.view, place))
-        gap = sequence - last & U32
-        if start == last_start and address == owner and 0 < gap < HALF:
-            window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
-            lost += gap - 1
-        else:
-            cause = self.judge(place, address, node, start, sequence, now)
-            if cause != STORED:
-                return cause
-            self.known[sender[0]] = address
-            window = U64                # nothing before it is missed
-            if last_start not in (0, start):
-                restarts += 1
-            if 0 < last_start < start:
-                window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
-                lost += max(sequence - 1, 0)
-        if node in self.silent or kind == FAREWELL or not received:
-            self.note(node, kind, received)
-        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
-            now, now + self.wall_s, window, received + 1, lost, address,
-            size, restarts, sender[1], flags)
-        self.publish(place, SLOT_BODY.size + size)
-        return STORED
+        nodes, table = self.nodes, self.table
+        nodes.wall_s = time.time() - time.monotonic()
+        table.status["heartbeat_s"] = now
+        nodes.sweep()
+        self.refresh_keys(signal.SIGHUP in told)
+        if self.group and self.group.follow(self.log):
+            self.requests.renew_due = 0.0
+        if self.sock:
+            self.requests.due(now)
+            self.requests.send()
+            table.counts["kernel_drops"] = read_drops(
+                self.sock, table.counts["kernel_drops"])
+        nodes.log_news()
+        self.log_drops(now)
+        self.keep_path()
+        table.counts["log_drops"] = self.log.drops
+        table.beat(now)
 
-    def publish(self, place, size):
-        """Replace a slot by the buffer; readers see the old or the new.
-
-        Only slice copies touch the table: a Struct that packs in place
-        fills its target with zeros first, and readers see them.
-        """
-        word, words = place >> 3, self.table.words
-        words[word] += 1
-        self.table.view[place + 8:place + 8 + size] = self.buffer[:size]
-        words[word] += 1
-
-    def judge(self, place, address, node, start, sequence, now):
-        """Return STORED when a message that does not follow the last one
-        may take its place, else the counter it adds to."""
-        slot = dict(zip(STATE_AT, STATE.unpack_from(
-            self.table.view, place)))
-        if not slot["message_bytes"]:
-            return STORED
-        left = slot["kind"] == FAREWELL
-        alive = not left and now <= slot["heard_s"] + silence_s(
-            slot["period_s"])
-        if alive and address != slot["address"]:
-            self.conflicts[node] = address, slot["address"]
-            return CONFLICT
-        if start == slot["start_us"] and (alive or left or self.keys):
-            behind = slot["sequence"] - sequence & U32
-            if not (self.keys and behind >= HALF):      # it is newer
-                return self.late(place, slot, behind)
-        if start < slot["start_us"] and (alive or self.keys):
-            return STALE
-        return STORED
-
-    def late(self, place, slot, behind):
-        """Note a message overtaken by newer ones; return its counter."""
-        bit = 1 << min(behind, WINDOW_BITS)
-        if slot["window"] & bit or bit > U64:
-            return REPEATED
-        slot["window"] |= bit
-        slot["received"] += 1
-        slot["lost"] = max(slot["lost"] - 1, 0)
-        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
-            *[slot[field] for field in [*SLOT_AT][1:]])
-        self.publish(place, SLOT_BODY.size)
-        return LATE
-
-    def admit(self, address):
-        """Return the bytes of an address, b"" when it may not send."""
-        number = parse_address(address)
-        if self.networks and not any(number & mask == network
-                                     for network, mask in self.networks):
-            return b""
-        return socket.inet_aton(address)
-
-    def number_of(self, address):
-        """Return the number of a node that does not know it, by address;
-        UNNUMBERED when it has none."""
-        first, last = self.iprange or (1, 0)
-        number = parse_address(address)
-        return number - first if first <= number <= last else UNNUMBERED
-
-    def make_room(self, node, size, now):
-        """Return whether the table has a slot for the message now."""
-        table = self.table
-        slots, slot_bytes = table.slots, table.slot_bytes
-        if now < self.space_due:
-            return False
-        while slots <= node + 1:
-            slots *= 2
-        while slot_bytes < SLOT_STRUCT.size + size:
-            slot_bytes *= 2
-        try:
-            table.make(min(slots, self.max_nodes + 1), slot_bytes)
-        except OSError as error:
-            self.space_due = now + SPACE_S
-            if not self.full:
-                self.log("%s: cannot grow: %s: known nodes are updated, new "
-                         "ones counted as no_space" % (table.path,
-                                                       error.strerror))
-            self.full = True
-            return False
-        self.full = False
-        self.log("%s: now %d slots of %d bytes" % (table.path, table.slots,
-                                                   table.slot_bytes))
-        return True
-
-    def note(self, node, kind, received):
-        """Keep the news that a message is for the next tick's log."""
-        if kind == FAREWELL:
-            news = "left"
-            self.silent.add(node)
-        else:
-            news = "up again" if received else "up"
-            self.silent.discard(node)
-        self.news.setdefault(news, set()).add(node)
-
-    def sweep(self, now):
-        """Find the nodes that fell silent since the last sweep."""
-        table = self.table
-        heard = struct.Struct("<8xd%dx" % (table.slot_bytes - 16))
-        for slot, (heard_s,) in enumerate(
-                heard.iter_unpack(table.view[TABLE_BYTES:])):
-            if 0 < heard_s < now - SILENT_S and slot - 1 not in self.silent:
-                state = dict(zip(STATE_AT, STATE.unpack_from(
-                    table.view, TABLE_BYTES + slot * table.slot_bytes)))
-                if now > heard_s + silence_s(state["period_s"]):
-                    self.silent.add(slot - 1)
-                    self.news.setdefault("down", set()).add(slot - 1)
-
-    def tick(self, now, drops):
-        """Do what is due once a second."""
-        table = self.table
-        self.wall_s = time.time() - time.monotonic()
-        self.sweep(now)
+    def refresh_keys(self, anew):
+        """Read the keys again when their file has changed, or anew."""
         if self.keys:
             trouble = self.keys.trouble
-            self.keys.refresh()
+            self.keys.refresh(anew)
             if self.keys.trouble not in ("", trouble):
                 self.log("%s: the old keys stay" % self.keys.trouble)
-        if self.sock:
-            self.follow_interface()
-            self.ask_nodes(now)
-        for news, nodes in sorted(self.news.items()):
-            self.log("%s: %s" % (news, format_nodes(nodes)))
-        self.news = {}
-        if self.conflicts and now >= self.conflict_due:
-            self.conflict_due = now + CONFLICT_S
-            self.log_conflicts()
-        received = sum(table.counts[STORED:KERNEL_DROPS])
-        table.messages_per_s = received - table.counts[RECEIVED]
-        table.counts[RECEIVED] = received
-        table.counts[KERNEL_DROPS] = drops
-        if not table.is_in_place():
-            self.replace()
-        table.write_header()
 
-    def follow_interface(self):
-        """Join the group again when the interface has become another."""
-        if not self.interface:
-            return
-        try:
-            place = find_interface(self.interface)
-            if place != self.place:
-                join_group(self.sock, self.interface, place)
-        except OSError as error:
-            place = error.strerror
-            if place != self.place:
-                self.log("%s: waiting for it" % place)
-        if place != self.place:
-            self.place, self.ask_due = place, 0.0
+    def log_drops(self, now):
+        """Log what is refused, each cause once a minute."""
+        if now >= self.told_due and (self.nodes.rivals or self.nodes.moved):
+            self.told_due = now + TOLD_S
+            self.nodes.log_rivals()
+        for counter, advice in DROPS:
+            count = self.table.counts[counter]
+            before, due = self.told.get(counter, (0, now))
+            if count > before and now >= due:
+                self.told[counter] = count, now + TOLD_S
+                self.log("%s: %d datagrams dropped, the last one from %s:%d: "
+                         "%s" % (counter, count - before,
+                                 *self.examples[counter], advice))
 
-    def ask_nodes(self, now):
-        """Send the requests that are due.
-
-        To all nodes at the start, and now and then so that they keep the
-        period asked for; to silent ones every 30 s.
-        """
-        if now < self.ask_due and not (self.news and self.rate_s):
-            return
-        everyone, asked = now >= self.renew_due, []
-        self.ask_due = now + ASK_S
-        if everyone:
-            self.renew_due = now + (RENEW_S if self.rate_s else float("inf"))
-        for node, slot in self.states():
-            if slot["kind"] != FAREWELL and (
-                    everyone or node in self.silent or self.rate_s
-                    and abs(slot["period_s"] - self.rate_s) > 1e-3):
-                asked.append((node, (socket.inet_ntoa(slot["address"]),
-                                     slot["port"])))
-        spread_s = SPREAD_S if everyone or len(asked) > FEW else 0.0
-        if self.interface and (everyone or asked):
-            asked = [(UNNUMBERED, (GROUP, self.port + 1))]
-        for node, address in asked:
-            self.ask(node, address, spread_s)
-
-    def ask(self, node, address, spread_s):
-        """Send one request; one that is lost is sent again in its time."""
-        self.asked = self.asked + 1 & U32
-        data = pack_request(node, self.start_us, self.asked, self.rate_s,
-                            spread_s)
-        if self.keys:
-            data += self.keys.sign(data)
-        try:
-            self.sock.sendto(data, address)
-            self.table.request_time_s = time.time()
-        except OSError:
-            pass
-
-    def states(self):
-        """Yield (node, its slot and message header) of the nodes heard."""
-        table = self.table
-        for slot in range(table.slots):
-            state = dict(zip(STATE_AT, STATE.unpack_from(
-                table.view, TABLE_BYTES + slot * table.slot_bytes)))
-            if state["message_bytes"]:
-                yield slot - 1, state
-
-    def log_conflicts(self):
-        """Log which numbers two addresses send."""
-        for node, pair in sorted(self.conflicts.items())[:CONFLICT_LINES]:
-            self.log("node %d: %s sends this number too; it belongs to %s "
-                     "until that is down" % (
-                         node, *map(socket.inet_ntoa, pair)))
-        if len(self.conflicts) > CONFLICT_LINES:
-            self.log("%d more nodes like this: %s" % (
-                len(self.conflicts) - CONFLICT_LINES,
-                format_nodes(self.conflicts)))
-        self.conflicts = {}
-
-    def replace(self):
+    def keep_path(self):
         """Put the table back where its path names another file or none.
 
-        Raises  StartError when that is another recvstats' table
+        Raises  InUse when that is another recvstats' table
         """
         table = self.table
-        fd, _ = table.find()
-        if fd is not None:
-            os.close(fd)
+        if table.is_in_place():
+            return
         try:
-            table.make(table.slots, table.slot_bytes)
-            self.log("%s: was gone or another file, made anew" % table.path)
-        except OSError as error:
-            if not self.full:
-                self.log("%s: gone, and not to be made: %s"
-                         % (table.path, error.strerror))
-            self.full = True
+            claim(table.path, self.is_default, table.status["entries"],
+                  self.log)
+            table.make(len(table.view))
+            self.log("%s: was gone: made anew" % table.path)
+        except InUse:
+            raise
+        except (StartError, OSError) as error:
+            self.log.once("%s: gone, and cannot be made: %s" % (
+                table.path, explain(error)))
+
+    def stop(self, now):
+        """Leave the table in good order: what is counted, and that this is
+        the end."""
+        self.table.status["stopped"] = 1
+        self.tick(now)
 
 
-def debugging(accept, message, log):
-    """Return accept with a line of log for each datagram."""
+def debugging(receiver):
+    """Return the receiver's accept with a line of log for each datagram."""
     def accept_and_tell(size, sender, now):
-        cause = accept(size, sender, now)
-        node, = struct.unpack_from("<i", message, HEADER_AT["node"])
-        log("%s:%d: node %d, %d bytes: %s"
-            % (*sender, node, size, CAUSES[cause]))
-        return cause
+        counter = receiver.accept(size, sender, now)
+        node = "no node"
+        if size >= LEAST_BYTES:
+            node = "node %d" % HEADER_STRUCT.unpack_from(receiver.message)[2]
+        receiver.log("%s:%d: %s, %d bytes: %s"
+                     % (*sender, node, size, counter))
+        return counter
     return accept_and_tell
 
 
-def drain(receive, buffer, accept, counts, now):
-    """Store what the socket holds; return how many datagrams, up to BATCH.
+def drain(receive, receiver, accept, now):
+    """Store what the socket holds, up to BATCH datagrams; return whether
+    there may be more.
 
     receive  the socket's recvfrom_into
     accept   returns the counter that a datagram adds to
     """
-    for done in range(BATCH):
+    message, examples = receiver.message, receiver.examples
+    counts = receiver.table.counts
+    for _ in range(BATCH):
         try:
-            size, sender = receive(buffer)
-        except OSError:                 # none left
-            return done
-        counts[accept(size, sender, now)] += 1
-    return BATCH
+            size, sender = receive(message)
+        except BlockingIOError:
+            return False
+        counter = accept(size, sender, now)
+        counts[counter] += 1
+        if counter != "stored":
+            examples[counter] = sender
+    return True
 
 
 def run(args, receiver, sock, signals):
     """Store messages until told to stop.
 
     Datagrams gather while it naps: one wake-up serves them all.
+    Raises  InUse when another recvstats has taken the table
     """
-    accept, counts = receiver.accept, receiver.table.counts
-    if args.debug:
-        accept = debugging(accept, receiver.message, receiver.log)
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    poller.register(signals, select.POLLIN)
-    now = tick_due = time.monotonic()
-    while True:
-        for fd, _ in poller.poll(max(tick_due - now, 0) * 1000):
-            if fd == signals:
-                if set(os.read(signals, 64)) - {signal.SIGHUP}:
-                    return
-                tick_due = now          # which reads the keys again
-        time.sleep(NAP_S)
-        done = BATCH
-        while done == BATCH and now <= tick_due:
+    accept = debugging(receiver) if args.debug else receiver.accept
+    group, told = receiver.group, b""
+    now = due = time.monotonic()
+    while not set(told) & set(STOP):
+        try:
+            told = b""
+            if signals in wait_for([sock, signals], due - now):
+                told = os.read(signals, 64)
+            attempt(time.sleep, NAP_S)
             now = time.monotonic()
-            done = drain(sock.recvfrom_into, receiver.message, accept,
-                         counts, now)
-        now = time.monotonic()
-        if now >= tick_due:
-            receiver.tick(now, read_drops(sock))
-            tick_due = now + TICK_S
+            receiver.wake(now)
+            hears = accept if not group or group.index else receiver.refuse
+            while drain(sock.recvfrom_into, receiver, hears, now) and (
+                    now <= due):
+                now = time.monotonic()
+        except OSError as error:        # it is tried again, and never spins
+            receiver.log.once("goes on after: %s" % explain(error))
+            attempt(time.sleep, FAULT_S)
+            now = time.monotonic()
+        if told or now >= due:
+            receiver.tick(now, told)
+            due = now + TICK_S
+
+
+def open_table(args, log):
+    """Return (the Table, how many nodes it holds), adopted or made.
+
+    Raises  StartError
+    """
+    path = args.table or TABLE
+    table = Table(path, args.port, args.max_nodes + 1, args.nodes,
+                  args.max_bytes)
+    try:
+        adopts = claim(path, args.table is None, args.max_nodes + 1, log)
+        if adopts and not args.fresh:
+            dropped = table.adopt()
+            if dropped:
+                log("%s: %d slots were damaged and are empty now: %s" % (
+                    path, len(dropped), format_nodes(dropped)))
+        else:
+            table.make(min(table.status["used_bytes"] + NODES * SHARE_BYTES,
+                           args.max_bytes // UNIT_BYTES * UNIT_BYTES))
+        table.set_aside()
+    except OSError as error:
+        raise StartError("%s: cannot be made: %s: choose another with "
+                         "--table" % (path, error.strerror))
+    return table, len(table.places())
 
 
 def start(args, log):
     """Return (receiver, socket), ready to run.
 
+    The port is bound before the table is looked at: two that start at once
+    do not both get it.
     Raises  StartError, OSError
     """
-    table = Table(args.table, args.nodes, args.port)
-    was_there, samples = os.path.lexists(args.table), table.adopt()
-    replaced = was_there and not table.slots
+    keys = Keys(args.key_file) if args.key_file else None
     sock = open_socket(args.port, args.interface)
-    slots = (args.nodes or NODES) + 1
-    if table.slots < slots:
-        try:
-            table.make(slots, table.slot_bytes or FIRST_SLOT_BYTES)
-        except OSError as error:
-            raise StartError("%s: cannot be made: %s: choose another with "
-                             "--table" % (args.table, error.strerror))
-    receiver = Receiver(table, args, log, sock)
-    receiver.sweep(time.monotonic())
-    receiver.news = {}                  # silent while nobody listened
+    table, held = open_table(args, log)
+    receiver = Receiver(table, args, log, keys, sock)
+    log("version %s, port %d, %s: %d nodes taken over" % (
+        VERSION, args.port, table.path, held))
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    log("version %s, port %d, %s: %d slots of %d bytes, %d samples taken "
-        "over" % (VERSION, args.port, args.table, table.slots,
-                  table.slot_bytes, samples))
-    if replaced:
-        log("%s: was no table of this version, or another user's: made anew"
-            % args.table)
     if size < BUFFER_BYTES:
         log("receive buffer is %d bytes, not %d: run as root or raise "
             "net.core.rmem_max" % (size, BUFFER_BYTES))
@@ -1044,6 +1718,9 @@ def start(args, log):
 
 
 # ---- command line ------------------------------------------------------
+
+MAX_NODES, MAX_BYTES = 65536, 256 << 20
+NODES_MOST = 2**24              # that --max-nodes may say
 
 
 def number_in(low, high, kind=float):
@@ -1059,27 +1736,26 @@ def number_in(low, high, kind=float):
     return number
 
 
-def network(text):
-    """Return argparse's reading of a network."""
-    from argparse import ArgumentTypeError
-    try:
-        return parse_network(text)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error))
+def byte_count(text):
+    """Return the bytes of `268435456`, `256M` or `1G`."""
+    unit = "KMG".find(text[-1:].upper()) + 1
+    return int(text[:-1] if unit else text) << 10 * unit
 
 
 def address_range(text):
-    """Return (first, last) address of FIRST[-LAST] as whole numbers."""
+    """Return (first, last) address of FIRST[-LAST] as whole numbers; last
+    is None when it is not said."""
     first, dash, last = text.partition("-")
     try:
-        first = parse_address(first)
-        last = parse_address(last) if dash else U32
+        first, last = [int.from_bytes(socket.inet_pton(
+            socket.AF_INET, address), "big") for address in (
+                first, last if dash else first)]
     except OSError:
         raise argparse.ArgumentTypeError(
             "%s is not FIRST[-LAST], two IPv4 addresses" % text)
     if last < first:
         raise argparse.ArgumentTypeError("%s: ends before it begins" % text)
-    return first, last
+    return first, last if dash else None
 
 
 def make_parser():
@@ -1092,13 +1768,15 @@ def make_parser():
     option = parser.add_argument
     option("-p", "--port", type=number_in(1, 65535, int))
     option("-i", "--interface")
-    option("-N", "--nodes", type=number_in(0, MOST_NODES, int), default=0)
+    option("-N", "--nodes", type=number_in(0, NODES_MOST, int), default=0)
     option("-f", "--foreground", action="store_true")
     option("-d", "--debug", action="store_true")
-    option("--table", type=os.path.abspath, default=TABLE)
+    option("--table", type=os.path.abspath)
+    option("--fresh", action="store_true")
     option("--iprange", type=address_range)
-    option("--max-nodes", type=number_in(1, MOST_NODES, int),
+    option("--max-nodes", type=number_in(1, NODES_MOST, int),
            default=MAX_NODES)
+    option("--max-bytes", type=byte_count, default=MAX_BYTES)
     option("--allow", type=network, action="append")
     option("--key-file", type=os.path.abspath)
     option("--rate", type=number_in(*ASKED_PERIODS_S))
@@ -1116,54 +1794,52 @@ def parse_args(argv):
     if args.nodes > args.max_nodes:
         parser.error("-N %d is more than --max-nodes %d"
                      % (args.nodes, args.max_nodes))
+    if args.iprange and args.iprange[1] is None:
+        first, _ = args.iprange
+        args.iprange = first, first + args.max_nodes - 1
+    least = round_up(TABLE_BYTES + (args.max_nodes + 1) * ENTRY_BYTES)
+    least += max(args.nodes, 1) * SHARE_BYTES
+    if args.max_bytes < least:
+        parser.error("--max-bytes %d: -N %d and --max-nodes %d need %d" % (
+            args.max_bytes, args.nodes, args.max_nodes, least))
     args.foreground = args.foreground or args.debug
     return args
 
 
-def open_log(foreground):
-    """Return the function that logs a line."""
-    if foreground:
-        return complain
-    syslog.openlog("recvstats", syslog.LOG_PID, syslog.LOG_DAEMON)
-    return syslog.syslog
+def write_line(stream, text):
+    """Write a line of text at once, if anybody takes it."""
+    if stream:                          # a closed one is None
+        attempt(os.write, stream.fileno(),
+                (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def complain(text):
     """Write a line to standard error."""
-    print("recvstats: %s" % text, file=sys.stderr, flush=True)
-
-
-def explain(error):
-    """Return what an error at the start says, and of which file."""
-    if isinstance(error, OSError) and error.filename:
-        return "%s: %s" % (error.filename, error.strerror)
-    return str(error)
+    write_line(sys.stderr, "recvstats: " + text)
 
 
 def main(argv=None):
-    """Return the exit status: 0 told to stop, 1 could not start."""
+    """Return the exit status: 0 told to stop, 1 could not start or go on."""
     args = parse_args(argv)
+    pid_file, release, log = PidFile(args.pid_file), ignore, ignore
     try:
-        pid_file = PidFile(args.pid_file)
-        try:
-            release = str if args.foreground else daemonize(None)
-            signals = open_signals(STOP + (signal.SIGHUP,))
-            receiver, sock = start(args, open_log(args.foreground))
-            receiver.tick(time.monotonic(), 0)
-            if isinstance(receiver.place, str) and not args.foreground:
-                complain("%s: waiting for it" % receiver.place)
-            pid_file.write()
-            release()
-            run(args, receiver, sock, signals)
-            receiver.table.write_header(heartbeat_s=0.0)
-        finally:
-            pid_file.remove()
+        if not args.foreground:
+            release, log = daemonize(NEVER), Log(False)
+        pid_file.hold()
+        signals = open_signals(STOP + (signal.SIGHUP,))
+        receiver, sock = start(args, Log(args.foreground))
+        receiver.tick(time.monotonic())
+        if receiver.group and not receiver.group.index:
+            complain("%s: waiting for it" % receiver.group.trouble)
+        release()
+        run(args, receiver, sock, signals)
+        receiver.stop(time.monotonic())
     except (StartError, OSError) as error:
-        text = explain(error)
-        complain(text)
-        if not args.foreground:         # its terminal may be gone
-            syslog.syslog(syslog.LOG_ERR, text)
+        complain(explain(error))
+        log(explain(error))             # the terminal may be gone
         return 1
+    finally:
+        pid_file.remove()
     return 0
 
 
