@@ -64,7 +64,7 @@ def ignore(*_):
 
 
 def attempt(call, *args):
-    """Make a system call; return whether it worked, where it may fail."""
+    """Make a call that may fail; return whether it did not."""
     try:
         call(*args)
     except OSError:
@@ -1269,6 +1269,7 @@ class Keys:
 # What a process needs that runs for years beside others.
 
 STOP = signal.SIGTERM, signal.SIGINT
+FDS = 65536                     # that a caller may have open, unless /proc
 
 
 def wait_for(files, wait_s):
@@ -1300,12 +1301,15 @@ def open_signals(numbers):
 
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
-    open the standard files, lest a socket get their numbers."""
+    open the standard files, lest a socket get their numbers.
+
+    Raises  OSError
+    """
     try:
-        most = max(map(int, os.listdir("/proc/self/fd")))
+        fds = os.listdir("/proc/self/fd")
     except OSError:
-        most = os.sysconf("SC_OPEN_MAX")
-    os.closerange(3, most + 1)
+        fds = []
+    os.closerange(3, max(map(int, fds), default=FDS) + 1)
     spare = 0
     while spare <= 2:
         spare = os.open("/", os.O_RDONLY)
@@ -1318,7 +1322,11 @@ def is_ready(reader, wait_s):
     reader  what the child writes a byte to when it is ready
     """
     try:
-        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+        late = not wait_for([reader], wait_s)
+    except OSError:
+        late = False                    # wait for as long as it takes
+    try:
+        return late or bool(os.read(reader, 1))
     except OSError:
         return True                     # the child goes on without us
 
