@@ -50,6 +50,7 @@ TICK_S = 1.0                    # between two heartbeats
 CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 MESSAGE_BYTES = 65000           # no message is longer
+TOLD_S = 60.0                   # between two lines about the same
 U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
 READ_BYTES = 65536              # of a file, at a time
 NEVER = float("inf")
@@ -262,7 +263,7 @@ def has_writer(fd, header, owner):
     if header["pid_namespace"] == read_pid_namespace() != 0:
         try:
             os.kill(header["pid"], 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except OSError:
             pass                        # another user's
@@ -373,6 +374,7 @@ def claim(path, is_default, entries, log):
 # ---- table -------------------------------------------------------------
 
 STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
+SPACE_S = 1.0                   # between two tries to make room
 SHARE_BYTES = 1536              # set aside for each node of -N
 RECENT_TICKS = 60               # that "the last minute" is
 STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
@@ -447,7 +449,8 @@ class Table:
     def __init__(self, path, port, entries, expected, most_bytes):
         self.path, self.most_bytes, self.fd = path, most_bytes, -1
         self.view = self.words = self.index = memoryview(b"")
-        self.start_s, self.spare_bytes, pid = time.monotonic(), 0, os.getpid()
+        self.start_s, self.grow_due = time.monotonic(), 0.0
+        self.spare_bytes, pid = 0, os.getpid()
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
         self.history = collections.deque([self.counts.copy()],
                                          RECENT_TICKS + 1)
@@ -566,12 +569,13 @@ class Table:
         return [(entry, units * UNIT_BYTES) for entry, units in enumerate(
             self.index[:self.status["used_entries"]].tolist()) if units]
 
-    def grow(self, end):
+    def grow(self, end, now):
         """Let the file reach to end, and further where there is room.
 
         It grows in place and keeps its name: readers need not follow.  The
         room is allocated at once: a full file system is an error here, not
-        a SIGBUS when the page is touched.
+        a SIGBUS when the page is touched.  After an error it is not tried
+        again for SPACE_S.
         Raises  OSError, and the table is as it was
         """
         size = len(self.view)
@@ -582,11 +586,15 @@ class Table:
         if end > step:
             raise OSError(errno.ENOSPC, "--max-bytes %d reached"
                           % self.most_bytes)
+        if now < self.grow_due:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.grow_due = now + SPACE_S
         try:
             os.posix_fallocate(self.fd, size, step - size)
         except OSError:
             os.posix_fallocate(self.fd, size, end - size)
         self.map(self.fd)
+        self.grow_due = 0.0
 
     def reserve(self):
         """Set room aside for the nodes of -N that were never heard, so that
@@ -596,21 +604,24 @@ class Table:
         """
         heard = self.index[1:1 + self.status["expected"]].tolist()
         self.spare_bytes = heard.count(0) * SHARE_BYTES
-        self.grow(self.status["used_bytes"] + self.spare_bytes)
+        self.grow(self.status["used_bytes"] + self.spare_bytes, NEVER)
 
-    def take(self, node, message_bytes):
+    def add_slot(self, node, message_bytes, now):
         """Return (place, room) of a new slot behind the last one.
 
         The header counts it before anything is written there, and its
         place is put into the index when it is whole: killed in between, it
-        was never there.
+        was never there.  An expected node gets all its share, lest a short
+        message of somebody else leave it too little.
         Raises  OSError
         """
         spare, used = self.spare_bytes, self.status["used_bytes"]
+        slot_bytes = round_up(SLOT_STRUCT.size + message_bytes)
         if 0 <= node < self.status["expected"] and not self.index[node + 1]:
             spare -= SHARE_BYTES
-        end = used + round_up(SLOT_STRUCT.size + message_bytes)
-        self.grow(end + spare)
+            slot_bytes = max(slot_bytes, SHARE_BYTES)
+        end = used + slot_bytes
+        self.grow(end + spare, now)
         self.spare_bytes = spare
         self.status["used_bytes"] = end
         self.status["used_entries"] = max(self.status["used_entries"],
@@ -682,7 +693,6 @@ HELD_S = 60.0                   # who sends nothing holds a number no longer
 AHEAD_S = 60.0                  # a signed message may be of the future by
 WINDOW_BITS = 64
 ADDRESSES = 16384               # senders remembered
-SPACE_S = 1.0                   # between two tries to make room
 NEWS_CHARACTERS = 400           # of a list in the log
 RIVAL_LINES = 10
 
@@ -787,7 +797,7 @@ class Nodes:
         self.silent = {node for node, state in self.states()
                        if self.state_of(state) != "up"}
         self.news, self.rivals, self.moved = {}, {}, {}
-        self.space_due, self.full = 0.0, False
+        self.full_due = 0.0
         self.wall_s = time.time() - time.monotonic()
         # Bounded, or forged addresses would fill the memory.
         self.admit = functools.lru_cache(ADDRESSES)(self.read_address)
@@ -848,18 +858,19 @@ class Nodes:
         else:
             window, lost, restarts = begin(received, lost, restarts,
                                            last_start, start, sequence)
-        if size > room:
-            place, room = self.make_room(node, size, room, now)
+        if length > room:
+            place, room = self.make_room(node, length, room, now)
             if not place:
                 return "no_space"
         if node in self.silent or kind == FAREWELL or not received:
             self.note(node, kind, received)
         self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
             now, now + self.wall_s, now - table.status["away_s"], window,
-            received + 1, lost if lost <= U64 else U64, address, node, size,
+            received + 1, lost if lost <= U64 else U64, address, node, length,
             room, restarts, sender[1], self.flags if size > length else 0)
+        # Not the MAC, which all could read there, and send again.
         table.publish(place, WORD_BYTES, self.buffer[
-            :SLOT_STRUCT.size - WORD_BYTES + size])
+            :SLOT_STRUCT.size - WORD_BYTES + length])
         if place != old:
             table.index[node + 1] = place // UNIT_BYTES
         return "stored"
@@ -910,22 +921,16 @@ class Nodes:
         It holds the message and a quarter more; for one that has outgrown
         its slot, twice the room of before.
         """
-        if now < self.space_due:
-            return 0, 0
         wanted = max(2 * room, size if room else size + size // 4)
         try:
-            taken = self.table.take(node, min(wanted, MESSAGE_BYTES
-                                              + MAC_BYTES))
+            return self.table.add_slot(node, min(wanted, MESSAGE_BYTES), now)
         except OSError as error:
-            self.space_due = now + SPACE_S
-            if not self.full:
-                self.log("%s: cannot grow: %s: known nodes are updated, new "
-                         "ones counted as no_space" % (self.table.path,
-                                                       error.strerror))
-            self.full = True
+            if now >= self.full_due:
+                self.full_due = now + TOLD_S
+                self.log("%s: cannot grow: %s: messages that fit are stored, "
+                         "others counted as no_space" % (
+                             self.table.path, error.strerror))
             return 0, 0
-        self.full = False
-        return taken
 
     def note(self, node, kind, received):
         """Keep the news that a message is for the log."""
@@ -1027,6 +1032,7 @@ class Requests:
                      renews or asks and node in silent or self.rate_s
                      and abs(state.period_s - self.rate_s) > PERIOD_ERROR_S)
                  ] if renews or asks or self.rate_s and self.nodes.news else []
+        asked.sort(key=lambda node: node in silent)     # who can, first
         if self.group and (asked or renews):
             asked = [UNNUMBERED]
         self.queue.update(dict.fromkeys(asked))
@@ -1141,15 +1147,16 @@ SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
 MEMINFO_DROPS = 8                       # linux/sock_diag.h
 
 
-def open_socket(port, shared):
-    """Return a UDP socket bound to a port.
+def open_socket(port, interface):
+    """Return a UDP socket bound to a port, which nobody else may have; of one
+    interface, where it is there, so that others may have it on theirs.
 
-    shared  whether agents on this machine use the port too
     Raises  StartError
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    if shared:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if interface:
+        attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE,
+                interface.encode())
     for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
         try:
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
@@ -1392,7 +1399,7 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
@@ -1409,12 +1416,15 @@ class PidFile:
     def write(self, fd):
         """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file, OSError
+        Raises  StartError when the file is not a pid file of ours, OSError
         """
         text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise StartError("%s: belongs to another user: remove it, or name "
+                             "another" % self.path)
         self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
@@ -1456,7 +1466,7 @@ class Log:
 
     def __call__(self, text):
         """Write a line, if that can be done at once."""
-        self.lines -= 1
+        self.lines = max(self.lines - 1, 0)
         line = "recvstats: %s" % text.replace("\n", "\\n")
         data = line[:LINE_CHARACTERS].encode("utf-8", "backslashreplace")
         try:
@@ -1494,11 +1504,11 @@ class Log:
 # ---- run ---------------------------------------------------------------
 
 NODES = 64                      # for which a new table has room
+CLAIMS = 20                     # of a path that another user wants too
 NAP_S = 0.010                   # datagrams gather meanwhile
 BATCH = 4096                    # datagrams between two looks at the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened
 FAULT_S = 0.1                   # a failed call is not tried again before
-TOLD_S = 60.0                   # between two lines about the same
 DROPS = (                       # a line a minute each, with what to do
     ("unnumbered", "give its node a number, or its address with --iprange"),
     ("number_wrong", "give its node a lower number, or raise --max-nodes"),
@@ -1712,15 +1722,24 @@ def open_table(args, log):
     table = Table(path, args.port, args.max_nodes + 1, args.nodes,
                   args.max_bytes)
     try:
-        adopts = claim(path, args.table is None, args.max_nodes + 1, log)
-        if adopts and not args.fresh:
-            damaged = table.adopt()
-            if damaged:
-                log("%s: %d slots were damaged and are empty now: %s" % (
-                    path, len(damaged), format_nodes(damaged)))
-        else:
-            table.make(min(table.status["used_bytes"] + NODES * SHARE_BYTES,
-                           args.max_bytes // UNIT_BYTES * UNIT_BYTES))
+        damaged = []
+        for turn in range(1, CLAIMS + 1):
+            try:
+                adopts = claim(path, args.table is None, args.max_nodes + 1,
+                               log)
+                if adopts and not args.fresh:
+                    damaged = table.adopt()
+                else:
+                    table.make(min(
+                        table.status["used_bytes"] + NODES * SHARE_BYTES,
+                        args.max_bytes // UNIT_BYTES * UNIT_BYTES))
+                break
+            except IsADirectoryError:   # somebody puts it there each time
+                if turn == CLAIMS:
+                    raise
+        if damaged:
+            log("%s: %d slots were damaged and are empty now: %s" % (
+                path, len(damaged), format_nodes(damaged)))
         table.reserve()
     except OSError as error:
         raise StartError("%s: cannot be made: %s: choose another with "

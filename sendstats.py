@@ -1416,7 +1416,7 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
@@ -1433,12 +1433,15 @@ class PidFile:
     def write(self, fd):
         """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file, OSError
+        Raises  StartError when the file is not a pid file of ours, OSError
         """
         text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise StartError("%s: belongs to another user: remove it, or name "
+                             "another" % self.path)
         self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)

@@ -1143,12 +1143,23 @@ def test_room_for_expected_nodes_is_set_aside(tmp_path):
         counters.append(feed(receiver, message(number, 2, body=long)))
     assert {*counters} == {"stored", "no_space"}
     assert [line for line in receiver.lines if "grow" in line] == [
-        "%s: cannot grow: --max-bytes 1048576 reached: known nodes are "
-        "updated, new ones counted as no_space" % receiver.table.path]
-    now = time.monotonic() + 2
-    for number in range(50):
-        assert feed(receiver, message(number), now=now) == "stored"
+        "%s: cannot grow: --max-bytes 1048576 reached: messages that fit are "
+        "stored, others counted as no_space" % receiver.table.path]
+    for number in range(50):            # first a short one of somebody else
+        assert feed(receiver, message(number, body=b"")) == "stored"
+        assert feed(receiver, message(number, 2)) == "stored"
+        assert feed(receiver, message(1100 + number)) == "no_space"
     assert os.stat(receiver.table.path).st_size <= 1 << 20
+
+
+def test_signature_is_not_kept_where_all_can_read_it(tmp_path):
+    receiver = new_receiver(tmp_path, "--key-file",
+                            write_key(tmp_path, b"key"))
+    data = sign(message(3), b"key")
+    assert feed(receiver, data) == "stored"
+    with open(receiver.table.path, "rb") as file:
+        held = file.read()
+    assert data[:-16] in held and data[-16:] not in held
 
 
 def stop_at(count):
@@ -1472,12 +1483,15 @@ os.setgroups([]); os.setgid(1234); os.setuid(1234)
 os.execv(sys.argv[1], sys.argv[1:])' /bin/sh -c '%(trap)s'
 %(python)s %(here)s/beostat.py && exit 8
 %(python)s %(here)s/recvstats.py -p %(port)d --pid-file /dev/shm/pid
+test ! -e /dev/shm/racer || kill "$(cat /dev/shm/racer)"
 %(python)s %(here)s/sendstats.py --once -p %(port)d 3 127.0.0.1
 %(python)s %(here)s/beostat.py 3
 kill "$(cat /dev/shm/pid)"
 stat -c %%u /dev/shm/beostat; ls /dev/shm | grep -c beostat
 """
 TRAPS = (
+    ("a folder, again and again", "(while mkdir /dev/shm/beostat; :; do :; "
+     "done) 2>/dev/null & echo $! >/dev/shm/racer"),
     ("a folder", "mkdir -p /dev/shm/beostat/full"),
     ("a file", "echo hello >/dev/shm/beostat"),
     ("a fifo", "mkfifo /dev/shm/beostat"),
@@ -2593,6 +2607,29 @@ def test_port_in_use(running):
 @pytest.mark.parametrize("name, words", [
     ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
     ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
+def test_pid_file_of_another_user_or_a_link_is_left_alone(
+        running, name, words):
+    path = os.path.join(running.folder, "pid")
+    words = [word.format(running.folder, running.port) for word in words]
+    os.symlink(os.path.join(running.folder, "elsewhere"), path)
+    refused = tool(name, "--pid-file", path, *words)
+    assert (refused.returncode, refused.stderr) == (
+        1, "%s: %s: Too many levels of symbolic links\n" % (name[:-3], path))
+    assert not os.path.exists(path)
+    os.unlink(path)
+    if not os.geteuid():
+        write_file(path, b"")
+        os.chown(path, 1234, 1234)
+        refused = tool(name, "--pid-file", path, *words)
+        assert (refused.returncode, refused.stderr) == (
+            1, "%s: %s: belongs to another user: remove it, or name another\n"
+            % (name[:-3], path))
+        assert os.stat(path).st_uid == 1234
+
+
+@pytest.mark.parametrize("name, words", [
+    ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
+    ("sendstats.py", ["-p", "{1}", "3", "127.0.0.1"])])
 def test_pid_file(running, name, words):
     path = os.path.join(running.folder, "pid")
 
