@@ -302,6 +302,7 @@ ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
 RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
 WORD = re.compile(r"[^][\s]+")
 SPAN = re.compile(r"[0-9]+(-[0-9]+)?")
+LIST = re.compile(r"^[0-9,-]*$|[][,\s]")        # what is no host's name
 
 
 def expand_span(text):
@@ -368,14 +369,17 @@ def parse_nodes(text, nodes=()):
     text    as in `0-3,8,n[10-12],.4,master`; with nodes also their host
             names, which come before any reading as a number, and the words
             all, up and down (which are those that have left as well)
-    nodes   Nodes, of a Cluster
+    nodes   Nodes, of a Cluster; a host name that is one of these words, a
+            plain number or a list is not believed
     Raises  BadNodeList
     """
     hosts, numbers = {}, []
     for node in nodes:
-        hosts.setdefault(node.host.hostname, []).append(node.number)
+        name = node.host.hostname
+        if not (name in CHOSEN or name in MASTER_NAMES or LIST.search(name)):
+            hosts.setdefault(name, []).append(node.number)
     for item in split_items(text):
-        if item in CHOSEN and nodes and item not in hosts:
+        if item in CHOSEN and nodes:
             numbers += [node.number for node in nodes
                         if node.state in CHOSEN[item]]
         else:
@@ -475,7 +479,6 @@ def fold_nodes(nodes):
 FULL = 10000                    # the busy share of a CPU that never idles
 ROUND = 1000                    # 32-bit floats hold 4 decimals below it
 TIME_MOST_S = 1e12              # no clock and no value is beyond
-SHAPES = 100                    # numbers of CPUs to remember
 SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
@@ -493,6 +496,7 @@ CPUS_AT = BODY + NODE_STRUCT.size
 HEARD, _ = layout(SLOT + HEADER, (
     "heard_s", "silent_from_s", "length", "kind", "period_s"))
 SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
+BUSY, _ = layout(ONE_CPU, ("busy",))
 FLOAT_NAMES = [field for fields, code, *_ in HEADER + NODE if code in "df"
                for field in fields.split()]
 FLOATS, _ = layout(HEADER + NODE, FLOAT_NAMES)
@@ -576,12 +580,6 @@ def picker(names):
     return pick
 
 
-@functools.lru_cache(SHAPES)
-def busy_struct(cpus):
-    """Return the Struct of the busy shares of so many CPU records."""
-    return layout(ONE_CPU * cpus, ("busy",))[0]
-
-
 def check(message):
     """See that a message whose CRC is right says what can be.
 
@@ -602,8 +600,9 @@ def check(message):
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = busy_struct(cpus).unpack_from(message, CPUS_AT)
-    if max(floats[FRACTIONS]) > 1 or max(shares, default=0) > FULL:
+    shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
+    if (max(floats[FRACTIONS]) > 1
+            or max(shares, default=(0,)) > (FULL,)):
         raise BadSample("sample with a CPU that is over 100 % busy")
 
 
@@ -698,6 +697,9 @@ NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 VERSION_AT, WORD_BYTES = TABLE_AT["version"], 8
 HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
+TIMES, _ = layout(TABLE_HEADER, [
+    field for fields, code, *_ in STATUS if code == "d"
+    for field in fields.split()])
 STATUS_SHOWN = (
     ("running", "", "", "whether recvstats is at work"),
     ) + STATUS[2:] + COUNTERS + (
@@ -911,7 +913,8 @@ def open_table(path):
     Raises  NoTable, NotATable
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                     | (os.O_NOFOLLOW if path == TABLE else 0))
     except FileNotFoundError as error:
         raise NoTable("%s: %s" % (path, error.strerror))
     except OSError as error:
@@ -947,8 +950,11 @@ def read_header(fd, path):
                 "%s: table of version %d, this libbeostat knows %d: update %s"
                 % (path, header["version"], TABLE_VERSION, "recvstats"
                    if header["version"] < TABLE_VERSION else "libbeostat"))
+        times = TIMES.unpack_from(data)
         if (zlib.crc32(data[VERSION_AT:]) == CRC_RESIDUE
-                and header["used_entries"] <= header["entries"] <= NUMBERS):
+                and min(times) >= 0 and sum(times) < TIME_MOST_S
+                and max(header["used_entries"], header["expected"])
+                <= header["entries"] <= NUMBERS):
             return header
     raise NotATable("%s: damaged header" % path)
 

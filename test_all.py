@@ -1517,6 +1517,7 @@ def test_nobody_blocks_the_default_path(trap):
         universal_newlines=True)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
+    assert not lines[0].startswith("total")
     assert lines[1].split()[:2] == ["3", "up"]
     assert lines[-2] == "0" and int(lines[-1]) >= 2     # nothing is deleted
     assert "Traceback" not in shown.stderr
@@ -2042,6 +2043,41 @@ def test_sample_of_a_newer_agent(receiver):
         with pytest.raises(libbeostat.OtherVersion):
             cluster[1]
         assert [node.number for node in cluster] == [0]
+
+
+@pytest.mark.parametrize("field, value", [
+    ("expected", 2**32 - 1), ("used_entries", 2**32 - 1),
+    ("request_time_s", 1e300), ("uptime_s", float("inf")),
+    ("heartbeat_s", float("nan")), ("away_s", -1.0)])
+def test_header_that_cannot_be_is_damage(receiver, field, value):
+    feed(receiver, message(3))
+    receiver.tick(time.monotonic())
+    receiver.table.status["stopped"] = 1
+    with open(receiver.table.path, "r+b") as file:
+        struct_, offsets = libbeostat.layout(libbeostat.TABLE_HEADER)
+        data = bytearray(file.read(struct_.size))
+        code = "<d" if isinstance(value, float) else "<I"
+        data[offsets[field]:offsets[field] + struct.calcsize(code)] = (
+            struct.pack(code, value))
+        data[-4:] = struct.pack("<I", zlib.crc32(data[16:-4]))
+        file.seek(0)
+        file.write(data)
+    for words in [], ["--daemon"], ["--json"]:
+        shown = tool("beostat.py", "--table", receiver.table.path, *words)
+        assert (shown.returncode, shown.stdout, shown.stderr) == (
+            3, "", "beostat: %s: damaged header\n" % receiver.table.path)
+
+
+@pytest.mark.parametrize("name", ["down", "up", "all", "master", "-1", "5",
+                                  "n[5-6]", "5-6"])
+def test_no_host_name_takes_a_word_or_a_number(receiver, name):
+    feed(receiver, message(5, body=changed_body({"hostname": b"five"})))
+    feed(receiver, message(96, body=changed_body(
+        {"hostname": name.encode()})))
+    with libbeostat.open(receiver.table.path) as cluster:
+        nodes = list(cluster)
+        chosen = libbeostat.parse_nodes("5,%s" % name, nodes)
+        assert chosen[0] == 5 and (96 in chosen) == (name in ("up", "all"))
 
 
 def test_a_node_that_lies_is_in_the_table_all_the_same(receiver):
@@ -3386,7 +3422,7 @@ uptime           60m
 port             5545
 messages/s       15
 last request     none
-table            /dev/shm/beostat, 280k bytes used
+table            /dev/shm/beostat, 282k bytes used
 expected         9 nodes
 received         15
 stored           15
