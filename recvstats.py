@@ -1049,26 +1049,29 @@ class Requests:
 # With -i: one interface is listened to, and the group on it.
 
 TTL = 1                         # the group is of one network
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
+INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
+    errno.ENODEV: " is not there",
+    errno.EADDRNOTAVAIL: " has no IPv4 address"}
 
 
 def find_interface(name):
     """Return (index, network) of an interface.
 
-    Raises  OSError when it is not there or has no IPv4 address
+    Raises  OSError; ENODEV when it is not there
     """
     request = struct.pack("16s24x", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            index = socket.if_nametoindex(name)
-            address, mask = [
-                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
-                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
-        except OSError as error:
-            raise OSError(error.errno, "interface %s %s" % (
-                name, "has no IPv4 address" if error.errno
-                == errno.EADDRNOTAVAIL else "is not there"))
-    return index, network("%s/%s" % (address, mask))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            index, address, mask = [
+                fcntl.ioctl(sock, code, request)[16:24]
+                for code in (SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK)]
+    except OSError as error:
+        raise OSError(error.errno, "interface %s%s" % (
+            name, INTERFACE_TROUBLE.get(error.errno,
+                                        ": " + error.strerror)))
+    return struct.unpack_from("=i", index)[0], network("%s/%s" % (
+        socket.inet_ntoa(address[4:]), socket.inet_ntoa(mask[4:])))
 
 
 def join_group(sock, interface, index):
@@ -1117,7 +1120,7 @@ class Group:
             if error.strerror != self.trouble:
                 log("%s: waiting for it" % error.strerror)
             self.trouble = error.strerror
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno == errno.ENODEV:
                 self.index = 0
             return False
         self.index, self.trouble = index, ""
