@@ -312,10 +312,10 @@ def has_writer(fd, header, owner):
 
 def read_user_name(uid):
     """Return a user's name, or the number."""
-    import pwd
     try:
+        import pwd
         return pwd.getpwuid(uid).pw_name
-    except (KeyError, OSError):
+    except (KeyError, OSError, ImportError):
         return "%d" % uid
 
 
@@ -466,13 +466,19 @@ class Table:
             pass                        # no /proc: the heartbeat will tell
 
     def map(self, fd):
-        """Work on all of a file, and let go of what was mapped before.
+        """Work on all of a file.
+
+        Raises  OSError, and nothing has changed
+        """
+        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
+        self.use(fd, memoryview(mmap.mmap(fd, size)))
+
+    def use(self, fd, view):
+        """Work on a file that is mapped, and let go of what was before.
 
         Every view of it is made here: one that is exported keeps a mapping
         from being closed.
         """
-        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
-        view = memoryview(mmap.mmap(fd, size))
         self.unmap()
         self.fd, self.view = fd, view
         self.words, self.doubles = view.cast("Q"), view.cast("d")
@@ -500,19 +506,19 @@ class Table:
         try:
             os.fchmod(fd, 0o644)        # whatever the umask
             os.posix_fallocate(fd, 0, size)
-            with mmap.mmap(fd, size) as new:
-                held = min(self.status["used_bytes"], len(self.view))
-                new[:held] = self.view[:held]
-                new[:TABLE_STRUCT.size] = self.pack_header()
+            new = memoryview(mmap.mmap(fd, size))
+            held = min(self.status["used_bytes"], len(self.view))
+            new[:held] = self.view[:held]
+            new[:TABLE_STRUCT.size] = self.pack_header()
             os.rename(temporary, self.path)
         except OSError:
-            os.unlink(temporary)
-            os.close(fd)
+            attempt(os.unlink, temporary)
+            attempt(os.close, fd)
             raise
         old = self.fd
-        self.map(fd)
+        self.use(fd, new)
         if old >= 0:
-            os.close(old)
+            attempt(os.close, old)
 
     def adopt(self):
         """Take over the file at the path; return the numbers whose place
@@ -1231,7 +1237,7 @@ def close_inherited():
     open the standard files, lest a socket get their numbers."""
     try:
         most = max(map(int, os.listdir("/proc/self/fd")))
-    except OSError:
+    except (OSError, ValueError):       # or it lists none
         most = os.sysconf("SC_OPEN_MAX")
     os.closerange(3, most + 1)
     spare = 0
@@ -1261,7 +1267,7 @@ def release_standard():
     except OSError:                     # a root without /dev
         null = os.open("/", os.O_RDONLY)
     for fd in 0, 1, 2:
-        os.dup2(null, fd)
+        attempt(os.dup2, null, fd)
     os.close(null)
 
 
@@ -1642,6 +1648,14 @@ def drain(receive, receiver, accept, now):
     return True
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def run(args, receiver, sock, signals):
     """Store messages until told to stop.
 
@@ -1655,7 +1669,7 @@ def run(args, receiver, sock, signals):
         try:
             told = b""
             if signals in wait_for([sock, signals], due - now):
-                told = os.read(signals, 64)
+                told = read_signals(signals)
             attempt(time.sleep, NAP_S)
             now = time.monotonic()
             receiver.wake(now)
@@ -1666,7 +1680,8 @@ def run(args, receiver, sock, signals):
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
             attempt(time.sleep, FAULT_S)
-            now = time.monotonic()
+            told = read_signals(signals)
+            continue                    # no heartbeat: nobody listened
         if told or now >= due:
             receiver.tick(now, told)
             due = now + TICK_S
@@ -1817,9 +1832,10 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
-    args = parse_args(argv)
-    pid_file, release, log = PidFile(args.pid_file), ignore, ignore
+    pid_file, release, log = PidFile(None), ignore, ignore
     try:
+        args = parse_args(argv)
+        pid_file = PidFile(args.pid_file)
         if not args.foreground:
             release, log = daemonize(NEVER), Log(False)
         pid_file.hold()
@@ -1831,7 +1847,7 @@ def main(argv=None):
         release()
         run(args, receiver, sock, signals)
         receiver.stop(time.monotonic())
-    except (StartError, OSError) as error:
+    except (StartError, OSError, ImportError) as error:
         complain(explain(error))
         log(explain(error))             # the terminal may be gone
         return 1

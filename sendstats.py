@@ -1333,7 +1333,7 @@ def close_inherited():
     open the standard files, lest a socket get their numbers."""
     try:
         most = max(map(int, os.listdir("/proc/self/fd")))
-    except OSError:
+    except (OSError, ValueError):       # or it lists none
         most = os.sysconf("SC_OPEN_MAX")
     os.closerange(3, most + 1)
     spare = 0
@@ -1363,7 +1363,7 @@ def release_standard():
     except OSError:                     # a root without /dev
         null = os.open("/", os.O_RDONLY)
     for fd in 0, 1, 2:
-        os.dup2(null, fd)
+        attempt(os.dup2, null, fd)
     os.close(null)
 
 
