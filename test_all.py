@@ -6409,6 +6409,90 @@ def test_fault_of_receiving_is_no_silence(running):
     assert "down" not in process.communicate()[1]
 
 
+def start_shown(words, folder, *options):
+    """Run beostat, its calls traced from main() on.
+
+    Returns  (exit status, its output, its errors, the trace)
+    """
+    with open(os.path.join(folder, "shown"), "w+") as shown:
+        status, said, _, strace = start_traced(
+            "beostat", words, folder, *options, stdout=shown)
+        return status, read_text(shown.name), said, strace
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+@pytest.mark.parametrize("words", [
+    "", "--json", "-a 7", "-J 7", "--daemon", "5"][:None if LONG else 1])
+def test_fault_sweep_of_beostat(running, words):
+    def lasts(text):
+        """Return a view without what a moment changes."""
+        head = text.splitlines()[:1 if "-J" in words else None]
+        return [re.sub(r"[-\d.:]+|\s+", "", line) for line in head]
+    running.recvstats()
+    port = free_tcp_port()
+    running.sendstats("-r", "0.5", "--procstatd", port, 7, "127.0.0.1")
+    running.wait_up(7)
+    words, folder = ["--table", running.table] + words.split(), running.folder
+    usual, want, _, strace = start_shown(words, folder)
+    calls = [call for call, _ in strace.calls()]
+    met, wrong = 0, ["%s: has no errors to try" % call
+                     for call in set(calls) - set(ERRNOS) - LEFT_OUT]
+    for call, name in SWEEP if LONG else [("pread64", "EIO")]:
+        for turn in range(1, calls.count(call) + 1 if LONG else 3):
+            status, shown, said, strace = start_shown(
+                words, folder, "-e", "trace=" + call, "-e",
+                "inject=%s:error=%s:when=%d" % (call, name, turn))
+            if not any(injected for _, injected in strace.calls()):
+                break
+            met += 1
+            lines = said.splitlines()
+            if (status, lasts(shown)) != (usual, lasts(want)) and not (
+                    "node 7: cannot be read: " in shown) and not (
+                    status in (1, 3) and len(lines) == 1
+                    and lines[0].startswith("beostat: ")):
+                wrong.append("%s %s %d: %s %r %s" % (
+                    call, name, turn, status, shown, lines[-3:]))
+    print("%d faults met" % met)
+    assert wrong == [] and met >= 2
+
+
+def test_output_that_another_has_set_not_to_block(running):
+    running.recvstats("-N", 20000)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with subprocess.Popen(
+            [sys.executable, "-S", os.path.join(HERE, "beostat.py"), "--json",
+             "--table", running.table], stdout=writer) as shown:
+        os.close(writer)
+        with open(reader) as file:
+            assert len(json.load(file)["never"]) == 20000
+        assert shown.wait(LIMIT_S) == 0
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+@pytest.mark.parametrize("words", [
+    "--events -w", "--json -w", "-w"][:None if LONG else 1])
+def test_fault_does_not_end_a_watcher(running, words):
+    running.recvstats()
+    running.send(message(0))
+    running.wait_up(0)
+    watcher = running.start("beostat.py", "--table", running.table,
+                            *words.split(), "0.1")
+    numbers = itertools.count(1)
+
+    def has_written():
+        running.send(message(next(numbers)))
+        return select.select([watcher.stdout], [], [], 0.1)[0]
+    wait_for(has_written)
+    with Strace(watcher.pid, running.folder, "-e",
+                "inject=pread64:error=EIO"):
+        assert "Input/output error" in watcher.stderr.readline()
+    running.send(message(4711))
+    wait_for(lambda: "4711" in watcher.stdout.readline())
+    watcher.terminate()
+    assert "Traceback" not in watcher.communicate()[1]
+
+
 STRESS = (
     # what, function, count, how much of the folder it needs
     ("kill -9", lambda running: kill_often(running, 100)),
