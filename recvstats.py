@@ -1232,6 +1232,14 @@ def open_signals(numbers):
     return reader
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
     open the standard files, lest a socket get their numbers."""
@@ -1646,14 +1654,6 @@ def drain(receive, receiver, accept, now):
         if counter != "stored":
             examples[counter] = sender
     return True
-
-
-def read_signals(reader):
-    """Return the numbers of the signals that came, b"" when none did."""
-    try:
-        return os.read(reader, READ_BYTES)
-    except OSError:
-        return b""
 
 
 def run(args, receiver, sock, signals):
