@@ -1328,6 +1328,14 @@ def open_signals(numbers):
     return reader
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
     open the standard files, lest a socket get their numbers."""
@@ -1548,11 +1556,14 @@ class Agent:
                 until = min(until, self.requests.listen_at)
             try:
                 ready = wait_for([self.signals, *sources], until - now)
-                if self.signals in ready:
-                    return os.read(self.signals, READ_BYTES)
             except OSError as error:
                 self.say("cannot wait: %s" % explain(error))
                 time.sleep(min(until - now, RETRY_S))
+                ready = [self.signals]
+            if self.signals in ready:
+                told = read_signals(self.signals)
+                if told:
+                    return told
                 continue
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],

@@ -617,9 +617,9 @@ def test_functions_that_stand_twice_are_one_text():
     assert (inspect.getsource(libbeostat.layout)
             == inspect.getsource(sendstats.layout))
     for name in ("attempt", "explain", "network", "is_in", "find_interface",
-                 "Keys", "wait_for", "open_signals", "close_inherited",
-                 "is_ready", "release_standard", "daemonize", "PidFile",
-                 "write_line", "number_in"):
+                 "Keys", "wait_for", "open_signals", "read_signals",
+                 "close_inherited", "is_ready", "release_standard",
+                 "daemonize", "PidFile", "write_line", "number_in"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -6387,6 +6387,17 @@ def test_fault_does_not_keep_sigterm_from_recvstats(running, call, name):
         time.sleep(0.2)
         process.terminate()
         assert process.wait(1) == 0
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+def test_fault_does_not_keep_sigterm_from_an_agent(running, master):
+    agent = running.start("sendstats.py", "-f", "-r", "0.3", 7, "127.0.0.1:%d"
+                          % master.getsockname()[1])
+    master.recv(65536)
+    with Strace(agent.pid, running.folder, "-e", "inject=poll:error=ENOMEM"):
+        master.recv(65536)
+        agent.terminate()
+        assert agent.wait(2) == 0
 
 
 @pytest.mark.skipif(not (LONG and shutil.which("strace")), reason="long")
