@@ -633,7 +633,8 @@ def format_daemon(picture, args):
     """Return recvstats' own state, losses, and how the agents are."""
     return [("%-16s %s" % pair, "") for pair in (
         describe_daemon(picture) + describe_losses(picture.nodes)
-        + describe_agents(picture.nodes))]
+        + describe_agents(picture.nodes)
+        + [("refused", text) for text in picture.refused.values()])]
 
 
 # ---- view: texts -------------------------------------------------------
@@ -849,10 +850,10 @@ def format_jobs(picture, args):
 @functools.lru_cache(USERS)
 def read_user_name(uid):
     """Return the name of a user here, or the number."""
-    import pwd                          # for one view alone
     try:
+        import pwd                      # for one view alone
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (KeyError, OSError, ImportError):
         return "%d" % uid
 
 
@@ -914,8 +915,17 @@ def fetch_each(nodes, jobs, errors):
                 raise ValueError("runs no procstatd (sendstats.py "
                                  "--procstatd)")
             jobs[node.number] = fetch_jobs(node)
-        except ValueError as error:
+        except (ValueError, OSError, ImportError) as error:
             errors[node.number] = error
+
+
+def start(thread):
+    """Start a thread; return whether this machine had room for it."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def read_jobs(picture, args):
@@ -925,10 +935,10 @@ def read_jobs(picture, args):
     nodes, jobs, errors = iter(picture.nodes), {}, {}
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     threads = [threading.Thread(target=fetch_each, args=(nodes, jobs, errors))
-               for _ in picture.nodes[:min(NODES_AT_ONCE, files // 2)]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+               for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]]
+    started = [thread for thread in threads if start(thread)]
+    fetch_each(nodes, jobs, errors)
+    for thread in started:
         thread.join()
     return picture._replace(
         jobs=[(node.number, job) for node in picture.nodes
@@ -1002,8 +1012,8 @@ def format_json(picture, args):
 
     A node has a line of its own, but where each document must be a line.
     """
-    import json                         # costs a quarter of the status view
-    encode = json.JSONEncoder(check_circular=False).encode
+    from json import JSONEncoder        # costs a quarter of the status view
+    encode = JSONEncoder(check_circular=False).encode
     new_line = "\n" if args.watch is None else ""
     nodes = map(node_formatter(encode), picture.nodes)
     return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
@@ -1474,17 +1484,28 @@ def watch_screen(cluster, args):
                     due = time.monotonic()
 
 
+def read_later(cluster, args, pause_s):
+    """Return the Picture after a pause, or after as many as it takes to
+    read one."""
+    while True:
+        time.sleep(pause_s)
+        try:
+            return read_picture(cluster, args)
+        except libbeostat.BeostatError as error:
+            complain(error)
+
+
 def watch(cluster, args):
     """Show the view again and again; return the last Picture."""
     if args.live:
         return watch_screen(cluster, args)
+    picture = read_picture(cluster, args)
     while True:
-        picture = read_picture(cluster, args)
         write(format_lines(args.view.format(picture, args), args))
         if args.view not in DOCUMENTS:
             write(b"\n" if picture.status.running
                   else b"recvstats is gone\n\n")
-        time.sleep(args.watch)
+        picture = read_later(cluster, args, args.watch)
 
 
 # ---- events ------------------------------------------------------------
@@ -1510,8 +1531,8 @@ def format_event(time_s, event, names, args):
     """Return the bytes of an event's line: its time, what, and who."""
     when = time.strftime(EVENT_TIME, time.localtime(time_s))
     if args.view == JSON:
-        import json
-        return json.dumps({"time": when, "event": event, "nodes": [
+        from json import dumps
+        return dumps({"time": when, "event": event, "nodes": [
             "n%d" % name if isinstance(name, int) else name
             for name in names]}).encode() + b"\n"
     return ("%s %s %s" % (when, event, libbeostat.fold_nodes(names))
@@ -1522,8 +1543,7 @@ def watch_events(cluster, args):
     """Write what happens, as it does, for ever."""
     before = read_picture(cluster, args)
     while True:
-        time.sleep(args.watch or EVENTS_S)
-        now = read_picture(cluster, args)
+        now = read_later(cluster, args, args.watch or EVENTS_S)
         if now.status.running != before.status.running:
             event = ("recvstats back" if now.status.running
                      else "recvstats gone")
@@ -1703,18 +1723,26 @@ def encode(text, args):
 def write(data):
     """Write bytes to standard output, at once.
 
+    A pipe that its other user has set not to block is waited for.
     Raises  BeostatError
     """
+    rest, output = memoryview(data), sys.stdout.fileno()
     try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        while rest:
+            try:
+                rest = rest[os.write(output, rest):]
+            except BlockingIOError:
+                select.select([], [output], [])
     except OSError as error:
         raise libbeostat.BeostatError("cannot write: %s" % error.strerror)
 
 
 def complain(text):
-    """Write a line to standard error."""
-    print("beostat: %s" % text, file=sys.stderr, flush=True)
+    """Write a line to standard error, if anybody takes it."""
+    try:
+        print("beostat: %s" % text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def run(args):
@@ -1754,7 +1782,7 @@ def main(argv=None):
         complain("%s: recvstats is not running: start it with recvstats.py"
                  % error)
         return 3
-    except libbeostat.BeostatError as error:
+    except (libbeostat.BeostatError, OSError, ImportError) as error:
         complain(error)
         return 3
 

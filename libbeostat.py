@@ -744,7 +744,7 @@ class Cluster:
     def close(self):
         """Close the table."""
         if self.fd is not None:
-            os.close(self.fd)
+            close_table(self.fd)
             self.fd = None
 
     def reopen(self):
@@ -758,7 +758,7 @@ class Cluster:
             header = read_header(fd, self.path)
             index = read_index(fd, self.path, header)
         except BeostatError:
-            os.close(fd)
+            close_table(fd)
             raise
         self.close()
         self.fd = fd
@@ -854,7 +854,11 @@ class Cluster:
 
         Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
         """
-        slot = self.read_slot(number, place)
+        try:
+            slot = self.read_slot(number, place)
+        except OSError as error:
+            raise BadSample("node %d: cannot be read: %s"
+                            % (number, error.strerror))
         node = Node(number, slot, time.monotonic(), self.clock_s)
         check(node.message)
         return node
@@ -915,11 +919,11 @@ def open_table(path):
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                      | (os.O_NOFOLLOW if path == TABLE else 0))
+        found, reason = os.fstat(fd), ""
     except FileNotFoundError as error:
         raise NoTable("%s: %s" % (path, error.strerror))
     except OSError as error:
         raise NotATable("%s: %s" % (path, error.strerror))
-    found, reason = os.fstat(fd), ""
     if not stat.S_ISREG(found.st_mode):
         reason = "not a table of recvstats"
     elif (path == TABLE and found.st_uid >= FIRST_USER
@@ -927,9 +931,28 @@ def open_table(path):
         reason = ("belongs to user %d, whose table nobody believes"
                   % found.st_uid)
     if reason:
-        os.close(fd)
+        close_table(fd)
         raise NotATable("%s: %s" % (path, reason))
     return fd
+
+
+def close_table(fd):
+    """Close a file that was only read: whatever that says, it is."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
+def read_table(fd, size, place, path):
+    """Return bytes of a file.
+
+    Raises  NotATable
+    """
+    try:
+        return os.pread(fd, size, place)
+    except OSError as error:
+        raise NotATable("%s: %s" % (path, error.strerror))
 
 
 def read_header(fd, path):
@@ -938,10 +961,7 @@ def read_header(fd, path):
     Raises  NotATable, OtherVersion
     """
     for _ in range(TRIES):
-        try:
-            data = os.pread(fd, TABLE_STRUCT.size, 0)
-        except OSError as error:
-            raise NotATable("%s: %s" % (path, error.strerror))
+        data = read_table(fd, TABLE_STRUCT.size, 0, path)
         if not data.startswith(TABLE_MAGIC) or len(data) < TABLE_STRUCT.size:
             raise NotATable("%s: not a table of recvstats" % path)
         header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
@@ -966,7 +986,7 @@ def read_index(fd, path, header):
     Raises  NotATable
     """
     size = header["used_entries"] * ENTRY_BYTES
-    data = os.pread(fd, size, TABLE_BYTES)
+    data = read_table(fd, size, TABLE_BYTES, path)
     if len(data) < size:
         raise NotATable("%s: cut off" % path)
     return memoryview(data).cast("I")

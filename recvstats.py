@@ -283,10 +283,10 @@ def has_writer(fd, header, owner):
 
 def read_user_name(uid):
     """Return a user's name, or the number."""
-    import pwd
     try:
+        import pwd
         return pwd.getpwuid(uid).pw_name
-    except (KeyError, OSError):
+    except (KeyError, OSError, ImportError):
         return "%d" % uid
 
 
@@ -466,13 +466,19 @@ class Table:
             pass                        # no /proc: the heartbeat will tell
 
     def map(self, fd):
-        """Work on all of a file, and let go of what was mapped before.
+        """Work on all of a file.
+
+        Raises  OSError, and nothing has changed
+        """
+        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
+        self.use(fd, memoryview(mmap.mmap(fd, size)))
+
+    def use(self, fd, view):
+        """Work on a file that is mapped, and let go of what was before.
 
         Every view of it is made here: one that is exported keeps a mapping
         from being closed.
         """
-        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
-        view = memoryview(mmap.mmap(fd, size))
         self.unmap()
         self.fd, self.view = fd, view
         self.words = view.cast("Q")
@@ -500,19 +506,19 @@ class Table:
         try:
             os.fchmod(fd, 0o644)        # whatever the umask
             os.posix_fallocate(fd, 0, size)
-            with mmap.mmap(fd, size) as new:
-                held = min(self.status["used_bytes"], len(self.view))
-                new[:held] = self.view[:held]
-                new[:TABLE_STRUCT.size] = self.pack_header()
+            new = memoryview(mmap.mmap(fd, size))
+            held = min(self.status["used_bytes"], len(self.view))
+            new[:held] = self.view[:held]
+            new[:TABLE_STRUCT.size] = self.pack_header()
             os.rename(temporary, self.path)
         except OSError:
-            os.unlink(temporary)
-            os.close(fd)
+            attempt(os.unlink, temporary)
+            attempt(os.close, fd)
             raise
         old = self.fd
-        self.map(fd)
+        self.use(fd, new)
         if old >= 0:
-            os.close(old)
+            attempt(os.close, old)
 
     def adopt(self):
         """Take over the file at the path; return the numbers whose slots
@@ -1064,26 +1070,29 @@ class Requests:
 # With -i: one interface is listened to, and the group on it.
 
 TTL = 1                         # the group is of one network
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
+INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
+    errno.ENODEV: " is not there",
+    errno.EADDRNOTAVAIL: " has no IPv4 address"}
 
 
 def find_interface(name):
     """Return (index, network) of an interface.
 
-    Raises  OSError when it is not there or has no IPv4 address
+    Raises  OSError; ENODEV when it is not there
     """
     request = struct.pack("16s24x", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            index = socket.if_nametoindex(name)
-            address, mask = [
-                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
-                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
-        except OSError as error:
-            raise OSError(error.errno, "interface %s %s" % (
-                name, "has no IPv4 address" if error.errno
-                == errno.EADDRNOTAVAIL else "is not there"))
-    return index, network("%s/%s" % (address, mask))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            index, address, mask = [
+                fcntl.ioctl(sock, code, request)[16:24]
+                for code in (SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK)]
+    except OSError as error:
+        raise OSError(error.errno, "interface %s%s" % (
+            name, INTERFACE_TROUBLE.get(error.errno,
+                                        ": " + error.strerror)))
+    return struct.unpack_from("=i", index)[0], network("%s/%s" % (
+        socket.inet_ntoa(address[4:]), socket.inet_ntoa(mask[4:])))
 
 
 def join_group(sock, interface, index):
@@ -1132,7 +1141,7 @@ class Group:
             if error.strerror != self.trouble:
                 log("%s: waiting for it" % error.strerror)
             self.trouble = error.strerror
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno == errno.ENODEV:
                 self.index = 0
             return False
         self.index, self.trouble = index, ""
@@ -1306,6 +1315,14 @@ def open_signals(numbers):
     return reader
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
     open the standard files, lest a socket get their numbers.
@@ -1348,7 +1365,7 @@ def release_standard():
     except OSError:                     # a root without /dev
         null = os.open("/", os.O_RDONLY)
     for fd in 0, 1, 2:
-        os.dup2(null, fd)
+        attempt(os.dup2, null, fd)
     os.close(null)
 
 
@@ -1698,7 +1715,7 @@ def run(receiver, sock, signals):
         try:
             told = b""
             if signals in wait_for([sock, signals], due - now):
-                told = os.read(signals, 64)
+                told = read_signals(signals)
             attempt(time.sleep, NAP_S)
             now = time.monotonic()
             receiver.wake(now)
@@ -1707,7 +1724,8 @@ def run(receiver, sock, signals):
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
             attempt(time.sleep, FAULT_S)
-            now = time.monotonic()
+            told = read_signals(signals)
+            continue                    # no heartbeat: nobody listened
         if told or now >= due:
             receiver.tick(now, told)
             due = now + TICK_S
@@ -1870,9 +1888,10 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
-    args = parse_args(argv)
-    pid_file, release, log = PidFile(args.pid_file), ignore, ignore
+    pid_file, release, log = PidFile(None), ignore, ignore
     try:
+        args = parse_args(argv)
+        pid_file = PidFile(args.pid_file)
         if not args.foreground:
             release, log = daemonize(NEVER), Log(False)
         pid_file.hold()
@@ -1885,7 +1904,7 @@ def main(argv=None):
         release()
         run(receiver, sock, signals)
         receiver.stop(time.monotonic())
-    except (StartError, OSError) as error:
+    except (StartError, OSError, ImportError) as error:
         complain(explain(error))
         log(explain(error))             # the terminal may be gone
         return 1

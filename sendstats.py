@@ -609,7 +609,10 @@ HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
 REFUSED = "refused: nobody listens there"
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
+INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
+    errno.ENODEV: " is not there",
+    errno.EADDRNOTAVAIL: " has no IPv4 address"}
 
 
 def parse_destination(text, port):
@@ -653,20 +656,20 @@ def is_in(address, networks):
 def find_interface(name):
     """Return (index, network) of an interface.
 
-    Raises  OSError when it is not there or has no IPv4 address
+    Raises  OSError; ENODEV when it is not there
     """
     request = struct.pack("16s24x", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            index = socket.if_nametoindex(name)
-            address, mask = [
-                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
-                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
-        except OSError as error:
-            raise OSError(error.errno, "interface %s %s" % (
-                name, "has no IPv4 address" if error.errno
-                == errno.EADDRNOTAVAIL else "is not there"))
-    return index, network("%s/%s" % (address, mask))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            index, address, mask = [
+                fcntl.ioctl(sock, code, request)[16:24]
+                for code in (SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK)]
+    except OSError as error:
+        raise OSError(error.errno, "interface %s%s" % (
+            name, INTERFACE_TROUBLE.get(error.errno,
+                                        ": " + error.strerror)))
+    return struct.unpack_from("=i", index)[0], network("%s/%s" % (
+        socket.inet_ntoa(address[4:]), socket.inet_ntoa(mask[4:])))
 
 
 def read_hosts_time():
@@ -1323,6 +1326,14 @@ def open_signals(numbers):
     return reader
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
     open the standard files, lest a socket get their numbers.
@@ -1365,7 +1376,7 @@ def release_standard():
     except OSError:                     # a root without /dev
         null = os.open("/", os.O_RDONLY)
     for fd in 0, 1, 2:
-        os.dup2(null, fd)
+        attempt(os.dup2, null, fd)
     os.close(null)
 
 
@@ -1554,11 +1565,14 @@ class Agent:
                 until = min(until, self.requests.listen_at)
             try:
                 ready = wait_for([self.signals, *sources], until - now)
-                if self.signals in ready:
-                    return os.read(self.signals, READ_BYTES)
             except OSError as error:
                 self.say("cannot wait: %s" % explain(error))
                 time.sleep(min(until - now, RETRY_S))
+                ready = [self.signals]
+            if self.signals in ready:
+                told = read_signals(self.signals)
+                if told:
+                    return told
                 continue
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
