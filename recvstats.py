@@ -452,7 +452,7 @@ class Table:
         self.start_s, self.grow_due = time.monotonic(), 0.0
         self.spare_bytes, pid = 0, os.getpid()
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
-        self.history = collections.deque([self.counts.copy()],
+        self.history = collections.deque([(0,) * len(COUNTER_NAMES)],
                                          RECENT_TICKS + 1)
         self.status = dict.fromkeys(STATUS_NAMES, 0)
         self.status.update(
@@ -649,9 +649,8 @@ class Table:
 
     def pack_header(self):
         """Return the bytes of the header, its word 0."""
-        then = self.history[0]
-        return pack_table_header(self.status, self.counts, [
-            count - then[name] for name, count in self.counts.items()])
+        return pack_table_header(self.status, self.counts, map(
+            int.__sub__, self.counts.values(), self.history[0]))
 
     def write_header(self):
         """Bring the header up to date.
@@ -675,9 +674,9 @@ class Table:
             counts[name] for name in ("received", *NOT_RECEIVED))
         status["messages_per_s"] = min(received - counts["received"], U32)
         counts["received"] = received
-        self.history.append(counts.copy())
+        self.history.append(tuple(counts.values()))
         status["heartbeat_s"] = now
-        status["uptime_s"] = now - self.start_s
+        status["uptime_s"] = max(now - self.start_s, 0)
         self.write_header()
 
     def is_in_place(self):
