@@ -1,6 +1,7 @@
 """test_all - what beostat promises, as tests
 
     python3 -m pytest test_all.py
+    LONG=1 python3 -m pytest -rP test_all.py -k fault      all of each fault
 
 Real files, sockets and processes: every test has a port of its own and a
 table in a temporary folder, and ends what it started.
@@ -32,7 +33,7 @@ import zlib
 
 try:
     import pytest
-except ImportError:                     # bench and stress do without it
+except ImportError:                     # bench does without it
     class pytest:
         """Stands in for the decorators of the tests."""
 
@@ -5062,7 +5063,6 @@ def test_neither_daemon_needs_root(tmp_path):
 
 
 # ---- faults ------------------------------------------------------------
-# Each of these is also a part of `python3 test_all.py stress`, at length.
 
 
 def resident_kb(pid="self"):
@@ -5117,6 +5117,12 @@ while time.time() < end:
         time.sleep(wait)
 print(sent / (time.monotonic() - start))
 """
+
+
+def start_code(code):
+    """Return a Python program that runs."""
+    return subprocess.Popen([sys.executable, "-S", "-c", code],
+                            stdout=subprocess.PIPE, universal_newlines=True)
 
 
 def kill_often(running, times, nodes=101, rate=5000):
@@ -5250,9 +5256,9 @@ def mutants(count, seed=13):
         yield bytes(data)
 
 
-def mutate_datagrams(folder, count):
+def mutate_datagrams(running, count):
     """Feed a receiver with damaged datagrams from elsewhere."""
-    receiver = new_receiver(folder, "--max-nodes", "500")
+    receiver = new_receiver(running.folder, "--max-nodes", "500")
     honest = range(400, 500)
     now = time.monotonic()
     for number in honest:
@@ -5290,17 +5296,17 @@ def mutate_datagrams(folder, count):
         grown, len(receiver.lines), refused)
 
 
-def mutate_tables(folder, count):
+def mutate_tables(running, count):
     """Read damaged table files: a result or a BeostatError."""
     import random
     chance = random.Random(19)
-    receiver = new_receiver(folder, "-N", "6")
+    receiver = new_receiver(running.folder, "-N", "6")
     for number in range(5):
         feed(receiver, message(number))
     with open(receiver.table.path, "rb") as file:
         good = file.read()
     close(receiver)
-    path = os.path.join(str(folder), "mutant")
+    path = os.path.join(running.folder, "mutant")
     opened = 0
     for _ in range(count):
         data = bytearray(good)
@@ -5357,7 +5363,7 @@ def relay_loss(running, count):
     return "1 %% of %d dropped: %s" % (count, " ".join(line.split()))
 
 
-def flood(running, seconds, nodes=1000):
+def flood(running, seconds, nodes):
     """Send garbage as fast as it goes beside honest nodes."""
     process = running.recvstats()
     garbage = subprocess.Popen([sys.executable, "-c", (
@@ -5451,10 +5457,10 @@ def cpu_s(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run_long(folder, times):
+def run_long(running, times):
     """Take samples and receive them; memory and descriptors stay."""
     sampler = sendstats.Sampler("/proc", 3, 1.0)
-    receiver = new_receiver(folder)
+    receiver = new_receiver(running.folder)
     for turn in range(times):
         assert feed(receiver, sampler.take(sendstats.SAMPLE)) == "stored"
         if turn % 1000 == 0:
@@ -5471,36 +5477,23 @@ def run_long(folder, times):
     return "%d samples taken and stored: %d kB grown" % (times, grown)
 
 
-def test_kill_often(running):
-    kill_often(running, 2)
+FAULTS = (
+    # function, its length in the suite, with LONG=1
+    (kill_often, dict(times=2), dict(times=100)),
+    (read_torn, dict(reads=20000), dict(reads=10 ** 7)),
+    (mutate_datagrams, dict(count=5000), dict(count=10 ** 6)),
+    (mutate_tables, dict(count=500), dict(count=10 ** 5)),
+    (relay_loss, dict(count=5000), dict(count=10 ** 5)),
+    (flood, dict(seconds=1, nodes=200), dict(seconds=20, nodes=1000)),
+    (sustain, dict(seconds=1, nodes=2000), dict(seconds=60, nodes=10000)),
+    (run_long, dict(times=4000), dict(times=200000)),
+)
 
 
-def test_no_torn_sample_is_accepted(running):
-    read_torn(running, 20000)
-
-
-def test_mutated_datagrams(tmp_path):
-    mutate_datagrams(tmp_path, 5000)
-
-
-def test_mutated_tables(tmp_path):
-    mutate_tables(tmp_path, 500)
-
-
-def test_losses_are_counted(running):
-    relay_loss(running, 5000)
-
-
-def test_flood_of_garbage(running):
-    flood(running, 1.0, 200)
-
-
-def test_sustained_load(running):
-    sustain(running, 2000, 1)
-
-
-def test_memory_is_flat(tmp_path):
-    run_long(tmp_path, 4000)
+@pytest.mark.parametrize("function, short, long", FAULTS, ids=[
+    function.__name__ for function, *_ in FAULTS])
+def test_fault(running, function, short, long):
+    print(function(running, **(long if LONG else short)))
 
 
 def test_path_that_names_another_file_while_recvstats_runs(tmp_path):
@@ -6069,41 +6062,6 @@ def test_fault_sweep_of_the_start_of_an_agent(master, tmp_path, faults):
     assert wrong == [] and met >= len(faults) * 0.6
 
 
-STRESS = (
-    # what, function, count, how much of the folder it needs
-    ("kill -9", lambda running: kill_often(running, 100)),
-    ("torn samples", lambda running: read_torn(running, 10 ** 7)),
-    ("mutated datagrams",
-     lambda running: mutate_datagrams(running.folder, 10 ** 6)),
-    ("mutated tables", lambda running: mutate_tables(running.folder, 10 ** 5)),
-    ("losses", lambda running: relay_loss(running, 10 ** 5)),
-    ("flood", lambda running: flood(running, 20)),
-    ("10,000 nodes", lambda running: sustain(running, 10000, 60)),
-    ("long run", lambda running: run_long(running.folder, 200000)),
-)
-
-
-def stress(names):
-    """Run the parts of the stress run named, or all; return the status."""
-    import tempfile
-    status = 0
-    for name, function in STRESS:
-        if names and name not in names:
-            continue
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            running = Running(folder)
-            try:
-                print("%-18s %s" % (name, function(running)), end="")
-            except AssertionError as error:
-                status = 1
-                print("%-18s FAILED: %s" % (name, error), end="")
-            finally:
-                running.end()
-        print(" (%.0f s)" % (time.monotonic() - started), flush=True)
-    return status
-
-
 # ---- README ------------------------------------------------------------
 
 
@@ -6357,7 +6315,6 @@ def test_readme_names_every_counter_and_error():
             assert name in text
 
 
-
 # ---- benchmarks --------------------------------------------------------
 # `python3 test_all.py bench`.  Each figure is a median of at least five,
 # beside its reference of the same run.
@@ -6465,12 +6422,6 @@ def run_code(code):
     return subprocess.run([sys.executable, "-S", "-c", code], check=True,
                           stdout=subprocess.PIPE,
                           universal_newlines=True).stdout
-
-
-def start_code(code):
-    """Return a Python program that runs."""
-    return subprocess.Popen([sys.executable, "-S", "-c", code],
-                            stdout=subprocess.PIPE, universal_newlines=True)
 
 
 def bench_agent(root, rate, samples):
@@ -6840,8 +6791,6 @@ def run_bench(as_json):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["stress"]:
-        sys.exit(stress(sys.argv[2:]))
     if sys.argv[1:] in (["bench"], ["bench", "--json"]):
         sys.exit(run_bench("--json" in sys.argv))
-    sys.exit("usage: python3 test_all.py bench [--json] | stress [PART ...]")
+    sys.exit("usage: python3 test_all.py bench [--json]")
