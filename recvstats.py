@@ -570,10 +570,12 @@ class Table:
         self.publish(place, SLOT_STRUCT.size, bytes(HEADER_STRUCT.size))
 
     def places(self):
-        """Return [(entry of the index, byte offset of the slot)] of the
-        nodes that were heard."""
-        return [(entry, units * UNIT_BYTES) for entry, units in enumerate(
-            self.index[:self.status["used_entries"]].tolist()) if units]
+        """Yield (entry of the index, byte offset of the slot) of the nodes
+        that were heard."""
+        used = self.index[:self.status["used_entries"]].tolist()
+        for entry, units in enumerate(used):
+            if units:
+                yield entry, units * UNIT_BYTES
 
     def grow(self, end, now):
         """Let the file reach to end, and further where there is room.
@@ -1761,7 +1763,7 @@ def open_table(args, log):
     except OSError as error:
         raise StartError("%s: cannot be made: %s: choose another with "
                          "--table" % (path, error.strerror or error))
-    return table, len(table.places())
+    return table, sum(1 for _ in table.places())
 
 
 def start(args, log):

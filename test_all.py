@@ -1,6 +1,7 @@
 """test_all - what beostat promises, as tests
 
     python3 -m pytest test_all.py
+    LONG=1 python3 -m pytest -rP test_all.py -k fault      all of each fault
 
 Real files, sockets and processes: every test has a port of its own and a
 table in a temporary folder, and ends what it started.
@@ -32,19 +33,7 @@ import threading
 import time
 import zlib
 
-try:
-    import pytest
-except ImportError:                     # bench and stress do without it
-    class pytest:
-        """Stands in for the decorators of the tests."""
-
-        def fixture(*_, **__):
-            return lambda function: function
-
-        class mark:
-            def parametrize(*_, **__):
-                return lambda function: function
-            skipif = parametrize
+import pytest
 
 import beostat
 import libbeostat
@@ -4033,7 +4022,7 @@ def test_every_value_of_every_field_through_every_view(receiver):
             number += 1
             feed(receiver, broken(message(number), **{field: value}))
     check_views(receiver)
-    if os.environ.get("LONG"):
+    if LONG:
         with tempfile.TemporaryDirectory() as folder:
             alone = new_receiver(folder)
             for sequence, body in enumerate(bodies, 1):
@@ -5598,7 +5587,6 @@ def test_neither_daemon_needs_root(tmp_path):
 
 
 # ---- faults ------------------------------------------------------------
-# Each of these is also a part of `python3 test_all.py stress`, at length.
 
 
 def resident_kb(pid="self"):
@@ -5653,6 +5641,12 @@ while time.time() < end:
         time.sleep(wait)
 print(sent / (time.monotonic() - start))
 """
+
+
+def start_code(code):
+    """Return a Python program that runs."""
+    return subprocess.Popen([sys.executable, "-S", "-c", code],
+                            stdout=subprocess.PIPE, universal_newlines=True)
 
 
 def kill_often(running, times, nodes=101, rate=5000):
@@ -5786,9 +5780,9 @@ def mutants(count, seed=13):
         yield bytes(data)
 
 
-def mutate_datagrams(folder, count):
+def mutate_datagrams(running, count):
     """Feed a receiver with damaged datagrams from elsewhere."""
-    receiver = new_receiver(folder, "--max-nodes", "500")
+    receiver = new_receiver(running.folder, "--max-nodes", "500")
     honest = range(400, 500)
     now = time.monotonic()
     for number in honest:
@@ -5826,17 +5820,17 @@ def mutate_datagrams(folder, count):
         grown, len(receiver.lines), refused)
 
 
-def mutate_tables(folder, count):
+def mutate_tables(running, count):
     """Read damaged table files: a result or a BeostatError."""
     import random
     chance = random.Random(19)
-    receiver = new_receiver(folder, "-N", "6")
+    receiver = new_receiver(running.folder, "-N", "6")
     for number in range(5):
         feed(receiver, message(number))
     with open(receiver.table.path, "rb") as file:
         good = file.read()
     close(receiver)
-    path = os.path.join(str(folder), "mutant")
+    path = os.path.join(running.folder, "mutant")
     opened = 0
     for _ in range(count):
         data = bytearray(good)
@@ -5893,7 +5887,7 @@ def relay_loss(running, count):
     return "1 %% of %d dropped: %s" % (count, " ".join(line.split()))
 
 
-def flood(running, seconds, nodes=1000):
+def flood(running, seconds, nodes):
     """Send garbage as fast as it goes beside honest nodes."""
     process = running.recvstats()
     garbage = subprocess.Popen([sys.executable, "-c", (
@@ -5987,10 +5981,10 @@ def cpu_s(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run_long(folder, times):
+def run_long(running, times):
     """Take samples and receive them; memory and descriptors stay."""
     sampler = sendstats.Sampler("/proc", 3, 1.0)
-    receiver = new_receiver(folder)
+    receiver = new_receiver(running.folder)
     for turn in range(times):
         assert feed(receiver, sampler.take(sendstats.SAMPLE)) == "stored"
         if turn % 1000 == 0:
@@ -6007,36 +6001,23 @@ def run_long(folder, times):
     return "%d samples taken and stored: %d kB grown" % (times, grown)
 
 
-def test_kill_often(running):
-    kill_often(running, 2)
+FAULTS = (
+    # function, its length in the suite, with LONG=1
+    (kill_often, dict(times=2), dict(times=100)),
+    (read_torn, dict(reads=20000), dict(reads=10 ** 7)),
+    (mutate_datagrams, dict(count=5000), dict(count=10 ** 6)),
+    (mutate_tables, dict(count=500), dict(count=10 ** 5)),
+    (relay_loss, dict(count=5000), dict(count=10 ** 5)),
+    (flood, dict(seconds=1, nodes=200), dict(seconds=20, nodes=1000)),
+    (sustain, dict(seconds=1, nodes=2000), dict(seconds=60, nodes=10000)),
+    (run_long, dict(times=4000), dict(times=200000)),
+)
 
 
-def test_no_torn_sample_is_accepted(running):
-    read_torn(running, 20000)
-
-
-def test_mutated_datagrams(tmp_path):
-    mutate_datagrams(tmp_path, 5000)
-
-
-def test_mutated_tables(tmp_path):
-    mutate_tables(tmp_path, 500)
-
-
-def test_losses_are_counted(running):
-    relay_loss(running, 5000)
-
-
-def test_flood_of_garbage(running):
-    flood(running, 1.0, 200)
-
-
-def test_sustained_load(running):
-    sustain(running, 2000, 1)
-
-
-def test_memory_is_flat(tmp_path):
-    run_long(tmp_path, 4000)
+@pytest.mark.parametrize("function, short, long", FAULTS, ids=[
+    function.__name__ for function, *_ in FAULTS])
+def test_fault(running, function, short, long):
+    print(function(running, **(long if LONG else short)))
 
 
 def test_path_that_names_another_file_while_recvstats_runs(tmp_path):
@@ -6313,7 +6294,6 @@ def test_boot(running, namespaces):
 # A sweep: each kind of system call that a daemon makes fails, once and for
 # SWEEP_S.  In the suite a few of them; all with LONG=1.
 
-LONG = os.environ.get("LONG")
 SWEEP_S = 2.0 if LONG else 0.2
 ERRNOS = {                      # of each call, what it may fail with
     "accept4": "EMFILE ENFILE ECONNABORTED ENOMEM EPERM",
@@ -6823,7 +6803,6 @@ def test_fault_sweep_of_the_start_of_a_receiver(running, adopts):
         if not adopts:
             os.unlink(running.table)
         return is_alive(int(pid))
-    key = write_key(running.folder, b"key") if adopts else None
     met, wrong = sweep_start(
         "recvstats", ["-p", str(running.port), "--table", running.table]
         + (["-i", "lo", "--allow", "127.0.0.0/8", "--key-file",
@@ -7030,41 +7009,6 @@ def test_fault_does_not_end_a_watcher(running, words):
     wait_for(lambda: "4711" in watcher.stdout.readline())
     watcher.terminate()
     assert "Traceback" not in watcher.communicate()[1]
-
-
-STRESS = (
-    # what, function, count, how much of the folder it needs
-    ("kill -9", lambda running: kill_often(running, 100)),
-    ("torn samples", lambda running: read_torn(running, 10 ** 7)),
-    ("mutated datagrams",
-     lambda running: mutate_datagrams(running.folder, 10 ** 6)),
-    ("mutated tables", lambda running: mutate_tables(running.folder, 10 ** 5)),
-    ("losses", lambda running: relay_loss(running, 10 ** 5)),
-    ("flood", lambda running: flood(running, 20)),
-    ("10,000 nodes", lambda running: sustain(running, 10000, 60)),
-    ("long run", lambda running: run_long(running.folder, 200000)),
-)
-
-
-def stress(names):
-    """Run the parts of the stress run named, or all; return the status."""
-    import tempfile
-    status = 0
-    for name, function in STRESS:
-        if names and name not in names:
-            continue
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            running = Running(folder)
-            try:
-                print("%-18s %s" % (name, function(running)), end="")
-            except AssertionError as error:
-                status = 1
-                print("%-18s FAILED: %s" % (name, error), end="")
-            finally:
-                running.end()
-        print(" (%.0f s)" % (time.monotonic() - started), flush=True)
-    return status
 
 
 # ---- README ------------------------------------------------------------
@@ -7319,492 +7263,3 @@ def test_readme_names_every_counter_and_error():
         if isinstance(kind, type) and issubclass(kind, Exception):
             assert name in text
 
-
-
-# ---- benchmarks --------------------------------------------------------
-# `python3 test_all.py bench`.  Each figure is a median of at least five,
-# beside its reference of the same run.
-
-AGENT_LOOP = """
-import os, socket, statistics, struct, sys, time, zlib
-sys.path[:0] = [%(here)r]
-import sendstats
-root, rate, samples, bare = %(root)r, %(rate)r, %(samples)r, %(bare)r
-sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sink.bind(("127.0.0.1", 0))
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.connect(sink.getsockname())
-names = ("stat", "meminfo", "loadavg", "net/dev")
-if bare:
-    files = [os.open(os.path.join(root, name), os.O_RDONLY)
-             for name in names]
-    record = struct.Struct("<130Q")
-    def least():
-        # The design's reference: pread, split, one pack.
-        for fd in files:
-            os.pread(fd, 65536, 0).split()
-        return record.pack(*[0] * 130)
-    def sample():
-        # The least there is to do for what a message holds: each number of the cpu lines, of nine
-        # of meminfo and of the interfaces, packed at once, with a CRC.
-        stat, meminfo, load, net = [
-            os.pread(fd, 65536, 0).split() for fd in files]
-        numbers = [int(word) for word in stat[1:11]]
-        for place in range(11, stat.index(b"intr"), 11):
-            numbers += [int(word) for word in stat[place + 1:place + 11]]
-        numbers += [int(word) for word in meminfo[1:28:3]]
-        for place in range(20, len(net), 17):
-            numbers += [int(word) for word in net[place + 1:place + 17]]
-        numbers += os.statvfs("/")[:6]
-        data = struct.pack("<%%dQ" %% len(numbers), *numbers)
-        return data + zlib.crc32(data).to_bytes(4, "little")
-    if bare == "least":
-        sample = least
-else:
-    sampler = sendstats.Sampler(root, 0, 1.0)
-    def sample():
-        return sampler.take(1)
-costs, due = [], time.monotonic()
-for _ in range(samples):
-    if rate:
-        due += 1 / rate
-        time.sleep(max(due - time.monotonic(), 0))
-    before = time.process_time()
-    sock.send(sample())
-    costs.append(time.process_time() - before)
-print(statistics.median(costs[1:]) * 1e6)
-"""
-BARE_RECEIVER = """
-import socket, sys, time
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)
-sock.bind(("127.0.0.1", %d))
-buffer, received, print_ = bytearray(65536), 0, print("ready", flush=True)
-receive = sock.recv_into
-while True:
-    size = receive(buffer)
-    if size == 3:
-        break
-    if not received:
-        before = time.process_time()
-    received += 1
-print((time.process_time() - before) / received * 1e6, received)
-"""
-BENCH_STDIN_SENDER = """
-import socket, sys, time
-sys.path[:0] = [%(here)r]
-import hashlib, sendstats
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.setsockopt(socket.SOL_SOCKET, 32, 16 << 20)
-sock.connect(("127.0.0.1", %(port)d))
-seconds, rate, key = %(seconds)r, %(rate)r, %(key)r
-total = int(seconds * (rate or 150000))
-body = sendstats.Sampler("/proc", 0, 1.0).take(1)[40:-4]
-def make(number):
-    data = sendstats.pack_message((number %% 100, 1, 1000, number // 100 + 1
-                                   + %(first)d, 1.0, 1e9), body)
-    return data + hashlib.blake2b(data, key=key, digest_size=16).digest(
-        ) if key else data
-step = 1 if rate and rate <= 10000 else 50
-ready = [] if rate else [make(number) for number in range(total)]
-print("ready", flush=True)
-sys.stdin.readline()
-start = time.monotonic()
-for first in range(0, total, step):
-    for each in ready[first:first + step] or map(make, range(
-            first, first + step)):
-        sock.send(each)
-    spent = time.monotonic() - start
-    if rate:
-        time.sleep(max((first + step) / rate - spent, 0))
-    elif spent > seconds:
-        break
-print(first + step, time.monotonic() - start)
-"""
-
-
-def run_code(code):
-    """Return the output of a Python program."""
-    return subprocess.run([sys.executable, "-S", "-c", code], check=True,
-                          stdout=subprocess.PIPE,
-                          universal_newlines=True).stdout
-
-
-def start_code(code):
-    """Return a Python program that runs."""
-    return subprocess.Popen([sys.executable, "-S", "-c", code],
-                            stdout=subprocess.PIPE, universal_newlines=True)
-
-
-def bench_agent(root, rate, samples):
-    """Return CPU per sample, its unit, and that of the reference."""
-    ours, least = [median(float(run_code(AGENT_LOOP % dict(
-        here=HERE, root=root, rate=rate, samples=samples, bare=bare)))
-        for _ in range(5)) for bare in (False, "least")]
-    return ours, "us", least
-
-
-def median(values):
-    """Return the median."""
-    values = sorted(values)
-    return values[len(values) // 2]
-
-
-def send_bench(port, seconds, rate, first, key=None, at_start=int):
-    """Send messages of 100 nodes; return (how many, the seconds it took,
-    what at_start() returned)."""
-    sender = subprocess.Popen(
-        [sys.executable, "-S", "-c", BENCH_STDIN_SENDER % dict(
-            here=HERE, port=port, seconds=seconds, rate=rate, first=first,
-            key=key)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        universal_newlines=True)
-    assert sender.stdout.readline() == "ready\n"
-    before = at_start()
-    sent, took_s = sender.communicate("go\n")[0].split()
-    return int(sent), float(took_s), before
-
-
-def run_ns(pid):
-    """Return the time that a process has spent on a CPU."""
-    with open("/proc/%d/schedstat" % pid) as file:
-        return int(file.read().split()[0])
-
-
-def bench_bare(seconds, rate):
-    """Return CPU us per datagram of a bare recv_into loop."""
-    port = free_port()
-    loop = start_code(BARE_RECEIVER % port)
-    assert loop.stdout.readline() == "ready\n"
-    send_bench(port, seconds, rate, 0)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"end", ("127.0.0.1", port))
-    return float(loop.communicate()[0].split()[0])
-
-
-def bench_receiver(folder, seconds, rate, runs, *options, key=None):
-    """Return medians: CPU us per datagram of recvstats, of a bare loop in
-    turns with it, share lost, and the rate that the sender reached."""
-    running, figures = Running(folder), []
-    process = running.recvstats(*options)
-    with running.open() as cluster:
-        for turn in range(runs):
-            bare = bench_bare(seconds, rate) if runs > 1 else 0
-            before = sum(node.received for node in cluster)
-            sent, took_s, spent = send_bench(
-                running.port, seconds, rate, turn * 10 ** 7, key,
-                lambda: run_ns(process.pid))
-            time.sleep(0.2)             # it naps, then empties its buffer
-            spent = run_ns(process.pid) - spent
-            stored = sum(node.received for node in cluster) - before
-            figures.append((spent / 1e3 / max(stored, 1), bare,
-                            1 - stored / sent, sent / took_s))
-    running.end()
-    os.unlink(running.table)
-    return tuple(map(median, zip(*figures)))
-
-
-def timed(function, times, runs=7):
-    """Return us per call, the median of runs."""
-    figures = []
-    for _ in range(runs):
-        before = time.perf_counter()
-        for _ in range(times):
-            function()
-        figures.append((time.perf_counter() - before) / times * 1e6)
-    return median(figures)
-
-
-def bench_commands(commands, **variables):
-    """Return the ms of each command, medians of 100 runs, or of as many
-    as 8 seconds allow: each in its turn, so that all see the same."""
-    environment = dict(os.environ, **variables)
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    figures, end = [[] for _ in commands], time.monotonic() + 8.0
-    while len(figures[0]) < 100 and (time.monotonic() < end
-                                     or len(figures[0]) < 5):
-        for words, runs in zip(commands, figures):
-            before = time.perf_counter()
-            subprocess.call(words, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, env=environment)
-            runs.append((time.perf_counter() - before) * 1e3)
-    return [median(runs) for runs in figures]
-
-
-def memory_kb(pid):
-    """Return (resident, unique) memory of a process."""
-    with open("/proc/%d/smaps_rollup" % pid) as file:
-        sizes = dict(re.findall(r"(\w+): +(\d+) kB", file.read()))
-    return int(sizes["Rss"]), int(sizes["Private_Dirty"]) + int(
-        sizes["Private_Clean"])
-
-
-class Bench:
-    """The figures so far; prints each as it comes."""
-
-    def __init__(self, as_json):
-        self.rows, self.as_json = [], as_json
-
-    def add(self, what, figure, unit, reference=None, limit=None, goal=""):
-        """Note a figure.
-
-        reference  its reference, of the same unit; limit is then a ratio
-        limit      the highest figure, or ratio, that meets the goal
-        """
-        ratio = figure / reference if reference else None
-        met = None if limit is None else (
-            (ratio if reference else figure) <= limit)
-        self.rows.append(dict(what=what, figure=figure, unit=unit,
-                              reference=reference, ratio=ratio, goal=goal,
-                              met=met))
-        if not self.as_json:
-            print("%-44s %9.1f %-5s %9s %6s  %-16s %s" % (
-                what, figure, unit,
-                "" if reference is None else "%.1f" % reference,
-                "" if ratio is None else "%.2f" % ratio, goal,
-                {None: "", True: "met", False: "NOT MET"}[met]), flush=True)
-
-
-def bench_slowly(bench, folder):
-    """Measure the agent at 1 Hz, where caches are cold.
-
-    Each loop wakes while the others sleep.
-    """
-    running, loops = Running(folder), []
-    for bare in False, "least", True:
-        loops.append(start_code(AGENT_LOOP % dict(
-            here=HERE, root="/proc", rate=1, samples=16, bare=bare)))
-        time.sleep(0.27)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as master:
-        master.bind(("127.0.0.1", running.port))
-        daemon = running.sendstats(0, "127.0.0.1")
-        time.sleep(1)
-        before = run_ns(daemon.pid)
-        time.sleep(15)
-        daemon_us = (run_ns(daemon.pid) - before) / 15 / 1e3
-    running.end()
-    ours, least, whole = [float(loop.communicate()[0]) for loop in loops]
-    bench.add("agent, sample at 1 Hz, of pread, split, pack", ours, "us",
-              least, 1.3, "<= 1.3 x bare")
-    bench.add("agent, of int, CRC and statvfs beside that", ours, "us", whole)
-    bench.add("agent, the same, as a figure", ours, "us", None, 350,
-              "<= 350 us")
-    bench.add("agent, the daemon, with waiting and sending", daemon_us, "us")
-
-
-def bench_agents(bench, folder):
-    """Measure the agent's samples at other rates, and of larger machines."""
-    for rate, samples in (10, 9), (50, 40), (None, 1500):
-        bench.add("agent, sample at %s" % (
-            "%d Hz" % rate if rate else "full speed"),
-            *bench_agent("/proc", rate, samples))
-    for cpus in 2, 64, 256, 512:
-        root = write_proc(os.path.join(folder, "p%d" % cpus), dict(
-            EPYC, stat=stat_of(cpus)))
-        bench.add("agent, full speed, %d CPUs" % cpus,
-                  *bench_agent(root, None, 300))
-
-
-def bench_all(bench, folder):
-    """Measure everything there is a goal for, and what README tells."""
-    for part in (bench_slowly, bench_agents, bench_memory, bench_network,
-                 bench_library, bench_growth, bench_views, bench_master):
-        part(bench, folder)
-
-
-def stat_of(cpus):
-    """Return /proc/stat of a machine."""
-    return "".join("cpu%s 1000 0 200 99999 10 0 3 0 0 0\n" % (
-        "%d" % cpu if cpu >= 0 else " ") for cpu in range(-1, cpus)) + (
-        "intr 5\nctxt 5\nbtime 1\nprocesses 1\nprocs_running 1\n"
-        "procs_blocked 0\n")
-
-
-def daemon_memory_kb(*words):
-    """Return memory_kb() of an agent that became a daemon, as start
-    scripts run it, after 50 samples that its master asked for."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as master:
-        master.bind(("127.0.0.1", 0))
-        subprocess.check_call(
-            [sys.executable, *words, os.path.join(HERE, "sendstats.py"), "0",
-             "127.0.0.1:%d" % master.getsockname()[1]])
-        _, agent = master.recvfrom(65536)
-        pid = int(re.findall(r"pid (\d+)", recvstats.find_user(agent[1]))[0])
-        try:
-            master.sendto(request(period_s=0.1), agent)
-            for _ in range(50):
-                master.recv(65536)
-            return memory_kb(pid)
-        finally:
-            os.kill(pid, signal.SIGKILL)
-
-
-def bench_memory(bench, folder):
-    """Measure what the agent takes of a node's memory."""
-    running = Running(folder)
-    running.processes.append(subprocess.Popen(
-        [sys.executable, "-I", "-S", os.path.join(HERE, "sendstats.py"),
-         "-f", "-r", "0.01", "0", "127.0.0.1:9"]))
-    time.sleep(1)
-    early, _ = memory_kb(running.processes[0].pid)
-    for name, words, limit in ("-I -S", ["-I", "-S"], 12), ("", [], None):
-        resident, unique = daemon_memory_kb(*words)
-        bench.add("agent, resident, python3 " + name, resident / 1024, "MB",
-                  None, limit, "<= 12 MB" if limit else "")
-        bench.add("agent, of it unique", unique / 1024, "MB")
-    resident, _ = memory_kb(running.processes[0].pid)
-    bench.add("agent with options, in the foreground", resident / 1024, "MB")
-    bench.add("agent, grown in 1,000 samples", resident - early, "kB")
-    running.end()
-    bench.add("message of this machine", len(message()), "bytes")
-
-
-def bench_network(bench, folder):
-    """Measure the receiver."""
-    path = write_key(folder, b"key")
-    for what, rate, limit, options, key in (
-            ("flat out", None, 2.5, [], None),
-            ("flat out, --allow", None, 2.5, ["--allow", "127.0.0.0/8"],
-             None),
-            ("flat out, --key-file", None, 4, ["--key-file", path], b"key"),
-            ("1,000 a second, even", 1000, 0.7, [], None),
-            ("10,000 a second, even", 10000, 0.3, [], None)):
-        ours, bare, *_ = bench_receiver(
-            folder, 0.8 if rate else 0.5, rate, 5, *options, key=key)
-        bench.add("receiver, " + what, ours, "us", bare, limit,
-                  "<= %g x bare" % limit)
-    highest = 0
-    for rate in range(100000, 400000, 25000):
-        _, _, lost, reached = bench_receiver(folder, 5.0, rate, 1)
-        if rate == 100000:
-            bench.add("receiver, lost at 100,000 a second for 5 s",
-                      100 * lost, "%", None, 0, "0")
-        if lost:
-            break
-        highest = reached
-        if reached < rate * 0.98:       # the sender's limit
-            break
-    bench.add("receiver, highest rate without loss for 5 s", highest, "/s")
-
-
-def bench_master(bench, folder):
-    """Measure what a master's memory holds."""
-    for nodes, cpus in (1000, 8), (1000, 128), (10000, 8), (10000, 128):
-        running = Running(os.path.join(folder, "m%d-%d" % (nodes, cpus)))
-        os.makedirs(running.folder)
-        daemon = running.recvstats("-N", nodes)
-        body = body_of_counts(cpus, 0)
-        for first in range(0, nodes, 1000):
-            running.send(*[message(number, body=body)
-                           for number in range(first, first + 1000)])
-            running.wait_count("stored", first + 1000)
-        what = "%d nodes of %d CPUs" % (nodes, cpus)
-        goal = (nodes, cpus) == (1000, 8)
-        bench.add("table of " + what, os.stat(running.table).st_size / 1e6,
-                  "MB", None, 4 if goal else None, "<= 4 MB" if goal else "")
-        # The table's pages are resident in it too, and counted above.
-        with open("/proc/%d/status" % daemon.pid) as file:
-            sizes = dict(re.findall(r"Rss(\w+):\s+(\d+) kB", file.read()))
-        bench.add("recvstats beside it, resident",
-                  (int(sizes["Anon"]) + int(sizes["File"])) / 1024, "MB",
-                  None, 15 if goal else None, "<= 15 MB" if goal else "")
-        running.end()
-
-
-def fill(folder, nodes, cpus):
-    """Return a Receiver whose table holds nodes of some CPUs."""
-    receiver = new_receiver(os.path.join(folder, "f%d-%d" % (nodes, cpus)))
-    body, now = body_of_counts(cpus, 0), time.monotonic()
-    for number in range(nodes):
-        feed(receiver, message(number, body=body), now=now)
-    receiver.tick(now)
-    return receiver
-
-
-def bench_library(bench, folder):
-    """Measure the library on one node."""
-    for cpus in 8, 256:
-        os.makedirs(os.path.join(folder, "f1-%d" % cpus))
-        receiver = fill(folder, 1, cpus)
-        with libbeostat.open(receiver.table.path) as cluster:
-            def load():
-                node = cluster.node(0)
-                return node.state, node.load
-
-            def everything():
-                node = cluster.node(0)
-                for part in [*libbeostat.PARTS, "cpus", "interfaces"]:
-                    getattr(node, part)
-            goal = cpus == 8
-            bench.add("library, one node's load, %d CPUs" % cpus,
-                      timed(load, 2000), "us", None, 5 if goal else None,
-                      "<= 5 us" if goal else "")
-            bench.add("library, all of a node of %d CPUs" % cpus,
-                      timed(everything, 500), "us", None,
-                      40 if goal else None, "<= 40 us" if goal else "")
-        close(receiver)
-
-
-def bench_growth(bench, folder):
-    """Measure how long recvstats stands still while its table grows."""
-    for what, slots, factor in (("1,000 to 10,000 slots", 10001, 1),
-                                ("slots of twice the size", 1001, 2)):
-        figures = []
-        for turn in range(5):
-            os.makedirs(os.path.join(folder, what, "%d" % turn, "f1000-8"))
-            receiver = fill(os.path.join(folder, what, "%d" % turn), 1000, 8)
-            table = receiver.table
-            figures.append(timed(lambda: table.make(
-                max(slots, table.slots), factor * table.slot_bytes),
-                1, 1) / 1e3)
-            close(receiver)
-        bench.add("receiver, pause to grow, " + what, median(figures), "ms")
-
-
-def bench_views(bench, folder):
-    """Measure library and command on many nodes."""
-    views = [], ["--json"], ["--prometheus"], ["-b", "--down"]
-    for nodes in 100, 1000, 10000:
-        os.makedirs(os.path.join(folder, "f%d-8" % nodes))
-        receiver = fill(folder, nodes, 8)
-        path = receiver.table.path
-        with libbeostat.open(path) as cluster:
-            bench.add("library, iterating %d nodes" % nodes, timed(
-                lambda: sum(1 for _ in cluster), 1) / 1e3, "ms")
-        bench.add("receiver, the once-a-second work, %d nodes" % nodes,
-                  timed(lambda: receiver.tick(time.monotonic()), 1) / 1e3,
-                  "ms")
-        empty, bare, *figures = bench_commands([
-            [sys.executable, "-c", "pass"],
-            [sys.executable, "-I", "-S", "-c", "pass"]] + [
-                [sys.executable, os.path.join(HERE, "beostat.py")] + words
-                for words in views], BEOSTAT_TABLE=path)
-        bench.add("python3 -c pass", empty, "ms")
-        bench.add("python3 -I -S -c pass", bare, "ms")
-        for words, figure in zip(views, figures):
-            goal = nodes == 1000 and not words
-            bench.add("beostat.py %s, %d nodes, more than pass" % (
-                " ".join(words) or "alone", nodes), figure - empty, "ms",
-                None, 25 if goal else None, "<= 25 ms" if goal else "")
-        close(receiver)
-
-
-def run_bench(as_json):
-    """Run the benchmarks; return the status: 0 all goals met."""
-    import tempfile
-    bench = Bench(as_json)
-    if not as_json:
-        print("%-44s %9s %-5s %9s %6s  %s" % (
-            "what", "figure", "", "reference", "ratio", "goal"))
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        bench_all(bench, folder)
-    if as_json:
-        print(json.dumps(bench.rows, indent=1))
-    return 1 if any(row["met"] is False for row in bench.rows) else 0
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["stress"]:
-        sys.exit(stress(sys.argv[2:]))
-    if sys.argv[1:] in (["bench"], ["bench", "--json"]):
-        sys.exit(run_bench("--json" in sys.argv))
-    sys.exit("usage: python3 test_all.py bench [--json] | stress [PART ...]")
