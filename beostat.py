@@ -10,15 +10,16 @@ login master all up down; default all that were heard.  Other views:
   -C, --cpu-percent -R, --net-rate    CPU use, 0 to 1; network bytes a second
   -J, --jobs                processes, as each node's procstatd tells
   --dots --daemon           a cell per node; recvstats' own state
-  --json --prometheus --ganglia [--cluster NAME]    for other programs
+  --json --prometheus [--per-cpu] --ganglia [--cluster NAME]    for programs
+  --html --serve [ADDRESS:]PORT --http    a page; it and metrics to browsers
+                            and Prometheus; HTTP's header before a document
   --events                  from now on a line for what becomes of nodes
   -b, --brief --names       no headings; the folded list, of host names
   -w, --watch [SECONDS]     show it again and again; default every 2 seconds
   --up --down --top N       nodes that are up, or are not; the first N
   --sort KEY --reverse      by a column, -KEY turned round: node state age
          cpus cpu load running tasks mem swap disk in out name; jobs: cpu rss
-  --table PATH              default $BEOSTAT_TABLE, else /dev/shm/beostat
-  -h, --help, -v, --version
+  --table PATH -h --help -v --version    default /dev/shm/beostat
 Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
 examples:
   beostat.py -w --sort load               the most loaded first, live
@@ -34,6 +35,7 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 import time
 
@@ -79,6 +81,8 @@ CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
 TEXT_TIME = "%a %b %d %H:%M:%S %Y"
 COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
            "yellow": "33"}
+NOT_RUNNING = "%s: recvstats is not running: start it with recvstats.py"
+GONE = "%s: recvstats (pid %d) is gone: start it again with recvstats.py"
 UP, DOWN = (libbeostat.CHOSEN[word] for word in ("up", "down"))   # states
 SUMS = 14                       # that measure() gives
 
@@ -95,6 +99,14 @@ def safe(text):
         return text
     return "".join(char if char.isprintable() else
                    char.encode("unicode_escape").decode() for char in text)
+
+
+def escape_xml(text):
+    """Return text as it stands in quotes in XML and HTML."""
+    text = safe(text)
+    for char, name in ("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"):
+        text = text.replace(char, "&%s;" % name)
+    return text
 
 
 def paint(text, colour, colours):
@@ -181,6 +193,17 @@ def format_cell(form, value):
     if value is None:
         return "-"
     return form % value if isinstance(form, str) else form(value)
+
+
+def format_counts(picture):
+    """Return how many nodes there are, and in which states."""
+    states = [node.state for node in picture.nodes]
+    counts = ["%d %s" % (states.count(state), state)
+              for state in ("up", "down", "left") if state in states]
+    if picture.never:
+        counts.append("%d never heard" % len(picture.never))
+    return "%d node%s: %s" % (len(states), "" if len(states) == 1 else "s",
+                              ", ".join(counts) or "none heard")
 
 
 # A column: key for --sort, heading, width (negative: flush left), format or
@@ -1027,155 +1050,252 @@ def format_json(picture, args):
 
 
 # ---- view: prometheus --------------------------------------------------
+# node_exporter's names and labels where it has them; ours are beostat_...
+# Values go into a template as they were sent: records take twice the time.
 
-DEVICES = 1000                  # names of interfaces to remember
-MODES = ['mode="%s"' % field[:-len("_ticks")]
-         for field in libbeostat.CPU[0][0].split()[:8]]
+TEXTS_KEPT = 1000               # that many nodes have in common
+MODES = [field[:-len("_ticks")] for field in libbeostat.CPU[0][0].split()]
+# Dashboards want file systems whose type is not empty.
+ROOT = ',device="root",fstype="unknown",mountpoint="/"'
+
+# A metric: name (a counter's ends in _total), help, labels behind a node's.
+IS_UP = ("beostat_node_up", "1 while the node's samples arrive.", ""),
+STATE = ("beostat_node_state", "1 of the state that the node is in.", ""),
+HEARD = (
+    ("beostat_node_age_seconds", "Time since the last sample arrived.", ""),
+    ("beostat_node_received_messages_total", "Messages received.", ""),
+    ("beostat_node_lost_messages_total", "Messages that never came.", ""),
+    ("beostat_node_agent_restarts_total", "Starts but the first.", ""))
+INFO = ("beostat_node_info", "What the node is, and where.", ""),
+UNAME = ("node_uname_info", "What uname(2) tells.", ',sysname="Linux"'),
+CLIPPED_LISTS = ("beostat_node_clipped", "1 of a list cut short.", ""),
+# and the field that it is, in the order of the message
+MEASURED = (
+    ("node_boot_time_seconds", "Boot time, since the epoch.", "",
+     "kernel.boot_time_s"),
+    ("node_context_switches_total", "Context switches since boot.", "",
+     "kernel.context_switches"),
+    ("node_intr_total", "Interrupts since boot.", "", "kernel.interrupts"),
+    ("node_forks_total", "Processes made since boot.", "", "kernel.forks"),
+    ("node_procs_running", "Tasks running.", "", "kernel.running"),
+    ("node_procs_blocked", "Tasks waiting for input or output.", "",
+     "kernel.blocked"),
+    ("beostat_node_cpu_busy_ratio", "Use of all CPUs over the last period.",
+     "", "cpu.busy_fraction"),
+    ("node_load1", "1m load average.", "", "load.one"),
+    ("node_load5", "5m load average.", "", "load.five"),
+    ("node_load15", "15m load average.", "", "load.fifteen"),
+    ("node_processes_threads", "Tasks: threads of all processes.", "",
+     "load.total"),
+    *[("node_memory_%s_bytes" % name, "%s of /proc/meminfo." % name, "",
+       "memory." + field) for name, field in MEMORY],
+    ("node_filesystem_files", "Inodes of /.", ROOT, "disk.files"),
+    ("node_filesystem_files_free", "Free inodes of /.", ROOT,
+     "disk.free_files"))
+DERIVED = (
+    ("node_filesystem_size_bytes", "Size of /.", ROOT),
+    ("node_filesystem_free_bytes", "Free in /.", ROOT),
+    ("node_filesystem_avail_bytes", "Free in / to users.", ROOT),
+    ("beostat_node_agent_cost_seconds", "CPU time of a sample.", ""),
+    ("beostat_node_cpus", "CPUs on line.", ""),
+    ("node_time_seconds", "Time of the sample by the node's clock.", ""))
+CPU_TIMES = [("node_cpu_seconds_total", "CPU time since boot.",
+              ',mode="%s"' % mode) for mode in MODES[:8]] + [
+    ("node_cpu_guest_seconds_total", "CPU time of guests, in user and nice "
+     "as well.", ',mode="%s"' % mode) for mode in ("user", "nice")]
+DEVICE = [("node_network_%s_%s_total" % (way, name),    # as in INTERFACE
+           "%s of /proc/net/dev." % name, "")
+          for way, names in (
+              ("receive", "bytes packets errs drop fifo frame compressed "
+               "multicast"),
+              ("transmit", "bytes packets errs drop fifo colls carrier "
+               "compressed")) for name in names.split()]
+
+PICK_TEXTS = libbeostat.picker((
+    "host.hostname", "host.release", "host.machine", "processor.vendor",
+    "processor.model"))
+PICK_MEASURED = libbeostat.picker([field for *_, field in MEASURED])
+PICK_DERIVED = libbeostat.picker((
+    "disk.block_bytes", "disk.blocks", "disk.free_blocks",
+    "disk.available_blocks", "agent.cost_us", "agent.cpus"))
+PICK_CPU = libbeostat.picker([
+    "processor.ticks_per_s", *["cpu.%s_ticks" % mode for mode in MODES],
+    "agent.cpus"])
 
 
-def escape_label(text):
-    """Return text as it stands in quotes in Prometheus' format."""
-    return safe(text).replace("\\", r"\\").replace('"', r'\"')
+def format_labels(**labels):
+    """Return labels as they stand behind others, in a template."""
+    return "".join([',%s="%s"' % (label, safe(text).replace("\\", r"\\")
+                                  .replace('"', r'\"').replace("%", "%%"))
+                    for label, text in labels.items()])
 
 
-def format_labels(labels):
-    """Return {label: text} as a metric has it."""
-    return ",".join(['%s="%s"' % (label, escape_label(text))
-                     for label, text in labels.items()])
+@functools.lru_cache(TEXTS_KEPT)
+def text_label(label, data):
+    """Return a text of a message as a label, likewise."""
+    return format_labels(**{label: libbeostat.unpack_text(data)})
 
 
-def node_info(node):
-    """Return the labels that tell what a node is, with a value."""
-    return [(format_labels({
-        "hostname": node.host.hostname, "release": node.host.release,
-        "machine": node.host.machine, "model": node.processor.model,
-        "address": node.address}), 1)]
+def label_nodes(picture):
+    """Return {number: labels} of all nodes, which no two have in common.
+
+    The instance is the host name; n7 where that is unknown, or is another's
+    as well, or could be.
+    """
+    hosts = {number: "" for number in [*picture.never, *picture.refused]}
+    hosts.update((node.number, libbeostat.unpack_text(PICK_TEXTS(node)[0]))
+                 for node in picture.nodes)
+    counts = collections.Counter([
+        name for number, host in hosts.items()
+        for name in {host, "n%d" % number}])
+    return {number: format_labels(
+        instance=host if host and counts[host] == 1 else "n%d" % number,
+        node="%d" % number)[1:] for number, host in hosts.items()}
 
 
-def cpu_seconds(node):
-    """Return [(mode as a label, seconds)] of a node's CPU time."""
+# Functions that give [(labels, values)] of a node, for some metrics.
+
+
+def values_heard(node):
+    """Return what the table tells of the node's messages."""
+    return [("", (node.age_s, node.received, node.lost, node.restarts))]
+
+
+def values_info(node):
+    """Return what the node is, as labels."""
+    *_, vendor, model = PICK_TEXTS(node)
+    return [(text_label("vendor", vendor) + text_label("model", model)
+             + format_labels(address=node.address), (1,))]
+
+
+def values_uname(node):
+    """Return what uname(2) told, as labels."""
+    hostname, release, machine, *_ = PICK_TEXTS(node)
+    return [(text_label("release", release) + text_label("machine", machine)
+             + text_label("nodename", hostname), (1,))]
+
+
+def values_measured(node):
+    """Return the fields of MEASURED."""
+    return [("", tuple([
+        libbeostat.rounded(value) if isinstance(value, float) else value
+        for value in PICK_MEASURED(node)]))]
+
+
+def values_derived(node):
+    """Return the values of DERIVED."""
+    block_bytes, *blocks, cost_us, cpus = PICK_DERIVED(node)
+    return [("", (*[None if None in (block_bytes, count) else
+                    count * block_bytes for count in blocks],
+                  None if cost_us is None else cost_us / 1e6,
+                  cpus or None, node.time_s))]
+
+
+def values_mean_cpu(node):
+    """Return the seconds of all CPUs by their number, so that means and
+    shares are right."""
+    hz, *ticks, cpus = PICK_CPU(node)
+    whole = (hz or 0) * cpus
+    return [(',cpu="mean"', tuple([
+        None if count is None else round(count / whole, 4)
+        for count in ticks]))] if whole else []
+
+
+def values_each_cpu(node):
+    """Return the seconds of each CPU: user, nice, system, idle."""
     hz = node.processor.ticks_per_s
-    return [(label, ticks / hz) for label, ticks in zip(MODES, node.cpu)
-            if ticks is not None and hz]
+    return [(',cpu="%d"' % cpu.id,
+             tuple([ticks / hz for ticks in cpu[2:]]) + (None,) * 6)
+            for cpu in node.cpus if hz]
 
 
-@functools.lru_cache(DEVICES)
-def device_label(name):
-    """Return an interface as a label: nodes have the same few."""
-    return format_labels({"device": name})
-
-
-def device_counts(field):
-    """Return the function that gives [(device as a label, count)]; of two
-    of one name, which no kernel has, one."""
-    get = of(field)
-    return lambda node: {device_label(each.name): get(each)
-                         for each in node.interfaces}.items()
-
-
-def clipped_lists(node):
-    """Return [(list as a label, 1)] of those that did not all fit."""
-    return [('list="%s"' % what, 1) for flag, what in CLIPPED
+def values_clipped(node):
+    """Return the lists that did not all fit."""
+    return [(',list="%s"' % what, (1,)) for flag, what in CLIPPED
             if (node.agent.flags or 0) & flag]
 
 
-# name behind beostat_node_ (a counter ends in _total), help, its value of a
-# node; the first ones of nodes that are not up as well.
-ALWAYS = (
-    ("up", "1 while the node's samples arrive.",
-     lambda node: int(node.state == "up")),
-    ("age_seconds", "Time since the last sample arrived.", of("age_s")),
-    ("received_messages_total", "Messages received.", of("received")),
-    ("lost_messages_total", "Messages sent that never came.", of("lost")),
-    ("agent_restarts_total", "Starts of the agent but the first.",
-     of("restarts")))
+def values_device(node):
+    """Return the counts of each interface; of two of one name, which no
+    kernel has, one."""
+    _, interfaces = node.records()
+    return {text_label("device", values[0]): values[1:-2] for values in
+            libbeostat.INTERFACE_STRUCT.iter_unpack(interfaces)}.items()
+
+
+ALWAYS = (HEARD, values_heard), (INFO, values_info)
 WHILE_UP = (
-    ("boot_time_seconds", "Boot time, since the epoch.",
-     of("kernel.boot_time_s")),
-    ("time_seconds", "Time of the sample by the node's clock.", of("time_s")),
-    ("load1", "1m load average.", of("load.one")),
-    ("load5", "5m load average.", of("load.five")),
-    ("load15", "15m load average.", of("load.fifteen")),
-    ("procs_running", "Tasks running.", of("kernel.running")),
-    ("procs_blocked", "Tasks waiting for input or output.",
-     of("kernel.blocked")),
-    ("tasks", "Threads of all processes.", of("load.total")),
-    ("cpus", "CPUs on line.", known_cpus),
-    ("cpu_busy_ratio", "Use of all CPUs over the last period.",
-     of("cpu.busy_fraction")),
-    ("context_switches_total", "Context switches since boot.",
-     of("kernel.context_switches")),
-    ("intr_total", "Interrupts since boot.", of("kernel.interrupts")),
-    ("forks_total", "Processes made since boot.", of("kernel.forks")),
-    *[("memory_" + field, "%s of /proc/meminfo." % name,
-       of("memory." + field)) for name, field in MEMORY],
-    ("filesystem_size_bytes", "Size of /.", on_disk("blocks")),
-    ("filesystem_free_bytes", "Free in /.", on_disk("free_blocks")),
-    ("filesystem_avail_bytes", "Free in / to users.",
-     on_disk("available_blocks")),
-    ("filesystem_files", "Inodes of /.", of("disk.files")),
-    ("filesystem_files_free", "Free inodes of /.", of("disk.free_files")),
-    ("agent_cost_seconds", "CPU time of the agent per sample.",
-     scaled("agent.cost_us", 1e-6)))
-# the same, but its [(label, value)] of a node
-INFO = (("info", "What the node is.", node_info),)
-LABELLED = (
-    ("clipped", "1 of a list that did not all fit in the message.",
-     clipped_lists),
-    ("cpu_seconds_total", "CPU time since boot.", cpu_seconds),
-    *[("network_%s_total" % name, "%s column of /proc/net/dev." % field,
-       device_counts(field)) for name, field in (
-        ("receive_bytes", "rx_bytes"), ("receive_packets", "rx_packets"),
-        ("receive_errs", "rx_errors"), ("receive_drop", "rx_dropped"),
-        ("transmit_bytes", "tx_bytes"), ("transmit_packets", "tx_packets"),
-        ("transmit_errs", "tx_errors"), ("transmit_drop", "tx_dropped"))])
+    (MEASURED, values_measured), (DERIVED, values_derived),
+    (UNAME, values_uname), (CLIPPED_LISTS, values_clipped),
+    (DEVICE, values_device))
 
 
-def format_plain(name, get, nodes):
-    """Return a metric's lines, one for each node whose value is known.
+def format_metrics(rows, samples):
+    """Return the text of metrics, a line for each value that is known.
 
-    nodes  [(what their labels begin with, node)]
+    rows     the metrics, samples: [(labels, a value for each)]
     """
-    return ["%s%s} %s" % (name, labels, value) for labels, node in nodes
-            for value in (get(node),) if value is not None]
+    pieces = "\n".join(["%s{\0%s} %%s" % (name, labels)
+                        for name, _, labels, *_ in rows]).split("\0")
+    columns = zip(*[(labels.join(pieces) % values).split("\n")
+                    for labels, values in samples])
+    text, headed = [], ""
+    for (name, meaning, *_), column in zip(rows, columns):
+        lines = "\n".join(column)
+        if " None" in lines:
+            lines = "\n".join([line for line in column
+                               if not line.endswith(" None")])
+        if lines and name != headed:
+            headed = name
+            text += ["# HELP %s %s" % (name, meaning), "# TYPE %s %s" % (
+                name, "counter" if name.endswith("_total") else "gauge")]
+        if lines:
+            text.append(lines)
+    return text
 
 
-def format_labelled(name, get, nodes):
-    """Return a metric's lines, likewise, some for each node."""
-    return ["%s%s,%s} %s" % (name, labels, label, value)
-            for labels, node in nodes for label, value in get(node)]
+def format_states(picture, labels):
+    """Return the metrics that say of each node what it is."""
+    states = [(labels[node.number], node.state) for node in picture.nodes]
+    for state, numbers in (("never", picture.never),
+                           ("refused", picture.refused)):
+        states += [(labels[number], state) for number in numbers]
+    return format_metrics(IS_UP, [
+        (label, (int(state == "up"),)) for label, state in states
+        ]) + format_metrics(STATE, [
+            ('%s,state="%s"' % pair, (1,)) for pair in states])
 
 
-def format_metric(name, text, samples):
-    """Return a metric's lines under its help, none without a sample."""
-    kind = "counter" if name.endswith("_total") else "gauge"
-    return ["# HELP %s %s" % (name, text),
-            "# TYPE %s %s" % (name, kind)] + samples if samples else []
+def format_recvstats(status):
+    """Return the metrics of recvstats itself."""
+    name = "beostat_recvstats_up"
+    return ["# HELP %s 1 while recvstats is at work." % name,
+            "# TYPE %s gauge" % name, "%s %d" % (name, status.running)
+            ] + format_metrics([
+                ("beostat_recvstats_datagrams_total",
+                 "What became of datagrams.", "")], [
+                     ('result="%s"' % field, (getattr(status, field),))
+                     for field, *_ in libbeostat.COUNTERS[1:]])
 
 
 def format_prometheus(picture, args):
     """Return all there is in Prometheus' text format.
 
-    A node that is not up has no measurements: a last value would live on
-    for ever.
+    A node that is not up has no measurements, and none has while nobody
+    listens: a last value would live on for ever.
     """
-    nodes = [('{node="%d"' % node.number, node) for node in picture.nodes]
-    up = [pair for pair in nodes if pair[1].state == "up"]
-    lines = []
-    for metrics, some, form in (
-            (ALWAYS, nodes, format_plain), (INFO, nodes, format_labelled),
-            (WHILE_UP, up, format_plain), (LABELLED, up, format_labelled)):
-        for name, text, get in metrics:
-            name = "beostat_node_" + name
-            lines += format_metric(name, text, form(name, get, some))
-    lines += format_metric(
-        "beostat_recvstats_up", "1 while recvstats is at work.",
-        ["beostat_recvstats_up %d" % int(picture.status.running)])
-    name = "beostat_recvstats_datagrams_total"
-    lines += format_metric(name, "What became of datagrams.", [
-        '%s{result="%s"} %d' % (name, field, getattr(picture.status, field))
-        for field, *_ in libbeostat.COUNTERS[1:]])
-    return [(line, "") for line in lines]
+    labels = label_nodes(picture)
+    up = [node for node in picture.nodes
+          if node.state == "up" and picture.status.running]
+    cpu = CPU_TIMES, values_each_cpu if args.per_cpu else values_mean_cpu
+    text = format_states(picture, labels)
+    for groups, nodes in (ALWAYS, picture.nodes), ((cpu,) + WHILE_UP, up):
+        for rows, get in groups:
+            text += format_metrics(rows, [
+                (labels[node.number] + more, values)
+                for node in nodes for more, values in get(node)])
+    text += format_recvstats(picture.status)
+    return [("\n".join(text), "")]
 
 
 # ---- view: ganglia -----------------------------------------------------
@@ -1221,14 +1341,6 @@ GANGLIA = (
 )
 METRIC = ('<METRIC NAME="%s" VAL="%s" TYPE="%s" UNITS="%s" %s SLOPE="%s" '
           'SOURCE="gmond"/>')
-
-
-def escape_xml(text):
-    """Return text as it stands in quotes in XML."""
-    text = safe(text)
-    for char, name in ("&", "amp"), ("<", "lt"), (">", "gt"), ('"', "quot"):
-        text = text.replace(char, "&%s;" % name)
-    return text
 
 
 def format_typed(value, kind):
@@ -1282,6 +1394,217 @@ def format_ganglia(picture, args):
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
 
 
+# ---- view: html --------------------------------------------------------
+# A page that loads nothing and runs nothing.
+
+REFRESH_S, NODES_PER_S = 2, 500     # so many nodes make it slower
+ROWS_AT_MOST = 1000             # a browser takes a second for them
+SHADE_STEPS = 10
+METERS = {"cpu": 100, "mem": 90, "swap": 50, "disk": 90}    # %, high beyond
+PAGE_COLUMNS = [(SORT_KEYS.index(key), key) for key in (
+    "node", "name", "state", "cpu", "load", "mem", "swap", "disk", "in",
+    "out")]
+METER = ('%s<meter aria-hidden="true" max="100" high="%d" optimum="0" '
+         'value="%.1f"></meter>')
+LINKS = (                       # the words that each changes
+    ("all", {"state": "", "node": ""}), ("up", {"state": "up", "node": ""}),
+    ("not up", {"state": "down", "node": ""}),
+    ("rows", {"view": ""}), ("dots", {"view": "dots"}))
+SHEET = """
+:root{color-scheme:light dark;--page:#fff;--ink:#1f2328;--soft:#69717a;
+--line:#eaecef;--fill:91,139,184;--high:#c9892b;--bad:#b93a2d}
+@media(prefers-color-scheme:dark){:root{--page:#15181b;--ink:#d3d7dc;
+--soft:#8b939c;--line:#272c31;--high:#bd8a40;--bad:#e2776b}}
+body{max-width:72rem;margin:0 auto;padding:1.2rem;background:var(--page);
+color:var(--ink);font:14px/1.5 system-ui,sans-serif;
+font-variant-numeric:tabular-nums}
+h1{font-size:1.3rem;font-weight:600;margin:0}
+h2{font-size:1rem;font-weight:600;margin:1.5rem 0 0}
+p{margin:0;overflow-wrap:anywhere}pre{overflow-x:auto;font-size:12px}
+a{color:inherit;text-decoration:none}a:hover{text-decoration:underline}
+nav,th,.up .state,.off{color:var(--soft)}nav a{margin-right:1rem}
+[aria-current],[aria-sort]{color:var(--ink);font-weight:600}
+.bad,.down .state,.refused{color:var(--bad);font-weight:600}
+table{border-collapse:collapse;width:100%;margin-top:.6rem}
+th{position:sticky;top:0;background:var(--page);font-weight:400}
+th,td{padding:.15rem .4rem;text-align:right;white-space:nowrap}
+td{border-top:1px solid var(--line)}.total td{font-weight:600}
+.name,.state{text-align:left}
+td.name{max-width:14rem;overflow:hidden;text-overflow:ellipsis}
+meter{appearance:none;width:5rem;height:8px;margin-left:.5rem;
+background:none}.off meter{opacity:.4}
+meter::-webkit-meter-inner-element{display:block}
+meter::-webkit-meter-bar{height:8px;border:0;border-radius:0;
+background:var(--line)}
+@supports(-moz-appearance:none){meter{border:0;background:var(--line)}}
+meter::-webkit-meter-optimum-value{background:rgb(var(--fill))}
+meter::-webkit-meter-suboptimum-value{background:var(--high)}
+meter::-moz-meter-bar{background:rgb(var(--fill))}
+meter:-moz-meter-sub-optimum::-moz-meter-bar{background:var(--high)}
+.dots{display:flex;flex-wrap:wrap;gap:1px;margin:.8rem 0}
+.dots a{width:10px;height:10px;font:8px/10px sans-serif;text-align:center;
+background:rgba(var(--fill),var(--busy,0))}
+.dots .down{background:var(--bad);color:var(--page)}
+@media(max-width:64rem){.in,.out{display:none}meter{width:3.5rem}}
+@media(max-width:44rem){.node,.load,.swap,.disk{display:none}
+body{padding:.8rem}meter{width:3rem}td.name{max-width:8rem}}
+""" + "".join([".s%d{--busy:%.2f}" % (
+    step, .12 + .88 * step / (SHADE_STEPS - 1))
+    for step in range(SHADE_STEPS)]) + "\n"
+DOTS_MEAN = ("<p>The bluer, the busier; D down, L left, N never heard, "
+             "! refused.")
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="refresh" content="%d">
+<title>%s: %s</title>
+<style>%s</style>
+<h1>%s</h1>
+%s
+<nav>%s</nav>
+<table><thead><tr>%s<tbody>
+%s
+%s
+"""
+
+
+def format_link(text, args, words):
+    """Return a link to this page, with some words of its query changed."""
+    from urllib.parse import urlencode      # for one view alone
+    now = {"view": "dots" if args.dots else "", "sort": args.sort or "",
+           "state": {UP: "up", DOWN: "down"}.get(args.states, ""),
+           "node": ",".join(args.nodes)}
+    query = dict(now, **words)
+    return '<a href="?%s"%s>%s</a>' % (
+        escape_xml(urlencode({name: word for name, word in query.items()
+                              if word})),
+        ' aria-current="true"' if query == now else "", escape_xml(text))
+
+
+def format_heading(place, key, args):
+    """Return the head of a column, which sorts by it, or turns it round."""
+    turned = "" if args.sort != key else "-"
+    order = ""
+    if (args.sort or "").lstrip("-") == key:
+        falls = COLUMNS[place][4] != args.sort.startswith("-")
+        order = ' aria-sort="%s"' % ("descending" if falls else "ascending")
+    return '<th scope="col" class="%s"%s>%s' % (key, order, format_link(
+        COLUMNS[place][1], args, {"sort": turned + key}))
+
+
+def format_page_row(values, kind, texts):
+    """Return a row of the page.
+
+    values  of COLUMNS, texts: {key: what stands for its value}
+    """
+    cells = []
+    for place, key in PAGE_COLUMNS:
+        value = values[place]
+        text = texts[key] if key in texts else format_cell(
+            COLUMNS[place][3], value)
+        if key in METERS and value is not None:
+            text = METER % (text, METERS[key], value)
+        cells.append('<td class="%s">%s' % (key, text))
+    return '<tr class="%s">%s' % (kind, "".join(cells))
+
+
+def format_rows(rows):
+    """Return the lines of the page that are rows of its table.
+
+    rows    [(Node, values of COLUMNS)]
+    """
+    lines = []
+    for node, values in rows[:ROWS_AT_MOST]:
+        kind, state = "up", "up"
+        if node.state != "up":
+            kind = node.state + " off"
+            state = "%s %s" % (node.state, format_age(node.age_s))
+        lines.append(format_page_row(values, kind, {
+            "state": state, "name": '<a href="?node=%d">%s</a>' % (
+                node.number, escape_xml(values[-1]) or "-")}))
+    lines.append("</table>")
+    if len(rows) > ROWS_AT_MOST:
+        lines.append("<p>The first %d of %d: sort them, or see all as dots."
+                     % (ROWS_AT_MOST, len(rows)))
+    return lines
+
+
+def format_dot(node, values):
+    """Return the cell of a node, its values as the title."""
+    kind, text = "down" if node.state == "down" else "off", ""
+    if node.state == "up":
+        kind = "s%d" % ((values[CPU_COLUMN] or 0) / 100 * (SHADE_STEPS - 1)
+                        + 0.5)
+    else:
+        text = CELLS[node.state]
+    title = ", ".join(["n%d %s" % (node.number, values[-1]), node.state] + [
+        "%s %s" % (COLUMNS[place][1], format_cell(COLUMNS[place][3],
+                                                  values[place]))
+        for place, _ in PAGE_COLUMNS[3:]])
+    return '<a href="?node=%d" class="%s" title="%s">%s</a>' % (
+        node.number, kind, escape_xml(title), text)
+
+
+def format_page_dots(rows, picture):
+    """Return the lines of the page that are cells, of all nodes."""
+    cells = [format_dot(*row) for row in rows]
+    for state, numbers in (("never", picture.never),
+                           ("refused", picture.refused)):
+        cells += ['<a class="%s" title="n%d %s">%s</a>' % (
+            state, number, state, CELLS[state]) for number in numbers]
+    return ["</table>", '<p class="dots">', *cells, "</p>", DOTS_MEAN]
+
+
+def format_whole(node):
+    """Return the lines of all texts of a node."""
+    lines = []
+    for _, _, title, text, _ in TEXTS:
+        lines += ["<h2>%s</h2>" % title, "<pre>%s</pre>" % "\n".join(
+            escape_xml(line.expandtabs()) for line in text(node))]
+    return lines
+
+
+def format_facts(picture, clipped):
+    """Return the lines of the page that say how the cluster is."""
+    gone = [] if picture.status.running else [
+        '<p class="bad" role="alert">%s</p>' % escape_xml(
+            GONE % (picture.path, picture.status.pid))]
+    return gone + ["<p>%s</p>" % escape_xml(line).replace(",", ",<wbr>")
+                   for line in ["%s, %s" % (
+                       format_counts(picture), time.strftime(
+                           "%H:%M:%S", time.localtime(picture.time_s)))]
+                   + format_lists(picture) + format_clipped(clipped)
+                   + format_dropped(picture.status.recent)]
+
+
+def format_html(picture, args):
+    """Return the page: facts, links, totals, and rows or cells; of a node
+    that is named alone, all there is."""
+    rows, up, clipped = [], [], []
+    for node in picture.nodes:
+        name, flags, sums = measure(node)
+        rows.append((node, derive(node.number, node.state, node.age_s, name,
+                                  sums)))
+        if node.state == "up":
+            up.append(sums)
+        clipped.append((node.number, flags or 0))
+    body = format_page_dots(rows, picture) if args.dots else format_rows(rows)
+    if args.nodes and len(rows) == 1:
+        body += format_whole(picture.nodes[0])
+    title = escape_xml(args.cluster)
+    return [(PAGE % (
+        max(REFRESH_S, len(rows) // NODES_PER_S), title,
+        format_counts(picture), SHEET, title,
+        "\n".join(format_facts(picture, clipped)),
+        "".join([format_link(text, args, words) for text, words in LINKS]),
+        "".join([format_heading(place, key, args)
+                 for place, key in PAGE_COLUMNS]),
+        format_page_row(measure_all(up), "total",
+                        {"node": "", "name": "total"}),
+        "\n".join(body)), "")]
+
+
 # ---- watch -------------------------------------------------------------
 
 WATCH_S, LEAST_WATCH_S, MOST_WATCH_S = 2.0, 0.1, 1e6
@@ -1312,19 +1635,12 @@ s               sort by the next column
 def format_head(picture, history, args):
     """Return the lines above a view that is watched."""
     heights = HEIGHTS if args.wide else PLAIN_HEIGHTS
-    states = [node.state for node in picture.nodes]
     values = measure_all([measure(node)[2] for node in picture.nodes
                           if node.state == "up"])
-    counts = ", ".join("%d %s" % (states.count(state), state)
-                       for state in ("up", "down", "left")
-                       if state in states) or "none heard"
-    if picture.never:
-        counts += ", %d never heard" % len(picture.never)
-    if not picture.status.running:
-        counts += "; RECVSTATS IS GONE"
-    line = "%s  %d nodes: %s  %s CPUs  load %s" % (
+    line = "%s  %s%s  %s CPUs  load %s" % (
         time.strftime("%H:%M:%S", time.localtime(picture.time_s)),
-        len(states), counts, format_cell("%d", values[3]),
+        format_counts(picture), "" if picture.status.running else
+        "; RECVSTATS IS GONE", format_cell("%d", values[3]),
         format_cell("%.1f", values[5]))
     history.append(min(values[CPU_COLUMN] or 0, 100))
     cells = [heights[int(value / 100 * (len(heights) - 1) + 0.5)]
@@ -1556,6 +1872,214 @@ def watch_events(cluster, args):
         before = now
 
 
+# ---- serve -------------------------------------------------------------
+# Documents to browsers and Prometheus: a process for each request.
+
+CHILDREN, CHILD_S = 40, 10      # at once; each is ended then
+CHILD_BYTES = 1 << 30, 1 << 30  # in which a list of nodes has to fit, too
+PORT_MOST = 65535
+COLLECT_S = 30.0                # at the latest, children are waited for
+REQUEST_BYTES = 1 << 16
+REQUEST_END = re.compile(rb"\r?\n\r?\n")
+PLAIN = "text/plain; charset=utf-8"
+WRONG_HOST = b"Host is not this machine: use its address or its name\n"
+PATHS = {"/": "--html", "/metrics": "--prometheus", "/json": "--json"}
+QUERY = {("view", "dots"): "--dots", ("state", "up"): "--up",
+         ("state", "down"): "--down"}
+
+
+def parse_address(text):
+    """Return (address, port) of [ADDRESS:]PORT, by default of the loopback.
+
+    Raises  ArgumentTypeError
+    """
+    found = re.fullmatch(r"(?:([0-9.]+):)?([0-9]{1,5})", text)
+    if not found or int(found.group(2)) > PORT_MOST:
+        raise argparse.ArgumentTypeError("%s is not [ADDRESS:]PORT" % text)
+    return found.group(1) or "127.0.0.1", int(found.group(2))
+
+
+def check_documents(args, views, refuse):
+    """Refuse what changes nothing."""
+    if args.per_cpu and not (args.serve or PROMETHEUS in views):
+        refuse("--per-cpu goes with --prometheus, or --serve")
+    if args.http and (views.isdisjoint(DOCUMENTS) or args.events
+                      or args.watch is not None):
+        refuse("--http goes before one document")
+
+
+def check_serve(args, parser):
+    """Refuse options that a request has, not the server."""
+    if [name for name, value in vars(args).items()
+            if value and value != parser.get_default(name)
+            and name not in ("serve", "per_cpu", "cluster", "table")]:
+        parser.error("--serve goes with --per-cpu, --cluster and --table "
+                     "alone")
+
+
+def parse_query(path, query):
+    """Return the words of a command line that a request stands for.
+
+    Raises  ValueError
+    """
+    from urllib.parse import parse_qsl
+    words, nodes = [PATHS[path]], ["--"]
+    for name, word in parse_qsl(query):
+        if name == "node":
+            nodes.append(word)
+        elif name == "sort":
+            words.append("--sort=" + word)
+        elif (name, word) in QUERY:
+            words.append(QUERY[name, word])
+        else:
+            raise ValueError("%s=%s: not a word of this page" % (name, word))
+    return words + nodes
+
+
+def is_here(hosts, names):
+    """Return whether a request's Host is this machine: an address, or one of
+    its names.  A page from elsewhere may have its own name lead here."""
+    import ipaddress
+    name = re.sub(":[0-9]*$", "", "".join(hosts[:1])).strip("[]").lower()
+    try:
+        return len(hosts) == 1 and (name in names or bool(
+            ipaddress.ip_address(name)))
+    except ValueError:
+        return False
+
+
+def reply(target, args):
+    """Return (HTTP status, media type, bytes) of what a request asks for.
+
+    target  path and query, args: of the server
+    """
+    gc.disable()                        # there will be no garbage in time
+    path, _, query = target.partition("?")
+    if path not in PATHS:
+        return 404, PLAIN, ("no such page: %s\n" % " ".join(PATHS)).encode()
+    try:
+        asked = parse_args(parse_query(path, query), error=refuse_query)
+        vars(asked).update(cluster=args.cluster, per_cpu=args.per_cpu)
+        with libbeostat.open(args.table) as cluster:
+            picture = read_picture(cluster, asked)
+        if picture.missing:
+            return 404, PLAIN, encode("\n".join(picture.missing + [""]), asked)
+        return 200, DOCUMENTS[asked.view], format_lines(
+            asked.view.format(picture, asked), asked)
+    except (ValueError, libbeostat.BadNodeList) as error:
+        status, text = 400, "%s" % error
+    except libbeostat.NoTable as error:
+        status, text = 503, NOT_RUNNING % error
+    except (MemoryError, libbeostat.BeostatError) as error:
+        status, text = 503, "%s" % (error or "too much is asked for")
+    return status, PLAIN, ("%s\n" % safe(text)).encode("utf-8", "replace")
+
+
+def refuse_query(text):
+    """Refuse words of a query, as a command line would be."""
+    raise ValueError(text)
+
+
+@functools.lru_cache(None)
+def format_source(text):
+    """Return how a Content-Security-Policy names a style sheet."""
+    import base64
+    import hashlib
+    return "'sha256-%s'" % base64.b64encode(
+        hashlib.sha256(text.encode()).digest()).decode()
+
+
+def format_headers(kind, size):
+    """Return the header of a reply, [(name, value)]."""
+    return [("Content-Type", kind), ("Content-Length", "%d" % size),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Content-Security-Policy", "default-src 'none'; style-src "
+             + format_source(SHEET))]
+
+
+def make_reply(data, args):
+    """Return a document as a whole reply to the request on a socket, if an
+    inetd has started us: unread, it would make the kernel drop our end."""
+    request = b""
+    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
+        signal.alarm(CHILD_S)
+        while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
+            try:
+                request += os.read(0, REQUEST_BYTES) or b"\n\n"
+            except OSError:             # it has hung up
+                break
+    headers = format_headers(DOCUMENTS[args.view], len(data))
+    return "\r\n".join(["HTTP/1.0 200 OK"] + [
+        "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
+
+
+def make_handler(args):
+    """Return the class that answers a request, in a process of its own."""
+    import http.server
+    import resource
+    import socket
+    names = {"localhost", socket.gethostname().lower(),
+             socket.getfqdn().lower()}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        server_version, sys_version = "beostat/" + VERSION, ""
+
+        def setup(self):
+            signal.alarm(CHILD_S)
+            resource.setrlimit(resource.RLIMIT_DATA, CHILD_BYTES)
+            super().setup()
+
+        def answer(self, status, kind, body, *more):
+            self.send_response(status)
+            for pair in [*format_headers(kind, len(body)), *more]:
+                self.send_header(*pair)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            if is_here(self.headers.get_all("Host", []), names):
+                self.answer(*reply(self.path, args))
+            else:
+                self.answer(400, PLAIN, WRONG_HOST)
+
+        def do_POST(self):
+            self.answer(405, PLAIN, b"GET or HEAD\n", ("Allow", "GET, HEAD"))
+
+        def log_message(self, *_):
+            pass
+
+        do_HEAD = do_GET
+        do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST
+    return Handler
+
+
+def serve(args):
+    """Answer requests for ever.
+
+    Raises  BeostatError when that cannot begin
+    """
+    import socketserver
+
+    class Server(socketserver.ForkingMixIn, socketserver.TCPServer):
+        allow_reuse_address = True
+        max_children, request_queue_size = CHILDREN, CHILDREN
+
+        def handle_error(self, *_):
+            error = sys.exc_info()[1]
+            if not isinstance(error, OSError):      # a client that hung up
+                complain("%r" % error)
+    try:
+        server = Server(args.serve, make_handler(args))
+    except OSError as error:
+        raise libbeostat.BeostatError("--serve %s:%d: %s" % (
+            args.serve + (error.strerror,)))
+    format_source(SHEET)                # once, not in each child
+    complain("serving http://%s:%d/" % server.server_address)
+    server.serve_forever(COLLECT_S)
+
+
 # ---- command line ------------------------------------------------------
 
 WINDOW = 80, 24                 # columns and lines, where none are told
@@ -1563,14 +2087,17 @@ WINDOW = 80, 24                 # columns and lines, where none are told
 # Documents are for programs: no colours, no screen.
 JSON = View(("--json",), format_json, read_sorted, SORT_KEYS)
 DAEMON = View(("--daemon",), format_daemon, read_sorted, SORT_KEYS)
-DOCUMENTS = (
-    JSON,
-    View(("--prometheus",), format_prometheus, read_sorted, SORT_KEYS),
-    View(("--ganglia",), format_ganglia, read_sorted, SORT_KEYS))
-VIEWS = DOCUMENTS + (
-    View(("--dots",), format_dots, read_sorted, SORT_KEYS),
-    DAEMON,
-    View(("-J", "--jobs"), format_jobs, read_jobs, JOB_KEYS))
+PROMETHEUS = View(("--prometheus",), format_prometheus, read_sorted,
+                  SORT_KEYS)
+HTML = View(("--html",), format_html, read_sorted, SORT_KEYS)
+DOTS = View(("--dots",), format_dots, read_sorted, SORT_KEYS)
+DOCUMENTS = {                   # with the type that --http tells
+    JSON: "application/json",
+    PROMETHEUS: "text/plain; version=0.0.4; charset=utf-8",
+    View(("--ganglia",), format_ganglia, read_sorted, SORT_KEYS): "text/xml",
+    HTML: "text/html; charset=utf-8"}
+VIEWS = (*DOCUMENTS, DOTS, DAEMON,
+         View(("-J", "--jobs"), format_jobs, read_jobs, JOB_KEYS))
 # Those that other options choose.
 TABLE = View((), format_table, read_sorted, SORT_KEYS)
 FOLDED = View((), format_folded, read_sorted, SORT_KEYS)
@@ -1593,6 +2120,8 @@ def make_parser():
     for view in VIEWS:
         option(*view.options, dest="views", action="append_const",
                const=view, default=[])
+    option("--serve", type=parse_address)
+    option("--http", action="store_true")
     option("--events", action="store_true")
     option("-b", "--brief", action="store_true")
     option("-w", "--watch", nargs="?", const="")
@@ -1602,6 +2131,7 @@ def make_parser():
     option("--up", dest="states", action="store_const", const=UP)
     option("--down", dest="states", action="store_const", const=DOWN)
     option("--names", action="store_true")
+    option("--per-cpu", action="store_true")
     option("--cluster")
     option("--table")
     parser.set_defaults(filter="")
@@ -1622,16 +2152,20 @@ def split_words(argv):
     return words
 
 
-def parse_args(argv, program="beostat"):
+def parse_args(argv, program="beostat", error=None):
     """Return the options, completed; argparse exits 2 on a usage error.
 
     program  called as beostatus, it watches, and -c says so as well
+    error    what to do with a usage error instead
     """
     words, parser = split_words(argv), make_parser()
+    parser.error = error or parser.error
     if program == "beostatus":
         parser.set_defaults(watch="")
         words = [word for word in words if word != "-c"]
     args = parser.parse_args(words)
+    if args.serve:
+        check_serve(args, parser)
     args.watch, args.nodes = choose_watch(args, parser.error)
     args.view = choose_view(args, parser.error)
     if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
@@ -1652,6 +2186,10 @@ def choose_view(args, refuse):
         args.texts = [(title, text) for _, _, title, text, shown in TEXTS
                       if shown or (title, text) in args.texts]
     views = set(args.views)
+    args.dots = DOTS in views
+    if views == {HTML, DOTS}:
+        views = {HTML}
+    check_documents(args, views, refuse)
     if args.texts:
         views.add(CHOSEN_TEXTS)
     if args.names and not args.events:
@@ -1750,6 +2288,8 @@ def run(args):
 
     Raises  BeostatError
     """
+    if args.serve:
+        serve(args)
     with libbeostat.open(args.table) as cluster:
         if args.events:
             return watch_events(cluster, args)
@@ -1757,7 +2297,8 @@ def run(args):
             return watch(cluster, args)
         gc.disable()                    # there will be no garbage in time
         picture = read_picture(cluster, args)
-        write(format_lines(args.view.format(picture, args), args))
+        data = format_lines(args.view.format(picture, args), args)
+        write(make_reply(data, args) if args.http else data)
         return picture
 
 
@@ -1779,8 +2320,7 @@ def main(argv=None):
         complain(error)
         return 2
     except libbeostat.NoTable as error:
-        complain("%s: recvstats is not running: start it with recvstats.py"
-                 % error)
+        complain(NOT_RUNNING % error)
         return 3
     except (libbeostat.BeostatError, OSError, ImportError) as error:
         complain(error)
@@ -1797,8 +2337,7 @@ def report(picture, args):
     if args.view in DOCUMENTS:
         return 1 if picture.missing else 0
     if not picture.status.running:
-        complain("%s: recvstats (pid %d) is gone: start it again with "
-                 "recvstats.py" % (picture.path, picture.status.pid))
+        complain(GONE % (picture.path, picture.status.pid))
         return 3
     up = all(node.state == "up" for node in picture.nodes)
     return 0 if up and not picture.missing and not picture.refused else 1

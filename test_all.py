@@ -7,10 +7,13 @@ Real files, sockets and processes: every test has a port of its own and a
 table in a temporary folder, and ends what it started.
 """
 
+import base64
 import collections
 import contextlib
 import errno
 import fcntl
+import hashlib
+import html.parser
 import itertools
 import json
 import os
@@ -31,6 +34,8 @@ import termios
 import textwrap
 import threading
 import time
+import urllib.parse
+import urllib.request
 import zlib
 
 import pytest
@@ -3450,129 +3455,167 @@ clock skew       at most 1.0 s (node 6)
     '--prometheus 2': """\
 # HELP beostat_node_up 1 while the node's samples arrive.
 # TYPE beostat_node_up gauge
-beostat_node_up{node="2"} 1
+beostat_node_up{instance="n2",node="2"} 1
+# HELP beostat_node_state 1 of the state that the node is in.
+# TYPE beostat_node_state gauge
+beostat_node_state{instance="n2",node="2",state="up"} 1
 # HELP beostat_node_age_seconds Time since the last sample arrived.
 # TYPE beostat_node_age_seconds gauge
-beostat_node_age_seconds{node="2"} 0.5
+beostat_node_age_seconds{instance="n2",node="2"} 0.5
 # HELP beostat_node_received_messages_total Messages received.
 # TYPE beostat_node_received_messages_total counter
-beostat_node_received_messages_total{node="2"} 1
-# HELP beostat_node_lost_messages_total Messages sent that never came.
+beostat_node_received_messages_total{instance="n2",node="2"} 1
+# HELP beostat_node_lost_messages_total Messages that never came.
 # TYPE beostat_node_lost_messages_total counter
-beostat_node_lost_messages_total{node="2"} 0
-# HELP beostat_node_agent_restarts_total Starts of the agent but the first.
+beostat_node_lost_messages_total{instance="n2",node="2"} 0
+# HELP beostat_node_agent_restarts_total Starts but the first.
 # TYPE beostat_node_agent_restarts_total counter
-beostat_node_agent_restarts_total{node="2"} 0
-# HELP beostat_node_info What the node is.
+beostat_node_agent_restarts_total{instance="n2",node="2"} 0
+# HELP beostat_node_info What the node is, and where.
 # TYPE beostat_node_info gauge
-beostat_node_info{node="2",hostname="n2",release="6.1.0",machine="x86_64",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
-# HELP beostat_node_boot_time_seconds Boot time, since the epoch.
-# TYPE beostat_node_boot_time_seconds gauge
-beostat_node_boot_time_seconds{node="2"} 1062191376
-# HELP beostat_node_time_seconds Time of the sample by the node's clock.
-# TYPE beostat_node_time_seconds gauge
-beostat_node_time_seconds{node="2"} 1000000000.0
-# HELP beostat_node_load1 1m load average.
-# TYPE beostat_node_load1 gauge
-beostat_node_load1{node="2"} 0.2
-# HELP beostat_node_load5 5m load average.
-# TYPE beostat_node_load5 gauge
-beostat_node_load5{node="2"} 0.18
-# HELP beostat_node_load15 15m load average.
-# TYPE beostat_node_load15 gauge
-beostat_node_load15{node="2"} 0.12
-# HELP beostat_node_tasks Threads of all processes.
-# TYPE beostat_node_tasks gauge
-beostat_node_tasks{node="2"} 80
-# HELP beostat_node_cpus CPUs on line.
-# TYPE beostat_node_cpus gauge
-beostat_node_cpus{node="2"} 1
+beostat_node_info{instance="n2",node="2",vendor="GenuineIntel",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
+# HELP node_cpu_seconds_total CPU time since boot.
+# TYPE node_cpu_seconds_total counter
+node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="user"} 11324.3
+node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="nice"} 31.04
+node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="system"} 2203.11
+node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="idle"} 512349.07
+# HELP node_boot_time_seconds Boot time, since the epoch.
+# TYPE node_boot_time_seconds gauge
+node_boot_time_seconds{instance="n2",node="2"} 1062191376
+# HELP node_context_switches_total Context switches since boot.
+# TYPE node_context_switches_total counter
+node_context_switches_total{instance="n2",node="2"} 115315
+# HELP node_intr_total Interrupts since boot.
+# TYPE node_intr_total counter
+node_intr_total{instance="n2",node="2"} 1462898
+# HELP node_forks_total Processes made since boot.
+# TYPE node_forks_total counter
+node_forks_total{instance="n2",node="2"} 86031
 # HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
 # TYPE beostat_node_cpu_busy_ratio gauge
-beostat_node_cpu_busy_ratio{node="2"} 0.125
-# HELP beostat_node_context_switches_total Context switches since boot.
-# TYPE beostat_node_context_switches_total counter
-beostat_node_context_switches_total{node="2"} 115315
-# HELP beostat_node_intr_total Interrupts since boot.
-# TYPE beostat_node_intr_total counter
-beostat_node_intr_total{node="2"} 1462898
-# HELP beostat_node_forks_total Processes made since boot.
-# TYPE beostat_node_forks_total counter
-beostat_node_forks_total{node="2"} 86031
-# HELP beostat_node_memory_total_bytes MemTotal of /proc/meminfo.
-# TYPE beostat_node_memory_total_bytes gauge
-beostat_node_memory_total_bytes{node="2"} 262381568
-# HELP beostat_node_memory_free_bytes MemFree of /proc/meminfo.
-# TYPE beostat_node_memory_free_bytes gauge
-beostat_node_memory_free_bytes{node="2"} 8171520
-# HELP beostat_node_memory_buffers_bytes Buffers of /proc/meminfo.
-# TYPE beostat_node_memory_buffers_bytes gauge
-beostat_node_memory_buffers_bytes{node="2"} 21102592
-# HELP beostat_node_memory_cached_bytes Cached of /proc/meminfo.
-# TYPE beostat_node_memory_cached_bytes gauge
-beostat_node_memory_cached_bytes{node="2"} 149659648
-# HELP beostat_node_memory_swap_total_bytes SwapTotal of /proc/meminfo.
-# TYPE beostat_node_memory_swap_total_bytes gauge
-beostat_node_memory_swap_total_bytes{node="2"} 536829952
-# HELP beostat_node_memory_swap_free_bytes SwapFree of /proc/meminfo.
-# TYPE beostat_node_memory_swap_free_bytes gauge
-beostat_node_memory_swap_free_bytes{node="2"} 532733952
-# HELP beostat_node_filesystem_size_bytes Size of /.
-# TYPE beostat_node_filesystem_size_bytes gauge
-beostat_node_filesystem_size_bytes{node="2"} 4096000000
-# HELP beostat_node_filesystem_free_bytes Free in /.
-# TYPE beostat_node_filesystem_free_bytes gauge
-beostat_node_filesystem_free_bytes{node="2"} 1638400000
-# HELP beostat_node_filesystem_avail_bytes Free in / to users.
-# TYPE beostat_node_filesystem_avail_bytes gauge
-beostat_node_filesystem_avail_bytes{node="2"} 1433600000
-# HELP beostat_node_filesystem_files Inodes of /.
-# TYPE beostat_node_filesystem_files gauge
-beostat_node_filesystem_files{node="2"} 65536
-# HELP beostat_node_filesystem_files_free Free inodes of /.
-# TYPE beostat_node_filesystem_files_free gauge
-beostat_node_filesystem_files_free{node="2"} 60000
-# HELP beostat_node_agent_cost_seconds CPU time of the agent per sample.
+beostat_node_cpu_busy_ratio{instance="n2",node="2"} 0.125
+# HELP node_load1 1m load average.
+# TYPE node_load1 gauge
+node_load1{instance="n2",node="2"} 0.2
+# HELP node_load5 5m load average.
+# TYPE node_load5 gauge
+node_load5{instance="n2",node="2"} 0.18
+# HELP node_load15 15m load average.
+# TYPE node_load15 gauge
+node_load15{instance="n2",node="2"} 0.12
+# HELP node_processes_threads Tasks: threads of all processes.
+# TYPE node_processes_threads gauge
+node_processes_threads{instance="n2",node="2"} 80
+# HELP node_memory_MemTotal_bytes MemTotal of /proc/meminfo.
+# TYPE node_memory_MemTotal_bytes gauge
+node_memory_MemTotal_bytes{instance="n2",node="2"} 262381568
+# HELP node_memory_MemFree_bytes MemFree of /proc/meminfo.
+# TYPE node_memory_MemFree_bytes gauge
+node_memory_MemFree_bytes{instance="n2",node="2"} 8171520
+# HELP node_memory_Buffers_bytes Buffers of /proc/meminfo.
+# TYPE node_memory_Buffers_bytes gauge
+node_memory_Buffers_bytes{instance="n2",node="2"} 21102592
+# HELP node_memory_Cached_bytes Cached of /proc/meminfo.
+# TYPE node_memory_Cached_bytes gauge
+node_memory_Cached_bytes{instance="n2",node="2"} 149659648
+# HELP node_memory_SwapTotal_bytes SwapTotal of /proc/meminfo.
+# TYPE node_memory_SwapTotal_bytes gauge
+node_memory_SwapTotal_bytes{instance="n2",node="2"} 536829952
+# HELP node_memory_SwapFree_bytes SwapFree of /proc/meminfo.
+# TYPE node_memory_SwapFree_bytes gauge
+node_memory_SwapFree_bytes{instance="n2",node="2"} 532733952
+# HELP node_filesystem_files Inodes of /.
+# TYPE node_filesystem_files gauge
+node_filesystem_files{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 65536
+# HELP node_filesystem_files_free Free inodes of /.
+# TYPE node_filesystem_files_free gauge
+node_filesystem_files_free{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 60000
+# HELP node_filesystem_size_bytes Size of /.
+# TYPE node_filesystem_size_bytes gauge
+node_filesystem_size_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 4096000000
+# HELP node_filesystem_free_bytes Free in /.
+# TYPE node_filesystem_free_bytes gauge
+node_filesystem_free_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1638400000
+# HELP node_filesystem_avail_bytes Free in / to users.
+# TYPE node_filesystem_avail_bytes gauge
+node_filesystem_avail_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1433600000
+# HELP beostat_node_agent_cost_seconds CPU time of a sample.
 # TYPE beostat_node_agent_cost_seconds gauge
-beostat_node_agent_cost_seconds{node="2"} 0.00035
-# HELP beostat_node_cpu_seconds_total CPU time since boot.
-# TYPE beostat_node_cpu_seconds_total counter
-beostat_node_cpu_seconds_total{node="2",mode="user"} 11324.3
-beostat_node_cpu_seconds_total{node="2",mode="nice"} 31.04
-beostat_node_cpu_seconds_total{node="2",mode="system"} 2203.11
-beostat_node_cpu_seconds_total{node="2",mode="idle"} 512349.07
-# HELP beostat_node_network_receive_bytes_total rx_bytes column of /proc/net/dev.
-# TYPE beostat_node_network_receive_bytes_total counter
-beostat_node_network_receive_bytes_total{node="2",device="lo"} 104503
-beostat_node_network_receive_bytes_total{node="2",device="eth0"} 1235461773
-# HELP beostat_node_network_receive_packets_total rx_packets column of /proc/net/dev.
-# TYPE beostat_node_network_receive_packets_total counter
-beostat_node_network_receive_packets_total{node="2",device="lo"} 1301
-beostat_node_network_receive_packets_total{node="2",device="eth0"} 3510213
-# HELP beostat_node_network_receive_errs_total rx_errors column of /proc/net/dev.
-# TYPE beostat_node_network_receive_errs_total counter
-beostat_node_network_receive_errs_total{node="2",device="lo"} 0
-beostat_node_network_receive_errs_total{node="2",device="eth0"} 17
-# HELP beostat_node_network_receive_drop_total rx_dropped column of /proc/net/dev.
-# TYPE beostat_node_network_receive_drop_total counter
-beostat_node_network_receive_drop_total{node="2",device="lo"} 0
-beostat_node_network_receive_drop_total{node="2",device="eth0"} 2
-# HELP beostat_node_network_transmit_bytes_total tx_bytes column of /proc/net/dev.
-# TYPE beostat_node_network_transmit_bytes_total counter
-beostat_node_network_transmit_bytes_total{node="2",device="lo"} 104503
-beostat_node_network_transmit_bytes_total{node="2",device="eth0"} 4013244571
-# HELP beostat_node_network_transmit_packets_total tx_packets column of /proc/net/dev.
-# TYPE beostat_node_network_transmit_packets_total counter
-beostat_node_network_transmit_packets_total{node="2",device="lo"} 1301
-beostat_node_network_transmit_packets_total{node="2",device="eth0"} 4120551
-# HELP beostat_node_network_transmit_errs_total tx_errors column of /proc/net/dev.
-# TYPE beostat_node_network_transmit_errs_total counter
-beostat_node_network_transmit_errs_total{node="2",device="lo"} 0
-beostat_node_network_transmit_errs_total{node="2",device="eth0"} 5
-# HELP beostat_node_network_transmit_drop_total tx_dropped column of /proc/net/dev.
-# TYPE beostat_node_network_transmit_drop_total counter
-beostat_node_network_transmit_drop_total{node="2",device="lo"} 0
-beostat_node_network_transmit_drop_total{node="2",device="eth0"} 0
+beostat_node_agent_cost_seconds{instance="n2",node="2"} 0.00035
+# HELP beostat_node_cpus CPUs on line.
+# TYPE beostat_node_cpus gauge
+beostat_node_cpus{instance="n2",node="2"} 1
+# HELP node_time_seconds Time of the sample by the node's clock.
+# TYPE node_time_seconds gauge
+node_time_seconds{instance="n2",node="2"} 1000000000.0
+# HELP node_uname_info What uname(2) tells.
+# TYPE node_uname_info gauge
+node_uname_info{instance="n2",node="2",release="6.1.0",machine="x86_64",nodename="n2",sysname="Linux"} 1
+# HELP node_network_receive_bytes_total bytes of /proc/net/dev.
+# TYPE node_network_receive_bytes_total counter
+node_network_receive_bytes_total{instance="n2",node="2",device="lo"} 104503
+node_network_receive_bytes_total{instance="n2",node="2",device="eth0"} 1235461773
+# HELP node_network_receive_packets_total packets of /proc/net/dev.
+# TYPE node_network_receive_packets_total counter
+node_network_receive_packets_total{instance="n2",node="2",device="lo"} 1301
+node_network_receive_packets_total{instance="n2",node="2",device="eth0"} 3510213
+# HELP node_network_receive_errs_total errs of /proc/net/dev.
+# TYPE node_network_receive_errs_total counter
+node_network_receive_errs_total{instance="n2",node="2",device="lo"} 0
+node_network_receive_errs_total{instance="n2",node="2",device="eth0"} 17
+# HELP node_network_receive_drop_total drop of /proc/net/dev.
+# TYPE node_network_receive_drop_total counter
+node_network_receive_drop_total{instance="n2",node="2",device="lo"} 0
+node_network_receive_drop_total{instance="n2",node="2",device="eth0"} 2
+# HELP node_network_receive_fifo_total fifo of /proc/net/dev.
+# TYPE node_network_receive_fifo_total counter
+node_network_receive_fifo_total{instance="n2",node="2",device="lo"} 0
+node_network_receive_fifo_total{instance="n2",node="2",device="eth0"} 1
+# HELP node_network_receive_frame_total frame of /proc/net/dev.
+# TYPE node_network_receive_frame_total counter
+node_network_receive_frame_total{instance="n2",node="2",device="lo"} 0
+node_network_receive_frame_total{instance="n2",node="2",device="eth0"} 3
+# HELP node_network_receive_compressed_total compressed of /proc/net/dev.
+# TYPE node_network_receive_compressed_total counter
+node_network_receive_compressed_total{instance="n2",node="2",device="lo"} 0
+node_network_receive_compressed_total{instance="n2",node="2",device="eth0"} 0
+# HELP node_network_receive_multicast_total multicast of /proc/net/dev.
+# TYPE node_network_receive_multicast_total counter
+node_network_receive_multicast_total{instance="n2",node="2",device="lo"} 0
+node_network_receive_multicast_total{instance="n2",node="2",device="eth0"} 11
+# HELP node_network_transmit_bytes_total bytes of /proc/net/dev.
+# TYPE node_network_transmit_bytes_total counter
+node_network_transmit_bytes_total{instance="n2",node="2",device="lo"} 104503
+node_network_transmit_bytes_total{instance="n2",node="2",device="eth0"} 4013244571
+# HELP node_network_transmit_packets_total packets of /proc/net/dev.
+# TYPE node_network_transmit_packets_total counter
+node_network_transmit_packets_total{instance="n2",node="2",device="lo"} 1301
+node_network_transmit_packets_total{instance="n2",node="2",device="eth0"} 4120551
+# HELP node_network_transmit_errs_total errs of /proc/net/dev.
+# TYPE node_network_transmit_errs_total counter
+node_network_transmit_errs_total{instance="n2",node="2",device="lo"} 0
+node_network_transmit_errs_total{instance="n2",node="2",device="eth0"} 5
+# HELP node_network_transmit_drop_total drop of /proc/net/dev.
+# TYPE node_network_transmit_drop_total counter
+node_network_transmit_drop_total{instance="n2",node="2",device="lo"} 0
+node_network_transmit_drop_total{instance="n2",node="2",device="eth0"} 0
+# HELP node_network_transmit_fifo_total fifo of /proc/net/dev.
+# TYPE node_network_transmit_fifo_total counter
+node_network_transmit_fifo_total{instance="n2",node="2",device="lo"} 0
+node_network_transmit_fifo_total{instance="n2",node="2",device="eth0"} 0
+# HELP node_network_transmit_colls_total colls of /proc/net/dev.
+# TYPE node_network_transmit_colls_total counter
+node_network_transmit_colls_total{instance="n2",node="2",device="lo"} 0
+node_network_transmit_colls_total{instance="n2",node="2",device="eth0"} 91
+# HELP node_network_transmit_carrier_total carrier of /proc/net/dev.
+# TYPE node_network_transmit_carrier_total counter
+node_network_transmit_carrier_total{instance="n2",node="2",device="lo"} 0
+node_network_transmit_carrier_total{instance="n2",node="2",device="eth0"} 7
+# HELP node_network_transmit_compressed_total compressed of /proc/net/dev.
+# TYPE node_network_transmit_compressed_total counter
+node_network_transmit_compressed_total{instance="n2",node="2",device="lo"} 0
+node_network_transmit_compressed_total{instance="n2",node="2",device="eth0"} 0
 # HELP beostat_recvstats_up 1 while recvstats is at work.
 # TYPE beostat_recvstats_up gauge
 beostat_recvstats_up 1
@@ -3747,7 +3790,9 @@ def test_promtool_accepts_the_text(seven):
         [installed("promtool"), "check", "metrics"],
         input=shown(seven, "--prometheus"), universal_newlines=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert (checked.returncode, checked.stdout) == (0, "")
+    # It would have node_exporter's own names for memory otherwise.
+    assert not [line for line in checked.stdout.splitlines()
+                if not re.match("node_memory_.*'camelCase'", line)]
 
 
 def test_gmetad_lists_the_nodes(seven, running):
@@ -3840,7 +3885,7 @@ def test_encoding_of_the_terminal_does_not_matter(receiver, encoding):
         assert b"Traceback" not in shown.stderr
         return shown.stdout
     assert "k\xf6ln".encode(encoding, "backslashreplace") in output()
-    for view in "--prometheus", "--ganglia":
+    for view in "--prometheus", "--ganglia", "--html":
         assert "k\xf6ln" in output(view).decode("utf-8")
     assert json.loads(output("--json"))["nodes"][0]["host"][
         "hostname"] == "k\xf6ln"
@@ -3903,7 +3948,8 @@ def test_message_too_small_for_all_is_said(receiver):
     assert "did not" not in shown(receiver, "-a", "0,4")
     assert re.findall("beostat_node_clipped.*", shown(
         receiver, "--prometheus"))[2:] == [
-            'beostat_node_clipped{node="%d",list="%s"} 1' % pair for pair in (
+            'beostat_node_clipped{instance="n%d",node="%d",list="%s"} 1'
+            % (number, number, what) for number, what in (
                 (1, "interfaces"), (2, "CPUs"), (3, "interfaces"),
                 (3, "CPUs"))]
 
@@ -3955,7 +4001,8 @@ TEXTS = (b"", b"\xff" * 64, "\xf6".encode()[:1], b"a\0b", b"..", b"a/b", b"\n",
 EVERY_VIEW = (
     "", "-b", "-b --up", "-b --down", "--sort name", "--sort mem --reverse",
     "-cmlnsf", "-aCR", "-aCRb", "--dots", "--daemon", "--json",
-    "--prometheus", "--ganglia")
+    "--prometheus", "--prometheus --per-cpu", "--ganglia", "--html",
+    "--html --dots")
 
 
 def edge_bodies():
@@ -4003,12 +4050,16 @@ def check_views(receiver):
     names = [host.get("NAME") for host in hosts.iter("HOST")]
     assert len(names) == len(set(names)) == len(numbers)
     assert not {"", ".", ".."} & set(names)
-    series = [line.rpartition(" ")[0] for line in shown(
-        receiver, "--prometheus").splitlines() if line[0] != "#"]
-    assert len(series) == len(set(series))
-    for each in series:
-        assert re.fullmatch(
-            r'[a-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?', each), each
+    for words in ("--prometheus",), ("--prometheus", "--per-cpu"):
+        series = [line.rpartition(" ")[0] for line in shown(
+            receiver, *words).splitlines() if line[0] != "#"]
+        assert len(series) == len(set(series))
+        for each in series:
+            assert re.fullmatch(
+                r'[A-Za-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?',
+                each), each
+    for words in ("--html",), ("--html", "--dots"), ("--html", "0"):
+        assert Page(shown(receiver, *words)).tags <= PAGE_TAGS
 
 
 def test_every_value_of_every_field_through_every_view(receiver):
@@ -4159,7 +4210,7 @@ def test_document_is_complete_when_recvstats_is_gone(running):
     running.send(message(0))
     running.wait_up(0)
     stop(master)
-    for view in "--json", "--prometheus", "--ganglia":
+    for view in "--json", "--prometheus", "--ganglia", "--html":
         shown = running.beostat(view)
         assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout
         assert running.beostat(view, "99").returncode == 1
@@ -4388,7 +4439,7 @@ def test_beostatus_is_the_live_view(receiver, tmp_path, words):
     screen = Terminal(20, 100, [sys.executable, "-S", link, "--table",
                                 receiver.table.path, *words],
                       TERM="xterm", PYTHONIOENCODING="utf-8")
-    assert "1 nodes: 1 up" in screen.wait_text("? helps")
+    assert "1 node: 1 up" in screen.wait_text("? helps")
     screen.type(b"q")
     assert screen.status() in (0, 3)
 
@@ -4441,6 +4492,475 @@ def test_words_behind_watch_may_be_nodes(seven):
     assert (args.watch, args.nodes) == (2.0, ["0-3"])
     args = beostat.parse_args(["-w", "5", "0-3"])
     assert (args.watch, args.nodes) == (5.0, ["0-3"])
+
+
+# ---- a page, and Prometheus --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory):
+    """A Prometheus of README's configuration, and two nodes: this machine,
+    and one of fixed files.  It takes 5 s to begin: tests go on meanwhile."""
+    folder = tmp_path_factory.mktemp("scraped")
+    running, port = Running(folder), free_tcp_port()
+    running.recvstats()
+    running.sendstats("-r", "0.1", 0, "127.0.0.1")
+    running.sendstats("-r", "0.1", "--proc", write_proc(folder / "p", XEON),
+                      1, "127.0.0.1")
+    for number in 0, 1:
+        running.wait_up(number)
+    config, = readme_programs("# prometheus.yml")
+    running.served = Served(running)
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+        + config.replace("9545", "%d" % running.served.port))
+    running.prometheus = "http://127.0.0.1:%d" % port
+    if shutil.which("prometheus"):
+        running.processes.append(subprocess.Popen(
+            ["prometheus", "--config.file=%s/prometheus.yml" % folder,
+             "--storage.tsdb.path=%s/data" % folder, "--log.level=error",
+             "--web.listen-address=127.0.0.1:%d" % port],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    yield running
+    running.end()
+
+
+def test_metrics_of_the_server_are_those_of_the_command(scraped):
+    def names(text):
+        return [line.rpartition(" ")[0] for line in text.splitlines()]
+    status, headers, body = scraped.served.get("/metrics")
+    assert status == 200 and names(body) == names(
+        scraped.beostat("--prometheus").stdout)
+    assert headers["Content-Type"] == (
+        "text/plain; version=0.0.4; charset=utf-8")
+
+
+INSTANCES = (
+    # host names of nodes 0, 1 ..., the instances of their metrics
+    (["a", "b.example"], ["a", "b.example"]),
+    (["a", "a", ""], ["n0", "n1", "n2"]),
+    (["n1", "b"], ["n0", "b"]),         # n1 is how node 1 could be called
+    (["n0", 'q"\\%s\n'], ["n0", r'q\"\\%s\\n']),
+)
+
+
+@pytest.mark.parametrize("hosts, instances", INSTANCES)
+def test_instance_of_a_metric_is_one_nodes(receiver, hosts, instances):
+    for number, host in enumerate(hosts):
+        feed(receiver, message(number, body=body_with(
+            hostname=host.encode())))
+    assert re.findall(r'node_load1{instance="(.*)",node="\d"} ',
+                      shown(receiver, "--prometheus")) == instances
+
+
+def test_metrics_of_each_state(running):
+    """Only what is up is measured, and nothing while recvstats is gone."""
+    master = running.recvstats("-N", "3")
+    running.send(message(0), message(1, kind=sendstats.FAREWELL), message(
+        4, body=body_with(one=float("nan"))))
+    running.wait_count("stored", 3)
+    text = running.beostat("--prometheus").stdout
+    assert re.findall(r'node_state{.*node="(\d)",state="(.*)"} 1', text) == [
+        ("0", "up"), ("1", "left"), ("2", "never"), ("4", "refused")]
+    assert re.findall(r'node_up{.*node="(\d)"} (\d)', text) == [
+        ("0", "1"), ("1", "0"), ("2", "0"), ("4", "0")]
+    assert re.findall(r'node_load1{.*node="(\d)"', text) == ["0"]
+    stop(master)
+    text = running.beostat("--prometheus").stdout
+    assert "\nbeostat_recvstats_up 0\n" in text
+    assert 'state="up"} 1\n' in text and "node_load1" not in text
+
+
+def test_seconds_of_the_cpus(seven):
+    """The mean is all CPUs' time by their number; each CPU's has its id."""
+    mean = re.findall(r'node_cpu_seconds_total{.*mode="(\w+)"} (.*)',
+                      shown(seven, "--prometheus", "1"))
+    assert mean == [("user", "85.025"), ("nice", "0.205"),
+                    ("system", "30.51"), ("idle", "7001.055"),
+                    ("iowait", "10.515"), ("irq", "0.255"),
+                    ("softirq", "1.65"), ("steal", "0.035")]
+    each = re.findall(r'cpu="(\d)",mode="(\w+)"} (.*)', shown(
+        seven, "--prometheus", "--per-cpu", "1"))
+    assert each[:5] == [
+        ("0", "user", "86.01"), ("1", "user", "84.04"), ("0", "nice", "0.2"),
+        ("1", "nice", "0.21"), ("0", "system", "32.84")]
+    assert "mean" not in shown(seven, "--prometheus", "--per-cpu")
+
+
+class Page(html.parser.HTMLParser):
+    """What a page has: its tags, links, classes of rows, and texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.rows, self.cells = set(), [], [], []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        if tag == "a":
+            self.links.append(attrs["href"] if "href" in attrs else None)
+            if "title" in attrs:
+                self.cells.append((attrs["class"], attrs["title"]))
+        if tag == "tr":
+            self.rows.append([attrs.get("class", "")])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.rows and len(self.rows[-1]) > 1:
+            self.rows[-1][-1] += data.strip()
+
+
+PAGE_TAGS = {"html", "meta", "title", "style", "h1", "p", "nav", "a", "table",
+             "thead", "tbody", "tr", "th", "td", "meter", "wbr", "h2", "pre"}
+
+
+def test_page_has_the_rows_of_the_default_view(seven):
+    page = Page(shown(seven, "--html", "--sort", "-load", "--cluster", "<b>"))
+    assert page.tags <= PAGE_TAGS and "<b>" in page.text
+    assert [row[:5] for row in page.rows] == [
+        ["", "node", "name", "state", "cpu%"],
+        ["total", "", "total", "5 up", "97.7"],
+        ["up", "2", "n2", "up", "12.5"], ["up", "0", "n0", "up", "12.5"],
+        ["up", "1", "n1", "up", "90.0"],
+        ["up", "6", '\\x1b[31m"<&>\\\\n\\u202e\\x9b', "up", "12.5"],
+        ["up", "4", "n4", "up", "100"],
+        ["left off", "3", "n3", "left 0.5", "50.0"],
+        ["down off", "5", "n5", "down 10m", "12.5"]]
+    for line in ("7 nodes: 5 up, 1 down, 1 left, 2 never heard, 01:46:42",
+                 "down: n5", "left: n3", "never heard: n[7-8]"):
+        assert line in page.text
+    assert page.links.count("?sort=load") == 1      # that turns it round
+    assert {"?sort=node", "?node=6", "?sort=-load&state=up",
+            "?view=dots&sort=-load"} <= set(page.links)
+
+
+def test_page_of_dots_has_a_cell_for_every_node(seven):
+    page = Page(shown(seven, "--html", "--dots"))
+    assert page.tags <= PAGE_TAGS
+    assert [kind for kind, _ in page.cells] == [
+        "s1", "s8", "s1", "off", "s9", "down", "s1", "never", "never"]
+    assert page.cells[1][1].startswith("n1 n1, up, cpu% 90.0, load 2.06, ")
+    assert len(page.rows) == 2          # heading and totals
+
+
+def test_page_of_one_node_has_all_there_is(seven):
+    page = Page(shown(seven, "--html", "1"))
+    for _, _, title, _, _ in beostat.TEXTS:
+        assert title in page.text
+    assert "MemTotal:        4043516 kB" in page.text
+    assert "/proc/stat" not in Page(shown(seven, "--html", "1,2")).text
+
+
+def test_page_of_many_nodes_shows_the_first_thousand(receiver):
+    for number in range(1013):
+        feed(receiver, message(number))
+    text = shown(receiver, "--html")
+    assert "The first 1000 of 1013" in text
+    assert len(Page(text).rows) == 1002
+    assert 'http-equiv="refresh" content="2"' in text
+
+
+class Served:
+    """A beostat.py --serve, and what it answers."""
+
+    def __init__(self, running, *words, seconds=None):
+        self.running = running
+        self.process = running.start(
+            "beostat.py", "--serve", "0", "--table", running.table, *words,
+            bufsize=0) if seconds is None else subprocess.Popen(
+                [sys.executable, "-S", "-c", "import beostat, os\n"
+                 "beostat.CHILD_S = %d\nos._exit(beostat.main([%s]))" % (
+                     seconds, "'--serve', '0', '--table', %r"
+                     % running.table)], cwd=HERE, universal_newlines=True,
+                stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        running.processes.append(self.process)
+        line = self.process.stderr.readline()
+        self.port = int(re.fullmatch(
+            r"beostat: serving http://127.0.0.1:(\d+)/\n", line).group(1))
+        self.url = "http://127.0.0.1:%d" % self.port
+
+    def connect(self):
+        """Return a new connection."""
+        sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+        return sock
+
+    def answer(self, data):
+        """Return the bytes that a request gets."""
+        with self.connect() as sock:
+            sock.sendall(data)
+            return b"".join(iter(lambda: sock.recv(65536), b""))
+
+    def get(self, target, method="GET", host="127.0.0.1"):
+        """Return (status, {header: value}, text) of a reply."""
+        head, _, body = self.answer(
+            ("%s %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (method, target, host))
+            .encode("latin-1")).decode().partition("\r\n\r\n")
+        lines = head.split("\r\n")
+        return int(lines[0].split()[1]), dict(
+            line.split(": ", 1) for line in lines[1:]), body
+
+
+@pytest.fixture
+def served(running):
+    """A server of three nodes, of which 2 has left."""
+    running.recvstats("-N", "5")
+    running.send(*[message(
+        number, period_s=60.0, kind=sendstats.FAREWELL if number == 2 else
+        sendstats.SAMPLE, body=body_with(
+            hostname=[b"login", b"<script>alert(1)</script>", b"c2"][number],
+            one=float(number))) for number in range(3)])
+    running.wait_count("stored", 3)
+    return Served(running, "--cluster", "blue")
+
+
+REQUESTS = (
+    # method, target, Host, status, a part of the body
+    ("GET", "/", "127.0.0.1", 200, "<h1>blue</h1>"),
+    ("GET", "/?sort=load", "localhost:8080", 200, 'aria-sort="descending"'),
+    ("GET", "/?sort=-load&state=up", "[::1]:80", 200, 'sort="ascending"'),
+    ("GET", "/?view=dots", "10.0.0.1", 200, 'class="dots"'),
+    ("GET", "/?node=login", socket.gethostname(), 200, "<h2>/proc/stat</h2>"),
+    ("GET", "/?node=0-1,c2&state=down", "127.0.0.1", 200, "left: n2"),
+    ("GET", "/metrics", "127.0.0.1", 200, 'node_load1{instance="login",'),
+    ("GET", "/metrics?node=0", "127.0.0.1", 200, "beostat_recvstats_up 1\n"),
+    ("GET", "/json", "127.0.0.1", 200, '"number": 2, "state": "left"'),
+    ("GET", "/none", "127.0.0.1", 404, "no such page: / /metrics /json"),
+    ("GET", "/../etc/passwd", "127.0.0.1", 404, "no such page"),
+    ("GET", "/?node=4", "127.0.0.1", 404, "node 4: never heard"),
+    ("GET", "/?node=nobody", "127.0.0.1", 400, "'nobody' is no node number"),
+    ("GET", "/?node=5-3", "127.0.0.1", 400, "ends before it begins"),
+    ("GET", "/?node=--jobs", "127.0.0.1", 400, "'--jobs' is no node number"),
+    ("GET", "/?sort=zip", "127.0.0.1", 400, "--sort zip: choose from node"),
+    ("GET", "/?sort=cpu%0a%1b[31m", "127.0.0.1", 400, r"cpu\n\x1b[31m"),
+    ("GET", "/?view=jobs", "127.0.0.1", 400, "view=jobs: not a word"),
+    ("GET", "/?<b>=1", "127.0.0.1", 400, "not a word of this page"),
+    ("GET", "/", "evil.example", 400, "Host is not this machine"),
+    ("GET", "/metrics", "127.0.0.1.evil.example", 400, "Host is not"),
+    ("GET", "/", "127.0.0.1\r\nHost: localhost", 400, "Host is not"),
+    ("GET", "/", "", 400, "Host is not"),
+    ("HEAD", "/metrics", "127.0.0.1", 200, ""),
+    ("HEAD", "/none", "127.0.0.1", 404, ""),
+    ("POST", "/", "127.0.0.1", 405, "GET or HEAD"),
+    ("OPTIONS", "/json", "127.0.0.1", 405, "GET or HEAD"),
+    ("BREW", "/", "127.0.0.1", 501, "BREW"),
+)
+
+
+def test_requests(served):
+    digest = hashlib.sha256(beostat.SHEET.encode()).digest()
+    for method, target, host, status, part in REQUESTS:
+        found, headers, body = served.get(target, method, host)
+        assert (found, part in body) == (status, True), (target, host, body)
+        assert "\x1b" not in body and (
+            "<script" not in body or target in ("/metrics", "/json"))
+        if method == "HEAD":
+            assert not body and int(headers["Content-Length"]) > 0
+        if status in (200, 400, 404, 405):
+            assert headers["Cache-Control"] == "no-store"
+            assert headers["Content-Security-Policy"] == (
+                "default-src 'none'; style-src 'sha256-%s'"
+                % base64.b64encode(digest).decode())
+    assert served.get("/")[1]["Content-Type"] == "text/html; charset=utf-8"
+    assert served.get("/", "POST")[1]["Allow"] == "GET, HEAD"
+    assert served.answer(b"\x16\x03\x01\x02\r\n\r\n").count(b"400") >= 1
+    assert b" 414 " in served.answer(b"GET /?" + b"x" * 70000 + b"\r\n\r\n")
+    assert served.get("/")[0] == 200
+
+
+def test_links_of_the_page_lead_to_pages(served):
+    """Whoever follows them comes to all there is, and nowhere else."""
+    found, left = set(), {"?"}
+    while left:
+        link = left.pop()
+        found.add(link)
+        status, _, body = served.get("/" + link)
+        assert status == 200, link
+        links = set(Page(body).links) - {None}
+        assert all(re.fullmatch(r"\?[\w=&%,-]*", link) for link in links)
+        if link in ("?", "?view=dots", "?sort=mem", "?state=down", "?node=1"):
+            left |= links - found
+    assert {"?node=1", "?state=up", "?sort=name", "?view=dots&sort=mem"
+            } <= found
+
+
+def test_server_without_a_table(running):
+    served = Served(running)
+    status, _, body = served.get("/metrics")
+    assert status == 503 and "start it with recvstats.py" in body
+    running.recvstats()
+    assert served.get("/metrics")[0] == 200
+    again = running.beostat("--serve", served.port)
+    assert (again.returncode, again.stderr) == (
+        3, "beostat: --serve 127.0.0.1:%d: Address already in use\n"
+        % served.port)
+
+
+def test_clients_that_hold_the_server_up(running):
+    """Endless, idle and many: each ends, and others are served."""
+    running.recvstats()
+    served = Served(running, seconds=1)
+    endless, *idle = [served.connect() for _ in range(45)]
+    endless.sendall(b"GET / HTTP/1.1\r\n")
+    children = wait_for(lambda: read_text(
+        "/proc/%d/task/%d/children" % (served.process.pid,
+                                       served.process.pid)).split())
+    assert len(children) <= 40
+    status, _, _ = served.get("/json")  # once the first 40 are ended
+    with pytest.raises(OSError):
+        while True:
+            endless.sendall(b"X: y\r\n")
+            time.sleep(0.02)
+    for sock in idle:
+        assert status == 200 and sock.recv(99) == b""
+    served.answer(b"GET /?node=%s HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n"
+                  % b",".join([b"n[0-999999]"] * 50))
+    assert served.get("/")[0] == 200
+    served.process.terminate()
+    assert served.process.stderr.read() == ""
+    for sock in idle + [endless]:
+        sock.close()
+
+
+def test_document_with_the_header_of_http(served):
+    """As inetd has it: with a request unread, its end would be lost."""
+    head, _, body = served.running.beostat("--html", "--http").stdout \
+        .partition("\n\n")
+    assert head.startswith("HTTP/1.0 200 OK\nContent-Type: text/html")
+    assert "Content-Length: %d\n" % len(body) in head
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-S", os.path.join(HERE, "beostat.py"),
+             "--table", served.running.table, "--prometheus", "--http"],
+            stdin=theirs, stdout=theirs)
+        theirs.close()
+        ours.settimeout(LIMIT_S)
+        ours.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        data = b"".join(iter(lambda: ours.recv(65536), b""))
+        assert process.wait() == 0
+    assert data.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; "
+                           b"version=0.0.4; charset=utf-8\r\n")
+    assert data.endswith(b'{result="log_drops"} 0\n')
+
+
+WORDS_OF_SERVE = (
+    ("--serve 9545 --json", "--serve goes with --per-cpu, --cluster and "
+     "--table alone"),
+    ("--serve 9545 7", "--serve goes with --per-cpu, --cluster and --table "
+     "alone"),
+    ("--serve 99999", "99999 is not [ADDRESS:]PORT"),
+    ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
+    ("--http", "--http goes before one document"),
+    ("--html --http -w", "--http goes before one document"),
+    ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
+    ("--html --json", "one view at a time"),
+)
+
+
+@pytest.mark.parametrize("words, error", WORDS_OF_SERVE)
+def test_words_that_do_not_go_together(words, error):
+    shown = tool("beostat.py", *words.split())
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr.endswith(": %s\n" % error)
+
+
+CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
+            "--no-first-run --disable-background-networking --disable-sync "
+            "--disable-component-update --dump-dom --user-data-dir=").split()
+
+
+def test_page_in_a_browser(served, tmp_path):
+    """The sheet is taken, the name of node 1 stays text, links are pages."""
+    chromium = installed("chromium")
+    os.mkdir(str(tmp_path / "gone"))
+    gone = new_receiver(tmp_path / "gone")
+    feed(gone, message(3))
+    close(gone)
+    (tmp_path / "gone.html").write_text(tool(
+        "beostat.py", "--html", "--table", gone.table.path).stdout)
+    browsers = [subprocess.Popen(
+        [chromium, *CHROMIUM[1:-1], CHROMIUM[-1] + str(tmp_path / str(place)),
+         url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        universal_newlines=True) for place, url in enumerate([
+            served.url + "/?sort=-load", served.url + "/?node=1",
+            served.url + "/?view=dots&state=up",
+            "file://%s/gone.html" % tmp_path])]
+    try:
+        pages = [Page(browser.communicate(timeout=30)[0])
+                 for browser in browsers]
+    finally:
+        for browser in browsers:
+            browser.kill()
+    rows, node, dots, gone = pages
+    for page in pages:
+        assert page.tags <= PAGE_TAGS | {"head", "body"}
+    assert [row[1:4] for row in rows.rows[2:]] == [
+        ["0", "login", "up"], ["1", "<script>alert(1)</script>", "up"],
+        ["2", "c2", rows.rows[4][3]]]
+    assert rows.rows[4][0] == "left off"
+    assert [title.split(",")[0] for _, title in dots.cells] == [
+        "n0 login", "n1 <script>alert(1)</script>", "n3 never", "n4 never"]
+    assert "/proc/meminfo" in node.text and "MemTotal:" in node.text
+    assert "is gone: start it again with recvstats.py" in gone.text
+    assert [row[1] for row in gone.rows[2:]] == ["3"]
+
+
+QUERIES = (
+    # of the usual dashboards, and what the files of node 1 make of them
+    ("node_load1", "2.06"),
+    ("node_load1 / on(instance) beostat_node_cpus", "1.03"),
+    ("node_memory_MemTotal_bytes", 4043516 * 1024),
+    ("node_memory_MemTotal_bytes - node_memory_MemFree_bytes - "
+     "node_memory_Cached_bytes - node_memory_Buffers_bytes", 631348 * 1024),
+    ("node_memory_SwapTotal_bytes - node_memory_SwapFree_bytes", 104 * 1024),
+    ("node_boot_time_seconds", 1184240113),
+    ("node_context_switches_total", 9312345),
+    ("node_forks_total", 20712),
+    ("node_procs_blocked", 1),
+    ('sum by (instance) (node_network_receive_bytes_total{device!="lo"})',
+     3121110921),
+    ('sum by (instance) (node_cpu_seconds_total{mode!="idle"})', 128.195),
+    ("1 - avg by (instance) (rate(node_cpu_seconds_total{mode='idle'}[9s]))",
+     1),
+    ('count by (instance) (node_filesystem_size_bytes{fstype!="",'
+     'fstype!="rootfs",mountpoint="/"})', 1),
+    ('count by (instance) (node_uname_info{sysname="Linux",nodename!=""})',
+     1),
+    ("beostat_node_up", 1),
+)
+
+
+def test_prometheus_scrapes_two_nodes(scraped):
+    """Its answers to usual queries are what the files of /proc say."""
+    def query(text):
+        """Return {instance: value}."""
+        with contextlib.suppress(OSError):
+            url = "%s/api/v1/query?%s" % (
+                scraped.prometheus, urllib.parse.urlencode({"query": text}))
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return {each["metric"].get("instance"): float(
+                    each["value"][1])
+                    for each in json.load(reply)["data"]["result"]}
+    installed("prometheus")
+    wait_for(lambda: len(query("rate(node_load1[9s])") or ()) == 2)
+    for text, want in QUERIES:
+        found = query(text)
+        assert set(found) == {"n0", "n1"}, text
+        assert abs(found["n1"] - float(want)) < 1e-6 * float(want), text
+    kb, = re.findall(r"MemTotal: +(\d+)", read_text("/proc/meminfo"))
+    booted, = re.findall(r"\nbtime (\d+)", read_text("/proc/stat"))
+    ticks = read_text("/proc/stat").split()[1:9]
+    assert query("node_memory_MemTotal_bytes")["n0"] == int(kb) * 1024
+    assert query("node_boot_time_seconds")["n0"] == int(booted)
+    passed = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") / os.cpu_count()
+    assert 0 <= passed - query("sum by (instance) (node_cpu_seconds_total)")[
+        "n0"] < 60
+    assert query('node_uname_info{nodename="%s"}' % os.uname().nodename) == {
+        "n0": 1, "n1": 1}
 
 
 # ---- the original's functions ------------------------------------------
@@ -5659,7 +6179,7 @@ def kill_often(running, times, nodes=101, rate=5000):
     process = running.recvstats()
     running.send(*[message(number) for number in range(nodes)])
     running.wait_count("stored", nodes)
-    end = time.time() + times * 0.3 + 1
+    end = time.time() + times * 0.5 + 2
     readers = [start_code(READER % (HERE, running.table, end))
                for _ in range(3)]
     load = start_code(LOAD % (HERE, running.port, nodes, rate, end))
@@ -7060,7 +7580,7 @@ def test_readme_start_script_is_shell(text):
 
 
 def test_readme_has_start_scripts_and_units_of_both_daemons():
-    for first, count in (("#!/bin/sh", 3), ("[Unit]", 2),
+    for first, count in (("#!/bin/sh", 3), ("[Unit]", 3),
                          ("#!/usr/bin/env python3", 3)):
         assert len(readme_programs(first)) == count
 
@@ -7102,7 +7622,8 @@ def test_every_option_has_an_example(name):
 def test_readme_unit_is_valid(text, tmp_path):
     path = tmp_path / "test.service"
     path.write_text(text.replace("/usr/bin/recvstats", "/bin/true").replace(
-        "/usr/bin/sendstats", "/bin/true"))
+        "/usr/bin/sendstats", "/bin/true").replace(
+            "/usr/bin/beostat", "/bin/true"))
     checked = subprocess.run(
         [installed("systemd-analyze"), "verify", str(path)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
