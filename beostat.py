@@ -1388,7 +1388,7 @@ def format_ganglia(picture, args):
              '<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">',
              '<CLUSTER NAME="%s" LOCALTIME="%d" OWNER="unspecified" '
              'LATLONG="unspecified" URL="unspecified">' % (
-                 escape_xml(args.cluster or "beostat"), picture.time_s)]
+                 escape_xml(args.cluster), picture.time_s)]
     for node, name in zip(picture.nodes, name_hosts(picture.nodes)):
         lines += format_host(node, name)
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
@@ -1903,6 +1903,10 @@ def check_documents(args, views, refuse):
     """Refuse what changes nothing."""
     if args.per_cpu and not (args.serve or PROMETHEUS in views):
         refuse("--per-cpu goes with --prometheus, or --serve")
+    if args.cluster and not (args.serve or any(
+            view.format in (format_ganglia, format_html) for view in views)):
+        refuse("--cluster goes with --ganglia, --html, or --serve")
+    args.cluster = args.cluster or "beostat"
     if args.http and (views.isdisjoint(DOCUMENTS) or args.events
                       or args.watch is not None):
         refuse("--http goes before one document")
@@ -2198,9 +2202,6 @@ def choose_view(args, refuse):
         refuse("one view at a time")
     if args.events and (args.sort or args.reverse or args.top or args.brief):
         refuse("--events: no --sort, --reverse, --top or --brief")
-    if args.cluster and all(view.format is not format_ganglia
-                            for view in views):
-        refuse("--cluster names what --ganglia shows")
     if DAEMON in views and args.nodes:
         refuse("--daemon is about recvstats: no NODES")
     if views:

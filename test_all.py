@@ -4181,8 +4181,8 @@ def test_views_exclude_each_other(words):
 @pytest.mark.parametrize("words, says", [
     ("--events --sort cpu", "--events: no --sort, --reverse, --top or "
      "--brief"), ("--events -b", "--brief"), ("--events --top 3", "--brief"),
-    ("--cluster blue", "--cluster names what --ganglia shows"),
-    ("--json --cluster blue", "--cluster names what --ganglia shows")])
+    ("--cluster blue", "--cluster goes with --ganglia, --html, or --serve"),
+    ("--json --cluster blue", "--cluster goes with --ganglia, --html, or --serve")])
 def test_no_option_is_taken_and_ignored(words, says):
     shown = tool("beostat.py", *words.split())
     assert shown.returncode == 2 and shown.stderr.endswith(says + "\n")
