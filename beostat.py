@@ -656,7 +656,8 @@ def format_daemon(picture, args):
     """Return recvstats' own state, losses, and how the agents are."""
     return [("%-16s %s" % pair, "") for pair in (
         describe_daemon(picture) + describe_losses(picture.nodes)
-        + describe_agents(picture.nodes))]
+        + describe_agents(picture.nodes)
+        + [("refused", text) for text in picture.refused.values()])]
 
 
 # ---- view: texts -------------------------------------------------------
@@ -872,10 +873,10 @@ def format_jobs(picture, args):
 @functools.lru_cache(USERS)
 def read_user_name(uid):
     """Return the name of a user here, or the number."""
-    import pwd                          # for one view alone
     try:
+        import pwd                      # for one view alone
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (KeyError, OSError, ImportError):
         return "%d" % uid
 
 
@@ -937,8 +938,17 @@ def fetch_each(nodes, jobs, errors):
                 raise ValueError("runs no procstatd (sendstats.py "
                                  "--procstatd)")
             jobs[node.number] = fetch_jobs(node)
-        except ValueError as error:
+        except (ValueError, OSError, ImportError) as error:
             errors[node.number] = error
+
+
+def start(thread):
+    """Start a thread; return whether this machine had room for it."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def read_jobs(picture, args):
@@ -948,10 +958,10 @@ def read_jobs(picture, args):
     nodes, jobs, errors = iter(picture.nodes), {}, {}
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     threads = [threading.Thread(target=fetch_each, args=(nodes, jobs, errors))
-               for _ in picture.nodes[:min(NODES_AT_ONCE, files // 2)]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+               for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]]
+    started = [thread for thread in threads if start(thread)]
+    fetch_each(nodes, jobs, errors)
+    for thread in started:
         thread.join()
     return picture._replace(
         jobs=[(node.number, job) for node in picture.nodes
@@ -1025,8 +1035,8 @@ def format_json(picture, args):
 
     A node has a line of its own, but where each document must be a line.
     """
-    import json                         # costs a quarter of the status view
-    encode = json.JSONEncoder(check_circular=False).encode
+    from json import JSONEncoder        # costs a quarter of the status view
+    encode = JSONEncoder(check_circular=False).encode
     new_line = "\n" if args.watch is None else ""
     nodes = map(node_formatter(encode), picture.nodes)
     return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
@@ -1346,7 +1356,7 @@ def name_hosts(nodes):
 
     gmetad makes a folder of it, so it may not be what a path is made of.
     """
-    names = [node.host.hostname for node in nodes]
+    names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
     for place, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
@@ -1736,14 +1746,14 @@ class Screen:
 
         count  of the lines that there are
         """
-        if self.prompt is not None:
+        if key == STOP_KEY:
+            self.stop()
+        elif self.prompt is not None:
             return self.edit(key, args)
-        if key == b"/":
+        elif key == b"/":
             self.prompt = ""
         elif key == b"?":
             self.help, self.first = not self.help, 0
-        elif key == STOP_KEY:
-            self.stop()
         elif key == b"s":
             keys = args.view.sort_keys
             last = keys.index(args.sort.lstrip("-")) if args.sort else -1
@@ -1763,7 +1773,7 @@ class Screen:
             self.prompt = None
         elif key in ERASE_KEYS:
             self.prompt = self.prompt[:-1]
-        elif len(key) == 1:
+        elif key.decode("ascii", "replace").isprintable():
             self.prompt += key.decode("ascii", "ignore")
         return key in ENTER_KEYS
 
@@ -1790,17 +1800,28 @@ def watch_screen(cluster, args):
                     due = time.monotonic()
 
 
+def read_later(cluster, args, pause_s):
+    """Return the Picture after a pause, or after as many as it takes to
+    read one."""
+    while True:
+        time.sleep(pause_s)
+        try:
+            return read_picture(cluster, args)
+        except libbeostat.BeostatError as error:
+            complain(error)
+
+
 def watch(cluster, args):
     """Show the view again and again; return the last Picture."""
     if args.live:
         return watch_screen(cluster, args)
+    picture = read_picture(cluster, args)
     while True:
-        picture = read_picture(cluster, args)
         write(format_lines(args.view.format(picture, args), args))
         if args.view not in DOCUMENTS:
             write(b"\n" if picture.status.running
                   else b"recvstats is gone\n\n")
-        time.sleep(args.watch)
+        picture = read_later(cluster, args, args.watch)
 
 
 # ---- events ------------------------------------------------------------
@@ -1826,8 +1847,8 @@ def format_event(time_s, event, names, args):
     """Return the bytes of an event's line: its time, what, and who."""
     when = time.strftime(EVENT_TIME, time.localtime(time_s))
     if args.view == JSON:
-        import json
-        return json.dumps({"time": when, "event": event, "nodes": [
+        from json import dumps
+        return dumps({"time": when, "event": event, "nodes": [
             "n%d" % name if isinstance(name, int) else name
             for name in names]}).encode() + b"\n"
     return ("%s %s %s" % (when, event, libbeostat.fold_nodes(names))
@@ -1838,8 +1859,7 @@ def watch_events(cluster, args):
     """Write what happens, as it does, for ever."""
     before = read_picture(cluster, args)
     while True:
-        time.sleep(args.watch or EVENTS_S)
-        now = read_picture(cluster, args)
+        now = read_later(cluster, args, args.watch or EVENTS_S)
         if now.status.running != before.status.running:
             event = ("recvstats back" if now.status.running
                      else "recvstats gone")
@@ -1883,6 +1903,10 @@ def check_documents(args, views, refuse):
     """Refuse what changes nothing."""
     if args.per_cpu and not (args.serve or PROMETHEUS in views):
         refuse("--per-cpu goes with --prometheus, or --serve")
+    if args.cluster and not (args.serve or any(
+            view.format in (format_ganglia, format_html) for view in views)):
+        refuse("--cluster goes with --ganglia, --html, or --serve")
+    args.cluster = args.cluster or "beostat"
     if args.http and (views.isdisjoint(DOCUMENTS) or args.events
                       or args.watch is not None):
         refuse("--http goes before one document")
@@ -2125,7 +2149,7 @@ def make_parser():
     option("--down", dest="states", action="store_const", const=DOWN)
     option("--names", action="store_true")
     option("--per-cpu", action="store_true")
-    option("--cluster", default="beostat")
+    option("--cluster")
     option("--table")
     parser.set_defaults(filter="")
     option("-v", "--version", action="version", version="beostat " + VERSION)
@@ -2185,13 +2209,17 @@ def choose_view(args, refuse):
     check_documents(args, views, refuse)
     if args.texts:
         views.add(CHOSEN_TEXTS)
+    if args.names and not args.events:
+        views.add(FOLDED)
     if len(views) > 1 or args.events and not views <= {JSON}:
         refuse("one view at a time")
+    if args.events and (args.sort or args.reverse or args.top or args.brief):
+        refuse("--events: no --sort, --reverse, --top or --brief")
     if DAEMON in views and args.nodes:
         refuse("--daemon is about recvstats: no NODES")
     if views:
         return views.pop()
-    return FOLDED if args.names or args.brief and args.states else TABLE
+    return FOLDED if args.brief and args.states else TABLE
 
 
 def choose_watch(args, refuse):
@@ -2231,8 +2259,9 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    return encode("".join([paint(line, colour, args.colours) + "\n"
-                           for line, colour in lines]), args)
+    texts = [paint(line, colour, True) for line, colour in lines
+             ] if args.colours else [line for line, _ in lines]
+    return encode("\n".join(texts + [""]), args)
 
 
 def encode(text, args):
@@ -2246,18 +2275,26 @@ def encode(text, args):
 def write(data):
     """Write bytes to standard output, at once.
 
+    A pipe that its other user has set not to block is waited for.
     Raises  BeostatError
     """
+    rest, output = memoryview(data), sys.stdout.fileno()
     try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        while rest:
+            try:
+                rest = rest[os.write(output, rest):]
+            except BlockingIOError:
+                select.select([], [output], [])
     except OSError as error:
         raise libbeostat.BeostatError("cannot write: %s" % error.strerror)
 
 
 def complain(text):
-    """Write a line to standard error."""
-    print("beostat: %s" % text, file=sys.stderr, flush=True)
+    """Write a line to standard error, if anybody takes it."""
+    try:
+        print("beostat: %s" % text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def run(args):
@@ -2299,7 +2336,7 @@ def main(argv=None):
     except libbeostat.NoTable as error:
         complain(NOT_RUNNING % error)
         return 3
-    except libbeostat.BeostatError as error:
+    except (libbeostat.BeostatError, OSError, ImportError) as error:
         complain(error)
         return 3
 

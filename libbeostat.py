@@ -37,11 +37,11 @@ class BeostatError(Exception):
 
 
 class NoTable(BeostatError):
-    """There is no table at the path, or it may not be read."""
+    """There is no table at the path."""
 
 
 class NotATable(BeostatError):
-    """The file at the path is no table, or a damaged one."""
+    """The file at the path cannot be read, is no table, or a damaged one."""
 
 
 class OtherVersion(BeostatError):
@@ -237,7 +237,7 @@ COUNTERS = (
     ("received", "Q", "", "datagrams received since the start"),
     ("stored", "Q", "", "samples and farewells stored"),
     ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
-    ("repeated", "Q", "", "arrived before; dropped"),
+    ("repeated", "Q", "", "arrived before, or too late to tell; dropped"),
     ("stale", "Q", "", "from an earlier start of the agent; dropped"),
     ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
     ("clock_wrong", "Q", "", "signed, and of more than 60 s in the future; "
@@ -277,7 +277,8 @@ SLOT = (
     ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
     ("silent_from_s", "d", "s", "the same, less away_s of the header: the "
      "node is silent for heartbeat_s less away_s less this"),
-    ("window", "Q", "", "bit n: the message n before the last one came"),
+    ("window", "Q", "", "bit n: the message n before the last one came, or "
+     "nobody misses it"),
     ("received", "Q", "", "messages received from the node"),
     ("lost", "Q", "", "messages that the node sent and that never came"),
     ("address", "4s", "", "IPv4 address of the sender"),
@@ -300,6 +301,8 @@ CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
 RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
 WORD = re.compile(r"[^][\s]+")
+SPAN = re.compile(r"[0-9]+(-[0-9]+)?")
+LIST = re.compile(r"^[0-9,-]*$|[][,\s]")        # what is no host's name
 
 
 def expand_span(text):
@@ -309,8 +312,8 @@ def expand_span(text):
     """
     first, dash, last = text.strip().partition("-")
     last = last if dash else first
-    if not (first.isdigit() and last.isdigit()):
-        raise BadNodeList("%r is no number and no range" % text)
+    if not SPAN.fullmatch(text.strip()):
+        raise BadNodeList("%r is not a number and not a range" % text)
     if not int(first) <= int(last) < int(first) + NODES_AT_MOST:
         raise BadNodeList("%s ends before it begins, or is too long" % text)
     width = len(first) if first[0] == "0" else 1
@@ -366,14 +369,17 @@ def parse_nodes(text, nodes=()):
     text    as in `0-3,8,n[10-12],.4,master`; with nodes also their host
             names, which come before any reading as a number, and the words
             all, up and down (which are those that have left as well)
-    nodes   Nodes, of a Cluster
+    nodes   Nodes, of a Cluster; a host name that is one of these words, a
+            plain number or a list is not believed
     Raises  BadNodeList
     """
     hosts, numbers = {}, []
     for node in nodes:
-        hosts.setdefault(node.host.hostname, []).append(node.number)
+        name = node.host.hostname
+        if not (name in CHOSEN or name in MASTER_NAMES or LIST.search(name)):
+            hosts.setdefault(name, []).append(node.number)
     for item in split_items(text):
-        if item in CHOSEN and nodes and item not in hosts:
+        if item in CHOSEN and nodes:
             numbers += [node.number for node in nodes
                         if node.state in CHOSEN[item]]
         else:
@@ -473,7 +479,6 @@ def fold_nodes(nodes):
 FULL = 10000                    # the busy share of a CPU that never idles
 ROUND = 1000                    # 32-bit floats hold 4 decimals below it
 TIME_MOST_S = 1e12              # no clock and no value is beyond
-SHAPES = 100                    # numbers of CPUs to remember
 SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
@@ -491,6 +496,7 @@ CPUS_AT = BODY + NODE_STRUCT.size
 HEARD, _ = layout(SLOT + HEADER, (
     "heard_s", "silent_from_s", "length", "kind", "period_s"))
 SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
+BUSY, _ = layout(ONE_CPU, ("busy",))
 FLOAT_NAMES = [field for fields, code, *_ in HEADER + NODE if code in "df"
                for field in fields.split()]
 FLOATS, _ = layout(HEADER + NODE, FLOAT_NAMES)
@@ -574,12 +580,6 @@ def picker(names):
     return pick
 
 
-@functools.lru_cache(SHAPES)
-def busy_struct(cpus):
-    """Return the Struct of the busy shares of so many CPU records."""
-    return layout(ONE_CPU * cpus, ("busy",))[0]
-
-
 def check(message):
     """See that a message whose CRC is right says what can be.
 
@@ -590,7 +590,8 @@ def check(message):
     version, cpus, interfaces = SHAPE.unpack_from(message)
     if version != RECORDS_VERSION:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
-                           "update the older" % (version, RECORDS_VERSION))
+                           "update the master's tools, which come first"
+                           % (version, RECORDS_VERSION))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
     if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
                         + CRC_BYTES):
@@ -599,8 +600,9 @@ def check(message):
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = busy_struct(cpus).unpack_from(message, CPUS_AT)
-    if max(floats[FRACTIONS]) > 1 or max(shares, default=0) > FULL:
+    shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
+    if (max(floats[FRACTIONS]) > 1
+            or max(shares, default=(0,)) > (FULL,)):
         raise BadSample("sample with a CPU that is over 100 % busy")
 
 
@@ -685,9 +687,9 @@ class Node:
 
 TABLE = "/dev/shm/beostat"
 FIRST_USER = 1000               # lower user ids are the system's: trusted
-TRIES = 200                     # to find a slot that nobody is writing
-PAUSE_S = 0.0005                # after the first of them: its writer waits
-LOOK_S = 0.1                    # between two looks at header and index
+TRIES, QUICK_TRIES = 200, 20    # to find a slot that nobody is writing
+PAUSE_S = 0.0005                # after the quick ones: its writer waits
+REFRESH_S = 0.1                 # header and index are read again after it
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
 READ_BYTES = 2048               # most slots are shorter
 SLOT_MOST_BYTES = 2**17         # and none is longer
@@ -695,6 +697,9 @@ NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 VERSION_AT, WORD_BYTES = TABLE_AT["version"], 8
 HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
+TIMES, _ = layout(TABLE_HEADER, [
+    field for fields, code, *_ in STATUS if code == "d"
+    for field in fields.split()])
 STATUS_SHOWN = (
     ("running", "", "", "whether recvstats is at work"),
     ) + STATUS[2:] + COUNTERS + (
@@ -739,7 +744,7 @@ class Cluster:
     def close(self):
         """Close the table."""
         if self.fd is not None:
-            os.close(self.fd)
+            close_table(self.fd)
             self.fd = None
 
     def reopen(self):
@@ -751,31 +756,29 @@ class Cluster:
         fd = open_table(self.path)
         try:
             header = read_header(fd, self.path)
+            index = read_index(fd, self.path, header)
         except BeostatError:
-            os.close(fd)
+            close_table(fd)
             raise
         self.close()
         self.fd = fd
-        self.take_header(header, time.monotonic())
+        self.use(header, index, time.monotonic())
 
-    def take_header(self, header, now):
-        """Judge states by a header from now on, find slots by its index."""
-        self.header, self.look_due = header, now + LOOK_S
+    def use(self, header, index, now):
+        """Tell states by a header from now on, and places by an index."""
+        self.header, self.index = header, index
+        self.refresh_due = now + REFRESH_S
         self.clock_s = min(now, header["heartbeat_s"]) - header["away_s"]
-        size = header["used_entries"] * ENTRY_BYTES
-        data = os.pread(self.fd, size, TABLE_BYTES)
-        if len(data) < size:
-            raise NotATable("%s: cut off" % self.path)
-        self.index = memoryview(data).cast("I")
 
-    def look(self, now):
+    def refresh(self, now):
         """Read header and index anew; follow the path when recvstats was
         gone and has made another table.
 
         A path that names nothing good leaves the old one in use: its
         nodes grow old in plain sight.
         """
-        self.take_header(read_header(self.fd, self.path), now)
+        header = read_header(self.fd, self.path)
+        self.use(header, read_index(self.fd, self.path, header), now)
         if not self.is_running(now):
             try:
                 if not os.path.samestat(os.stat(self.path),
@@ -792,7 +795,7 @@ class Cluster:
     @property
     def running(self):
         """Whether recvstats is at work."""
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         return self.is_running(time.monotonic())
 
     @property
@@ -820,7 +823,7 @@ class Cluster:
         """Return the bytes of a slot that holds a whole sample.
 
         It is one when nobody wrote meanwhile and the CRC is right.  A word
-        left odd by a writer that was killed does not matter then.
+        that stays odd was left so by a writer that was killed.
         Raises  NeverHeard, BadSample, SampleChanging
         """
         last = b""
@@ -831,8 +834,10 @@ class Cluster:
             owner, size, length = HOLDS.unpack_from(slot)
             if READ_BYTES - MESSAGE_AT < size < SLOT_MOST_BYTES:
                 slot = os.pread(self.fd, MESSAGE_AT + size, place)
-            if (slot[:WORD_BYTES] == os.pread(self.fd, WORD_BYTES, place)
-                    and owner == number and BODY <= length <= size
+            settled = slot[0] % 2 == 0 or slot == last and turn > QUICK_TRIES
+            if (settled and owner == number and BODY <= length <= size
+                    and slot[:WORD_BYTES] == os.pread(
+                        self.fd, WORD_BYTES, place)
                     and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
                     == CRC_RESIDUE):
                 return slot
@@ -841,7 +846,7 @@ class Cluster:
                     raise NeverHeard("node %d: not heard again yet" % number)
                 raise BadSample("node %d: damaged in the table" % number)
             last = slot
-            time.sleep(PAUSE_S if turn > TRIES // 10 else 0)
+            time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
     def read_node(self, number, place):
@@ -849,13 +854,17 @@ class Cluster:
 
         Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
         """
-        slot = self.read_slot(number, place)
+        try:
+            slot = self.read_slot(number, place)
+        except OSError as error:
+            raise BadSample("node %d: cannot be read: %s"
+                            % (number, error.strerror))
         node = Node(number, slot, time.monotonic(), self.clock_s)
         check(node.message)
         return node
 
     def __iter__(self):
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         self.refused = {}
         for number, place in enumerate(self.index.tolist(), MASTER):
             if place:
@@ -871,31 +880,32 @@ class Cluster:
                 SampleChanging
         """
         now = time.monotonic()
-        if now < self.look_due:
+        if now < self.refresh_due:
             try:
                 return self.read_node(number, self.find(number))
             except NoSuchNode:
                 pass                    # it may have come just now
-        self.look(now)
+        self.refresh(now)
         return self.read_node(number, self.find(number))
 
     __getitem__ = node
 
     def __contains__(self, number):
+        self.refresh(time.monotonic())
         try:
-            self.node(number)
+            self.find(number)
         except NoSuchNode:
             return False
         return True
 
     def __len__(self):
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         return len(self.index) - self.index.tolist().count(0)
 
     def never(self):
         """Return the numbers of nodes that are expected and were never
         heard."""
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         heard = self.index.tolist()[1:]
         return [number for number in range(self.header["expected"])
                 if number >= len(heard) or not heard[number]]
@@ -907,12 +917,13 @@ def open_table(path):
     Raises  NoTable, NotATable
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                     | (os.O_NOFOLLOW if path == TABLE else 0))
+        found, reason = os.fstat(fd), ""
     except FileNotFoundError as error:
         raise NoTable("%s: %s" % (path, error.strerror))
     except OSError as error:
         raise NotATable("%s: %s" % (path, error.strerror))
-    found, reason = os.fstat(fd), ""
     if not stat.S_ISREG(found.st_mode):
         reason = "not a table of recvstats"
     elif (path == TABLE and found.st_uid >= FIRST_USER
@@ -920,9 +931,28 @@ def open_table(path):
         reason = ("belongs to user %d, whose table nobody believes"
                   % found.st_uid)
     if reason:
-        os.close(fd)
+        close_table(fd)
         raise NotATable("%s: %s" % (path, reason))
     return fd
+
+
+def close_table(fd):
+    """Close a file that was only read: whatever that says, it is."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
+def read_table(fd, size, place, path):
+    """Return bytes of a file.
+
+    Raises  NotATable
+    """
+    try:
+        return os.pread(fd, size, place)
+    except OSError as error:
+        raise NotATable("%s: %s" % (path, error.strerror))
 
 
 def read_header(fd, path):
@@ -931,10 +961,7 @@ def read_header(fd, path):
     Raises  NotATable, OtherVersion
     """
     for _ in range(TRIES):
-        try:
-            data = os.pread(fd, TABLE_STRUCT.size, 0)
-        except OSError as error:
-            raise NotATable("%s: %s" % (path, error.strerror))
+        data = read_table(fd, TABLE_STRUCT.size, 0, path)
         if not data.startswith(TABLE_MAGIC) or len(data) < TABLE_STRUCT.size:
             raise NotATable("%s: not a table of recvstats" % path)
         header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
@@ -943,10 +970,26 @@ def read_header(fd, path):
                 "%s: table of version %d, this libbeostat knows %d: update %s"
                 % (path, header["version"], TABLE_VERSION, "recvstats"
                    if header["version"] < TABLE_VERSION else "libbeostat"))
+        times = TIMES.unpack_from(data)
         if (zlib.crc32(data[VERSION_AT:]) == CRC_RESIDUE
-                and header["used_entries"] <= header["entries"] <= NUMBERS):
+                and min(times) >= 0 and sum(times) < TIME_MOST_S
+                and max(header["used_entries"], header["expected"])
+                <= header["entries"] <= NUMBERS):
             return header
     raise NotATable("%s: damaged header" % path)
+
+
+def read_index(fd, path, header):
+    """Return the places of a table's slots, in UNIT_BYTES, from the master's
+    on, 0 never heard.
+
+    Raises  NotATable
+    """
+    size = header["used_entries"] * ENTRY_BYTES
+    data = read_table(fd, size, TABLE_BYTES, path)
+    if len(data) < size:
+        raise NotATable("%s: cut off" % path)
+    return memoryview(data).cast("I")
 
 
 # ---- the original's functions ------------------------------------------
@@ -1053,11 +1096,14 @@ def get_statfs_p(node):
 
 
 def get_disk_usage(node):
-    """Return the DiskUsage of /: its size and what is used, in bytes."""
+    """Return the DiskUsage of /: its size and what is used, in bytes, None
+    unknown."""
     disk = cluster().node(node).disk
-    return named("DiskUsage", "max curr")(
-        disk.blocks * disk.block_bytes,
-        (disk.blocks - disk.free_blocks) * disk.block_bytes)
+    size = disk.block_bytes or 0
+    used = less(disk.blocks, disk.free_blocks)
+    return named("DiskUsage", "max curr")(*[
+        None if blocks is None else blocks * size
+        for blocks in (disk.blocks, used)])
 
 
 def get_time(node):

@@ -50,6 +50,7 @@ TICK_S = 1.0                    # between two heartbeats
 CRC_BYTES, MAC_BYTES = 4, 16
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 MESSAGE_BYTES = 65000           # no message is longer
+TOLD_S = 60.0                   # between two lines about the same
 U32, U64, HALF = 2**32 - 1, 2**64 - 1, 2**31
 READ_BYTES = 65536              # of a file, at a time
 NEVER = float("inf")
@@ -64,7 +65,7 @@ def ignore(*_):
 
 
 def attempt(call, *args):
-    """Make a system call; return whether it worked, where it may fail."""
+    """Make a call that may fail; return whether it did not."""
     try:
         call(*args)
     except OSError:
@@ -159,10 +160,10 @@ def check(message, size, header, keys):
     magic, length, _, kind, _, _, _, period_s, _ = header
     if magic != MAGIC:
         return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
-    if length != size and length + MAC_BYTES != size or size > MESSAGE_BYTES:
-        return "short" if size < length else "long"
-    if length < LEAST_BYTES:
+    if size < length or length < LEAST_BYTES:
         return "short"
+    if size not in (length, length + MAC_BYTES) or size > MESSAGE_BYTES:
+        return "long"
     if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
         return "crc_wrong"
     if not (0 < kind < REQUEST and 0 < period_s <= PERIOD_MOST_S):
@@ -191,49 +192,19 @@ def is_in(address, networks):
 # Whose file is at the path, and who is at work on it.
 
 TABLE = "/dev/shm/beostat"
-NODES_MOST = 2**24              # that --max-nodes may say
-MAX_NODES, MAX_BYTES = 65536, 256 << 20
-STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
-SHARE_BYTES = 1536              # set aside for each node of -N
-NODES = 64                      # for which a new table has room
 FIRST_USER = 1000               # lower ones are the system's: trusted
 MOVES_S = 1.5                   # a heartbeat moves within
-
-COUNTER_NAMES = COUNTERS[0][0].split()
-STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-SLOT_STRUCT, SLOT_AT = layout(SLOT)
-IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
-REST = slice(TABLE_AT["used_bytes"], TABLE_STRUCT.size)
-HOLDS, _ = layout(SLOT + HEADER, (
-    "number", "message_bytes", "room_bytes", "length"))
-RECENT_TICKS = 60               # that "the last minute" is
-
-
-def round_up(size):
-    """Return a size as the next multiple of UNIT_BYTES."""
-    return -(-size // UNIT_BYTES) * UNIT_BYTES
 
 
 def parse_table_header(data):
     """Return {field: value} of a table's header.
 
-    Raises  ValueError when these are not the bytes of one
+    Raises  StartError when these are not the bytes of one
     """
     if len(data) < TABLE_STRUCT.size or not data.startswith(TABLE_MAGIC):
-        raise ValueError("not a table of recvstats")
+        raise StartError("the table was cut off meanwhile: start again")
     return dict(zip(TABLE_AT, TABLE_STRUCT.unpack_from(data)))
-
-
-def pack_table_header(status, counts, recent):
-    """Return the bytes of a table's header, its word 0.
-
-    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
-    """
-    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
-    data = data[:-CRC_BYTES]
-    crc = zlib.crc32(data[TABLE_AT["version"]:])
-    return data + crc.to_bytes(CRC_BYTES, "little")
 
 
 def find_damage(header, size, entries, now):
@@ -292,7 +263,7 @@ def has_writer(fd, header, owner):
     if header["pid_namespace"] == read_pid_namespace() != 0:
         try:
             os.kill(header["pid"], 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except OSError:
             pass                        # another user's
@@ -312,10 +283,10 @@ def has_writer(fd, header, owner):
 
 def read_user_name(uid):
     """Return a user's name, or the number."""
-    import pwd
     try:
+        import pwd
         return pwd.getpwuid(uid).pw_name
-    except (KeyError, OSError):
+    except (KeyError, OSError, ImportError):
         return "%d" % uid
 
 
@@ -391,7 +362,7 @@ def claim(path, is_default, entries, log):
         os.close(fd)
     if uid != os.geteuid():
         damage = "of user " + read_user_name(uid)
-        if os.geteuid() or not is_default and uid >= FIRST_USER:
+        if os.geteuid() or uid >= FIRST_USER:
             raise StartError(
                 "%s: belongs to %s: run recvstats as that user, or choose "
                 "another with --table" % (path, read_user_name(uid)))
@@ -402,9 +373,36 @@ def claim(path, is_default, entries, log):
 
 # ---- table -------------------------------------------------------------
 
+STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
+SPACE_S = 1.0                   # between two tries to make room
+SHARE_BYTES = 1536              # set aside for each node of -N
+RECENT_TICKS = 60               # that "the last minute" is
+STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
+COUNTER_NAMES = COUNTERS[0][0].split()
 NOT_RECEIVED = "kernel_drops", "log_drops"      # counters of other things
+IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
+REST = slice(TABLE_AT["used_bytes"], TABLE_STRUCT.size)
+SLOT_STRUCT, SLOT_AT = layout(SLOT)
 SLOT_BODY, _ = layout(SLOT[1:-1])               # what is behind the word
 WORD_BYTES = SLOT_AT["heard_s"]
+HOLDS, _ = layout(SLOT + HEADER, (
+    "number", "message_bytes", "room_bytes", "length"))
+
+
+def round_up(size):
+    """Return a size as the next multiple of UNIT_BYTES."""
+    return -(-size // UNIT_BYTES) * UNIT_BYTES
+
+
+def pack_table_header(status, counts, recent):
+    """Return the bytes of a table's header, its word 0.
+
+    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
+    """
+    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
+    data = data[:-CRC_BYTES]
+    crc = zlib.crc32(data[TABLE_AT["version"]:])
+    return data + crc.to_bytes(CRC_BYTES, "little")
 
 
 def find_places(view, index):
@@ -443,17 +441,19 @@ class Table:
     """The shared file, of which this process is the only writer.
 
     view         its bytes
-    words, doubles, index  the same as 64-bit words, as floats; its index
+    words, index the same as 64-bit words; its index
     status, counts         {field: value} of STATUS, of COUNTERS
     spare_bytes  set aside for nodes of -N that were never heard
     """
 
     def __init__(self, path, port, entries, expected, most_bytes):
         self.path, self.most_bytes, self.fd = path, most_bytes, -1
-        self.view = self.words = self.doubles = self.index = memoryview(b"")
-        self.start_s, self.spare_bytes, pid = time.monotonic(), 0, os.getpid()
+        self.view = self.words = self.index = memoryview(b"")
+        self.start_s, self.grow_due = time.monotonic(), 0.0
+        self.spare_bytes, pid = 0, os.getpid()
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
-        self.history = collections.deque([self.counts.copy()], RECENT_TICKS)
+        self.history = collections.deque([(0,) * len(COUNTER_NAMES)],
+                                         RECENT_TICKS + 1)
         self.status = dict.fromkeys(STATUS_NAMES, 0)
         self.status.update(
             magic=TABLE_MAGIC, version=TABLE_VERSION, entries=entries, pid=pid,
@@ -466,23 +466,29 @@ class Table:
             pass                        # no /proc: the heartbeat will tell
 
     def map(self, fd):
-        """Work on all of a file, and let go of what was mapped before.
+        """Work on all of a file.
+
+        Raises  OSError, and nothing has changed
+        """
+        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
+        self.use(fd, memoryview(mmap.mmap(fd, size)))
+
+    def use(self, fd, view):
+        """Work on a file that is mapped, and let go of what was before.
 
         Every view of it is made here: one that is exported keeps a mapping
         from being closed.
         """
-        size = os.fstat(fd).st_size // UNIT_BYTES * UNIT_BYTES
-        view = memoryview(mmap.mmap(fd, size))
         self.unmap()
         self.fd, self.view = fd, view
-        self.words, self.doubles = view.cast("Q"), view.cast("d")
+        self.words = view.cast("Q")
         end = TABLE_BYTES + self.status["entries"] * ENTRY_BYTES
         self.index = view[TABLE_BYTES:end].cast("I")
 
     def unmap(self):
         """Let go of the mapping."""
         mapped = self.view.obj
-        for view in self.index, self.doubles, self.words, self.view:
+        for view in self.index, self.words, self.view:
             view.release()
         if mapped:
             mapped.close()
@@ -500,48 +506,61 @@ class Table:
         try:
             os.fchmod(fd, 0o644)        # whatever the umask
             os.posix_fallocate(fd, 0, size)
-            with mmap.mmap(fd, size) as new:
-                held = min(self.status["used_bytes"], len(self.view))
-                new[:held] = self.view[:held]
-                new[:TABLE_STRUCT.size] = self.pack_header()
+            new = memoryview(mmap.mmap(fd, size))
+            held = min(self.status["used_bytes"], len(self.view))
+            new[:held] = self.view[:held]
+            new[:TABLE_STRUCT.size] = self.pack_header()
             os.rename(temporary, self.path)
         except OSError:
-            os.unlink(temporary)
-            os.close(fd)
+            attempt(os.unlink, temporary)
+            attempt(os.close, fd)
             raise
         old = self.fd
-        self.map(fd)
+        self.use(fd, new)
         if old >= 0:
-            os.close(old)
+            attempt(os.close, old)
 
     def adopt(self):
-        """Take over the file at the path; return the numbers whose place
-        could not be, and that are dropped.
+        """Take over the file at the path; return the numbers whose slots
+        were damaged: dropped where their place cannot be, else empty until
+        their node's next message.
 
-        Of its header only the identity is believed, which is written once;
-        all else is found anew from the slots.  A slot that a killed writer
-        left torn is kept, and empty until its node's next message.
-        Raises  OSError
+        What is in use is found anew from index and slots.
+        Raises  OSError, StartError
         """
         fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        header = parse_table_header(os.pread(fd, TABLE_BYTES, 0))
-        for field in "entries", "away_s", "request_time_s":
-            self.status[field] = header[field]
+        data = os.pread(fd, TABLE_STRUCT.size, 0)
+        header = parse_table_header(data)
+        self.status.update(entries=header["entries"],
+                           used_entries=header["entries"])
         self.map(fd)
-        end, wrong = find_places(self.view, self.index.tolist())
-        for entry in wrong:
+        end, damaged = find_places(self.view, self.index.tolist())
+        for entry in damaged:
             self.index[entry] = 0
+        used_entries = 0
         for entry, place in self.places():
-            self.status["used_entries"] = entry + 1
-            self.words[place // 8] += self.words[place // 8] & 1
+            used_entries = entry + 1
             if not is_whole(self.view, place):
                 self.clear(entry, place)
-        self.status["used_bytes"] = end
-        self.status["away_s"] += max(self.start_s - header["heartbeat_s"], 0)
+                damaged.append(entry)
+            if self.words[place // WORD_BYTES] % 2:
+                self.words[place // WORD_BYTES] += 1
+        self.status.update(used_bytes=end, used_entries=used_entries)
+        self.resume_clock(data, header)
         self.words[1] |= 1
         self.view[IDENTITY] = self.pack_header()[IDENTITY]
         self.write_header()
-        return [entry - 1 for entry in wrong]
+        return [entry - 1 for entry in damaged]
+
+    def resume_clock(self, data, header):
+        """Go on with the clock by which silence counts, from the heartbeat
+        of an earlier recvstats, unless it was killed while it wrote it."""
+        now = time.monotonic()
+        self.status["heartbeat_s"] = now
+        if zlib.crc32(data[TABLE_AT["version"]:]) == CRC_RESIDUE:
+            self.status["request_time_s"] = header["request_time_s"]
+            self.status["away_s"] = header["away_s"] + max(
+                now - header["heartbeat_s"], 0)
 
     def clear(self, entry, place):
         """Make a slot one of which no message is known."""
@@ -551,17 +570,20 @@ class Table:
         self.publish(place, SLOT_STRUCT.size, bytes(HEADER_STRUCT.size))
 
     def places(self):
-        """Return [(entry of the index, byte offset of the slot)] of the
-        nodes that were heard."""
-        return [(entry, place * UNIT_BYTES) for entry, place
-                in enumerate(self.index.tolist()) if place]
+        """Yield (entry of the index, byte offset of the slot) of the nodes
+        that were heard."""
+        used = self.index[:self.status["used_entries"]].tolist()
+        for entry, units in enumerate(used):
+            if units:
+                yield entry, units * UNIT_BYTES
 
-    def grow(self, end):
+    def grow(self, end, now):
         """Let the file reach to end, and further where there is room.
 
         It grows in place and keeps its name: readers need not follow.  The
         room is allocated at once: a full file system is an error here, not
-        a SIGBUS when the page is touched.
+        a SIGBUS when the page is touched.  After an error it is not tried
+        again for SPACE_S.
         Raises  OSError, and the table is as it was
         """
         size = len(self.view)
@@ -572,13 +594,17 @@ class Table:
         if end > step:
             raise OSError(errno.ENOSPC, "--max-bytes %d reached"
                           % self.most_bytes)
+        if now < self.grow_due:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.grow_due = now + SPACE_S
         try:
             os.posix_fallocate(self.fd, size, step - size)
         except OSError:
             os.posix_fallocate(self.fd, size, end - size)
         self.map(self.fd)
+        self.grow_due = 0.0
 
-    def set_aside(self):
+    def reserve(self):
         """Set room aside for the nodes of -N that were never heard, so that
         no flood of other numbers takes it.
 
@@ -586,21 +612,24 @@ class Table:
         """
         heard = self.index[1:1 + self.status["expected"]].tolist()
         self.spare_bytes = heard.count(0) * SHARE_BYTES
-        self.grow(self.status["used_bytes"] + self.spare_bytes)
+        self.grow(self.status["used_bytes"] + self.spare_bytes, NEVER)
 
-    def take(self, node, message_bytes):
+    def add_slot(self, node, message_bytes, now):
         """Return (place, room) of a new slot behind the last one.
 
         The header counts it before anything is written there, and its
         place is put into the index when it is whole: killed in between, it
-        was never there.
+        was never there.  An expected node gets all its share, lest a short
+        message of somebody else leave it too little.
         Raises  OSError
         """
         spare, used = self.spare_bytes, self.status["used_bytes"]
+        slot_bytes = round_up(SLOT_STRUCT.size + message_bytes)
         if 0 <= node < self.status["expected"] and not self.index[node + 1]:
             spare -= SHARE_BYTES
-        end = used + round_up(SLOT_STRUCT.size + message_bytes)
-        self.grow(end + spare)
+            slot_bytes = max(slot_bytes, SHARE_BYTES)
+        end = used + slot_bytes
+        self.grow(end + spare, now)
         self.spare_bytes = spare
         self.status["used_bytes"] = end
         self.status["used_entries"] = max(self.status["used_entries"],
@@ -615,16 +644,15 @@ class Table:
         Struct that packs in place fills its target with zeros first, and
         readers see them.
         """
-        word, start = place >> 3, place + offset
+        word, start = place // WORD_BYTES, place + offset
         self.words[word] |= 1           # a new place may hold anything
         self.view[start:start + len(data)] = data
         self.words[word] += 1
 
     def pack_header(self):
         """Return the bytes of the header, its word 0."""
-        then = self.history[0]
-        return pack_table_header(self.status, self.counts, [
-            count - then[name] for name, count in self.counts.items()])
+        return pack_table_header(self.status, self.counts, map(
+            int.__sub__, self.counts.values(), self.history[0]))
 
     def write_header(self):
         """Bring the header up to date.
@@ -648,9 +676,9 @@ class Table:
             counts[name] for name in ("received", *NOT_RECEIVED))
         status["messages_per_s"] = min(received - counts["received"], U32)
         counts["received"] = received
-        self.history.append(counts.copy())
+        self.history.append(tuple(counts.values()))
         status["heartbeat_s"] = now
-        status["uptime_s"] = now - self.start_s
+        status["uptime_s"] = max(now - self.start_s, 0)
         self.write_header()
 
     def is_in_place(self):
@@ -672,13 +700,14 @@ HELD_S = 60.0                   # who sends nothing holds a number no longer
 AHEAD_S = 60.0                  # a signed message may be of the future by
 WINDOW_BITS = 64
 ADDRESSES = 16384               # senders remembered
-SPACE_S = 1.0                   # between two tries to make room
 NEWS_CHARACTERS = 400           # of a list in the log
 RIVAL_LINES = 10
 
 # With a key?  Held by who sent it last?  From its address?  In which order?
 # What becomes of it.  None is any; the first row that fits decides.
 OWNERSHIP = (
+    # The node's farewell overtook it: it has left all the same.
+    (None, None, None, "overtaken", "late"),
     # The key tells who it is, wherever it is now: only a newer message can
     # be the node's own, an older one may be a replay, for ever.
     (True, None, None, "newer", "stored"),
@@ -693,7 +722,7 @@ OWNERSHIP = (
     (False, True, True, "behind", "late"),
     (False, True, True, "older", "stale"),
 )
-SILENT_FROM = SLOT_AT["silent_from_s"] // WORD_BYTES
+SILENT_FROM, _ = layout(SLOT, ("silent_from_s",))
 # What of a slot each message needs; a number that was never heard.
 LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
@@ -705,16 +734,14 @@ STATE, _ = layout(SLOT + HEADER, (
 State = collections.namedtuple(
     "State", "silent_from_s address port kind start_us sequence period_s")
 COUNTS, _ = layout(SLOT, ("window", "received", "lost"))
-COUNTS_AT = SLOT_AT["window"]
+COUNTS_AT, COUNTS_END = SLOT_AT["window"], SLOT_AT["address"]
 
 
 def decide(keyed, held, same, order):
     """Return the counter of a message that does not follow the last one."""
     facts = keyed, held, same, order
-    for *wanted, counter in OWNERSHIP:
-        if all(want in (None, fact) for want, fact in zip(wanted, facts)):
-            return counter
-    return "conflict"
+    return next(counter for *wanted, counter in OWNERSHIP if all(
+        want in (None, fact) for want, fact in zip(wanted, facts)))
 
 
 def silence_s(period_s):
@@ -777,7 +804,7 @@ class Nodes:
         self.silent = {node for node, state in self.states()
                        if self.state_of(state) != "up"}
         self.news, self.rivals, self.moved = {}, {}, {}
-        self.space_due, self.full = 0.0, False
+        self.full_due = 0.0
         self.wall_s = time.time() - time.monotonic()
         # Bounded, or forged addresses would fill the memory.
         self.admit = functools.lru_cache(ADDRESSES)(self.read_address)
@@ -838,18 +865,19 @@ class Nodes:
         else:
             window, lost, restarts = begin(received, lost, restarts,
                                            last_start, start, sequence)
-        if size > room:
-            place, room = self.make_room(node, size, room, now)
+        if length > room:
+            place, room = self.make_room(node, length, room, now)
             if not place:
                 return "no_space"
         if node in self.silent or kind == FAREWELL or not received:
             self.note(node, kind, received)
         self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
             now, now + self.wall_s, now - table.status["away_s"], window,
-            received + 1, lost if lost <= U64 else U64, address, node, size,
+            received + 1, lost if lost <= U64 else U64, address, node, length,
             room, restarts, sender[1], self.flags if size > length else 0)
+        # Not the MAC, which all could read there, and send again.
         table.publish(place, WORD_BYTES, self.buffer[
-            :SLOT_STRUCT.size - WORD_BYTES + size])
+            :SLOT_STRUCT.size - WORD_BYTES + length])
         if place != old:
             table.index[node + 1] = place // UNIT_BYTES
         return "stored"
@@ -866,10 +894,10 @@ class Nodes:
             order = "older"
         elif start == state.start_us and behind < HALF:
             order = "behind"
+        left = state.kind == FAREWELL
+        if left and order == "behind" and behind < WINDOW_BITS:
+            order = "overtaken"
         silent_s = now - self.table.status["away_s"] - state.silent_from_s
-        # A message that its node's farewell overtook brings nobody back.
-        left = state.kind == FAREWELL and not (
-            order == "behind" and behind < WINDOW_BITS)
         up = not left and silent_s <= silence_s(state.period_s)
         same = address == state.address
         counter = decide(self.keyed, up and silent_s <= HELD_S, same, order)
@@ -890,8 +918,8 @@ class Nodes:
             lost = max(lost - 1, 0)
         else:                           # it came before the first one heard
             lost += behind - received - lost
-        self.table.publish(place, COUNTS_AT, struct.pack(
-            "<3Q", window | 1 << behind, received + 1, lost))
+        self.table.publish(place, COUNTS_AT, COUNTS.pack(
+            window | 1 << behind, received + 1, lost)[COUNTS_AT:COUNTS_END])
         return "late"
 
     def make_room(self, node, size, room, now):
@@ -900,22 +928,16 @@ class Nodes:
         It holds the message and a quarter more; for one that has outgrown
         its slot, twice the room of before.
         """
-        if now < self.space_due:
-            return 0, 0
         wanted = max(2 * room, size if room else size + size // 4)
         try:
-            taken = self.table.take(node, min(wanted, MESSAGE_BYTES
-                                              + MAC_BYTES))
+            return self.table.add_slot(node, min(wanted, MESSAGE_BYTES), now)
         except OSError as error:
-            self.space_due = now + SPACE_S
-            if not self.full:
-                self.log("%s: cannot grow: %s: known nodes are updated, new "
-                         "ones counted as no_space" % (self.table.path,
-                                                       error.strerror))
-            self.full = True
+            if now >= self.full_due:
+                self.full_due = now + TOLD_S
+                self.log("%s: cannot grow: %s: messages that fit are stored, "
+                         "others counted as no_space" % (
+                             self.table.path, error.strerror))
             return 0, 0
-        self.full = False
-        return taken
 
     def note(self, node, kind, received):
         """Keep the news that a message is for the log."""
@@ -930,14 +952,12 @@ class Nodes:
     def sweep(self):
         """Find the nodes that fell silent since the last sweep."""
         table, silent = self.table, self.silent
-        clock = table.status["heartbeat_s"] - table.status["away_s"]
-        words, doubles = UNIT_BYTES // WORD_BYTES, table.doubles
-        for entry, place in enumerate(table.index[
-                :table.status["used_entries"]].tolist()):
-            if (place and doubles[place * words + SILENT_FROM]
-                    < clock - SILENT_S and entry - 1 not in silent):
-                state = State(*STATE.unpack_from(table.view,
-                                                 place * UNIT_BYTES))
+        latest = (table.status["heartbeat_s"] - table.status["away_s"]
+                  - SILENT_S)
+        unpack, view = SILENT_FROM.unpack_from, table.view
+        for entry, place in table.places():
+            if unpack(view, place) < (latest,) and entry - 1 not in silent:
+                state = State(*STATE.unpack_from(view, place))
                 if self.state_of(state) == "down":
                     silent.add(entry - 1)
                     self.news.setdefault("down", set()).add(entry - 1)
@@ -971,6 +991,7 @@ ASK_S = 60.0                    # between two requests to a silent node
 RENEW_S = 1200.0                # between two for a period; agents hold it 1 h
 ASKS = 100                      # a second, in all
 SPREAD_S = 1.5                  # answers to the group fall within it
+PERIOD_ERROR_S = 1e-3           # a period is the same, or nearly
 ASK_STRUCT, _ = layout(ASK)
 
 
@@ -1000,24 +1021,25 @@ class Requests:
         self.start_us, self.sequence = int(time.time() * 1e6), 0
         self.queue, self.ask_due, self.renew_due = {}, 0.0, 0.0
 
-    def due(self, now):
+    def queue_due(self, now):
         """Queue the nodes that are to be asked.
 
         All of them at the start, and now and then so that they keep the
         period asked for; silent ones once a minute, and those whose period
         is another.
         """
-        renews = now >= self.renew_due
+        renews, asks = now >= self.renew_due, now >= self.ask_due
         if renews:
-            self.renew_due = now + (RENEW_S if self.rate_s else float("inf"))
-        if not renews and now < self.ask_due and not (
-                self.rate_s and self.nodes.news):
-            return
-        self.ask_due = now + ASK_S
+            self.renew_due = now + (RENEW_S if self.rate_s else NEVER)
+        if asks:
+            self.ask_due = now + ASK_S
+        silent = self.nodes.silent
         asked = [node for node, state in self.nodes.states()
                  if state.kind != FAREWELL and (
-                     renews or node in self.nodes.silent or self.rate_s
-                     and abs(state.period_s - self.rate_s) > 1e-3)]
+                     renews or asks and node in silent or self.rate_s
+                     and abs(state.period_s - self.rate_s) > PERIOD_ERROR_S)
+                 ] if renews or asks or self.rate_s and self.nodes.news else []
+        asked.sort(key=lambda node: node in silent)     # who can, first
         if self.group and (asked or renews):
             asked = [UNNUMBERED]
         self.queue.update(dict.fromkeys(asked))
@@ -1049,26 +1071,29 @@ class Requests:
 # With -i: one interface is listened to, and the group on it.
 
 TTL = 1                         # the group is of one network
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
+INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
+    errno.ENODEV: " is not there",
+    errno.EADDRNOTAVAIL: " has no IPv4 address"}
 
 
 def find_interface(name):
     """Return (index, network) of an interface.
 
-    Raises  OSError when it is not there or has no IPv4 address
+    Raises  OSError; ENODEV when it is not there
     """
     request = struct.pack("16s24x", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            index = socket.if_nametoindex(name)
-            address, mask = [
-                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
-                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
-        except OSError as error:
-            raise OSError(error.errno, "interface %s %s" % (
-                name, "has no IPv4 address" if error.errno
-                == errno.EADDRNOTAVAIL else "is not there"))
-    return index, network("%s/%s" % (address, mask))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            index, address, mask = [
+                fcntl.ioctl(sock, code, request)[16:24]
+                for code in (SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK)]
+    except OSError as error:
+        raise OSError(error.errno, "interface %s%s" % (
+            name, INTERFACE_TROUBLE.get(error.errno,
+                                        ": " + error.strerror)))
+    return struct.unpack_from("=i", index)[0], network("%s/%s" % (
+        socket.inet_ntoa(address[4:]), socket.inet_ntoa(mask[4:])))
 
 
 def join_group(sock, interface, index):
@@ -1109,19 +1134,86 @@ class Group:
             if index == self.index and not self.trouble:
                 return False
             join_group(self.sock, self.interface, index)
-            for _ in range(BATCH):      # what other interfaces left there
-                self.sock.recv(1)
+            for _ in range(BUFFER_BYTES // DATAGRAM_BYTES):
+                self.sock.recv(1)       # what other interfaces left there
         except BlockingIOError:
             pass
         except OSError as error:
             if error.strerror != self.trouble:
                 log("%s: waiting for it" % error.strerror)
             self.trouble = error.strerror
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno == errno.ENODEV:
                 self.index = 0
             return False
         self.index, self.trouble = index, ""
         return True
+
+
+# ---- socket ------------------------------------------------------------
+
+BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+DATAGRAM_BYTES = 512            # of it, that the shortest one takes at least
+SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
+MEMINFO_DROPS = 8                       # linux/sock_diag.h
+
+
+def open_socket(port, interface):
+    """Return a UDP socket bound to a port, which nobody else may have; of one
+    interface, where it is there, so that others may have it on theirs.
+
+    Raises  StartError
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if interface:
+        attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE,
+                interface.encode())
+    for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+            break
+        except OSError:
+            pass                        # only root may force it
+    sock.setblocking(False)
+    try:
+        sock.bind(("", port))
+    except OSError as error:
+        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
+                                                find_user(port)))
+    return sock
+
+
+def find_user(port):
+    """Return " by pid ..." of who uses a UDP port, "" if nobody can tell.
+
+    Source  proc(5), /proc/net/udp and /proc/PID/fd
+    """
+    try:
+        with open("/proc/net/udp") as file:
+            rows = [line.split() for line in file][1:]
+    except OSError:
+        return ""
+    links = {"socket:[%s]" % row[9] for row in rows
+             if int(row[1].partition(":")[2], 16) == port}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        folder = "/proc/%s/fd" % pid
+        try:
+            for fd in os.listdir(folder):
+                if os.readlink(os.path.join(folder, fd)) in links:
+                    return (" by pid %s: end it, or choose another with -p"
+                            % pid)
+        except OSError:
+            pass                        # it has ended, or is another user's
+    return ""
+
+
+def read_drops(sock, before):
+    """Return how many datagrams the kernel dropped for want of buffer; as
+    before where it does not tell (before Linux 4.12)."""
+    try:
+        words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
+    except OSError:
+        return before
+    return struct.unpack("=9I", words)[MEMINFO_DROPS]
 
 
 # ---- keys --------------------------------------------------------------
@@ -1194,6 +1286,7 @@ class Keys:
 # What a process needs that runs for years beside others.
 
 STOP = signal.SIGTERM, signal.SIGINT
+FDS = 65536                     # that a caller may have open, unless /proc
 
 
 def wait_for(files, wait_s):
@@ -1223,14 +1316,25 @@ def open_signals(numbers):
     return reader
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
-    open the standard files, lest a socket get their numbers."""
+    open the standard files, lest a socket get their numbers.
+
+    Raises  OSError
+    """
     try:
-        most = max(map(int, os.listdir("/proc/self/fd")))
+        fds = os.listdir("/proc/self/fd")
     except OSError:
-        most = os.sysconf("SC_OPEN_MAX")
-    os.closerange(3, most + 1)
+        fds = []
+    os.closerange(3, max(map(int, fds), default=FDS) + 1)
     spare = 0
     while spare <= 2:
         spare = os.open("/", os.O_RDONLY)
@@ -1243,7 +1347,11 @@ def is_ready(reader, wait_s):
     reader  what the child writes a byte to when it is ready
     """
     try:
-        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+        late = not wait_for([reader], wait_s)
+    except OSError:
+        late = False                    # wait for as long as it takes
+    try:
+        return late or bool(os.read(reader, 1))
     except OSError:
         return True                     # the child goes on without us
 
@@ -1258,7 +1366,7 @@ def release_standard():
     except OSError:                     # a root without /dev
         null = os.open("/", os.O_RDONLY)
     for fd in 0, 1, 2:
-        os.dup2(null, fd)
+        attempt(os.dup2, null, fd)
     os.close(null)
 
 
@@ -1309,7 +1417,7 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
@@ -1326,12 +1434,15 @@ class PidFile:
     def write(self, fd):
         """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file, OSError
+        Raises  StartError when the file is not a pid file of ours, OSError
         """
         text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise StartError("%s: belongs to another user: remove it, or name "
+                             "another" % self.path)
         self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
@@ -1373,7 +1484,7 @@ class Log:
 
     def __call__(self, text):
         """Write a line, if that can be done at once."""
-        self.lines -= 1
+        self.lines = max(self.lines - 1, 0)
         line = "recvstats: %s" % text.replace("\n", "\\n")
         data = line[:LINE_CHARACTERS].encode("utf-8", "backslashreplace")
         try:
@@ -1410,12 +1521,12 @@ class Log:
 
 # ---- run ---------------------------------------------------------------
 
-BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+NODES = 64                      # for which a new table has room
+CLAIMS = 20                     # of a path that another user wants too
 NAP_S = 0.010                   # datagrams gather meanwhile
 BATCH = 4096                    # datagrams between two looks at the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened
 FAULT_S = 0.1                   # a failed call is not tried again before
-TOLD_S = 60.0                   # between two lines about the same
 DROPS = (                       # a line a minute each, with what to do
     ("unnumbered", "give its node a number, or its address with --iprange"),
     ("number_wrong", "give its node a lower number, or raise --max-nodes"),
@@ -1425,66 +1536,6 @@ DROPS = (                       # a line a minute each, with what to do
     ("clock_wrong", "set its clock"),
     ("stale", "two agents run there, or its clock went back"),
 )
-SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
-MEMINFO_DROPS = 8                       # linux/sock_diag.h
-
-
-def open_socket(port, shared):
-    """Return a UDP socket bound to a port.
-
-    shared  whether agents on this machine use the port too
-    Raises  StartError
-    """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    if shared:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-            break
-        except OSError:
-            pass                        # only root may force it
-    sock.setblocking(False)
-    try:
-        sock.bind(("", port))
-    except OSError as error:
-        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
-                                                find_user(port)))
-    return sock
-
-
-def find_user(port):
-    """Return " by pid ..." of who uses a UDP port, "" if nobody can tell.
-
-    Source  proc(5), /proc/net/udp and /proc/PID/fd
-    """
-    try:
-        with open("/proc/net/udp") as file:
-            rows = [line.split() for line in file][1:]
-    except OSError:
-        return ""
-    links = {"socket:[%s]" % row[9] for row in rows
-             if int(row[1].partition(":")[2], 16) == port}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        folder = "/proc/%s/fd" % pid
-        try:
-            for fd in os.listdir(folder):
-                if os.readlink(os.path.join(folder, fd)) in links:
-                    return (" by pid %s: end it, or choose another with -p"
-                            % pid)
-        except OSError:
-            pass                        # it has ended, or is another user's
-    return ""
-
-
-def read_drops(sock, before):
-    """Return how many datagrams the kernel dropped for want of buffer; as
-    before where it does not tell (before Linux 4.12)."""
-    try:
-        words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
-    except OSError:
-        return before
-    return struct.unpack("=9I", words)[MEMINFO_DROPS]
 
 
 class Receiver:
@@ -1495,7 +1546,7 @@ class Receiver:
 
     def __init__(self, table, args, log, keys, sock=None):
         self.table, self.log, self.keys, self.sock = table, log, keys, sock
-        self.is_default = args.table is None
+        self.is_default, self.debug = args.table is None, args.debug
         self.nodes = Nodes(table, args, bool(keys), log)
         self.requests = Requests(sock, self.nodes, args, keys)
         self.group = Group(sock, args.interface) if args.interface else None
@@ -1525,6 +1576,14 @@ class Receiver:
         """Store nothing: the interface to listen to is not there."""
         return "not_allowed"
 
+    def choose(self):
+        """Return what takes datagrams now: accept or refuse, with --debug
+        one that tells."""
+        accept = self.accept
+        if self.group and not self.group.index:
+            accept = self.refuse
+        return debugging(self, accept) if self.debug else accept
+
     def wake(self, now):
         """Let the time in which nobody listened count for nothing."""
         status = self.table.status
@@ -1541,21 +1600,28 @@ class Receiver:
         """
         nodes, table = self.nodes, self.table
         nodes.wall_s = time.time() - time.monotonic()
+        self.wake(now)
         table.status["heartbeat_s"] = now
         nodes.sweep()
         self.refresh_keys(signal.SIGHUP in told)
         if self.group and self.group.follow(self.log):
             self.requests.renew_due = 0.0
         if self.sock:
-            self.requests.due(now)
+            self.requests.queue_due(now)
             self.requests.send()
-            table.counts["kernel_drops"] = read_drops(
-                self.sock, table.counts["kernel_drops"])
         nodes.log_news()
-        self.log_drops(now)
+        self.log_refused(now)
         self.keep_path()
-        table.counts["log_drops"] = self.log.drops
-        table.beat(now)
+        self.beat(now)
+
+    def beat(self, now):
+        """Write a heartbeat, and with it what was counted."""
+        counts = self.table.counts
+        if self.sock:
+            counts["kernel_drops"] = read_drops(self.sock,
+                                                counts["kernel_drops"])
+        counts["log_drops"] = self.log.drops
+        self.table.beat(now)
 
     def refresh_keys(self, anew):
         """Read the keys again when their file has changed, or anew."""
@@ -1565,7 +1631,7 @@ class Receiver:
             if self.keys.trouble not in ("", trouble):
                 self.log("%s: the old keys stay" % self.keys.trouble)
 
-    def log_drops(self, now):
+    def log_refused(self, now):
         """Log what is refused, each cause once a minute."""
         if now >= self.told_due and (self.nodes.rivals or self.nodes.moved):
             self.told_due = now + TOLD_S
@@ -1602,13 +1668,13 @@ class Receiver:
         """Leave the table in good order: what is counted, and that this is
         the end."""
         self.table.status["stopped"] = 1
-        self.tick(now)
+        self.beat(now)
 
 
-def debugging(receiver):
-    """Return the receiver's accept with a line of log for each datagram."""
+def debugging(receiver, accept):
+    """Return accept with a line of log for each datagram."""
     def accept_and_tell(size, sender, now):
-        counter = receiver.accept(size, sender, now)
+        counter = accept(size, sender, now)
         node = "no node"
         if size >= LEAST_BYTES:
             node = "node %d" % HEADER_STRUCT.unpack_from(receiver.message)[2]
@@ -1618,15 +1684,14 @@ def debugging(receiver):
     return accept_and_tell
 
 
-def drain(receive, receiver, accept, now):
+def drain(receive, receiver, now):
     """Store what the socket holds, up to BATCH datagrams; return whether
     there may be more.
 
     receive  the socket's recvfrom_into
-    accept   returns the counter that a datagram adds to
     """
     message, examples = receiver.message, receiver.examples
-    counts = receiver.table.counts
+    counts, accept = receiver.table.counts, receiver.choose()
     for _ in range(BATCH):
         try:
             size, sender = receive(message)
@@ -1639,31 +1704,29 @@ def drain(receive, receiver, accept, now):
     return True
 
 
-def run(args, receiver, sock, signals):
+def run(receiver, sock, signals):
     """Store messages until told to stop.
 
     Datagrams gather while it naps: one wake-up serves them all.
     Raises  InUse when another recvstats has taken the table
     """
-    accept = debugging(receiver) if args.debug else receiver.accept
-    group, told = receiver.group, b""
+    told = b""
     now = due = time.monotonic()
     while not set(told) & set(STOP):
         try:
             told = b""
             if signals in wait_for([sock, signals], due - now):
-                told = os.read(signals, 64)
+                told = read_signals(signals)
             attempt(time.sleep, NAP_S)
             now = time.monotonic()
             receiver.wake(now)
-            hears = accept if not group or group.index else receiver.refuse
-            while drain(sock.recvfrom_into, receiver, hears, now) and (
-                    now <= due):
+            while drain(sock.recvfrom_into, receiver, now) and now <= due:
                 now = time.monotonic()
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
             attempt(time.sleep, FAULT_S)
-            now = time.monotonic()
+            told = read_signals(signals)
+            continue                    # no heartbeat: nobody listened
         if told or now >= due:
             receiver.tick(now, told)
             due = now + TICK_S
@@ -1678,27 +1741,36 @@ def open_table(args, log):
     table = Table(path, args.port, args.max_nodes + 1, args.nodes,
                   args.max_bytes)
     try:
-        adopts = claim(path, args.table is None, args.max_nodes + 1, log)
-        if adopts and not args.fresh:
-            dropped = table.adopt()
-            if dropped:
-                log("%s: %d slots were damaged and are empty now: %s" % (
-                    path, len(dropped), format_nodes(dropped)))
-        else:
-            table.make(min(table.status["used_bytes"] + NODES * SHARE_BYTES,
-                           args.max_bytes // UNIT_BYTES * UNIT_BYTES))
-        table.set_aside()
+        damaged = []
+        for turn in range(1, CLAIMS + 1):
+            try:
+                adopts = claim(path, args.table is None, args.max_nodes + 1,
+                               log)
+                if adopts and not args.fresh:
+                    damaged = table.adopt()
+                else:
+                    table.make(min(
+                        table.status["used_bytes"] + NODES * SHARE_BYTES,
+                        args.max_bytes // UNIT_BYTES * UNIT_BYTES))
+                break
+            except IsADirectoryError:   # somebody puts it there each time
+                if turn == CLAIMS:
+                    raise
+        if damaged:
+            log("%s: %d slots were damaged and are empty now: %s" % (
+                path, len(damaged), format_nodes(damaged)))
+        table.reserve()
     except OSError as error:
         raise StartError("%s: cannot be made: %s: choose another with "
-                         "--table" % (path, error.strerror))
-    return table, len(table.places())
+                         "--table" % (path, error.strerror or error))
+    return table, sum(1 for _ in table.places())
 
 
 def start(args, log):
     """Return (receiver, socket), ready to run.
 
-    The port is bound before the table is looked at: two that start at once
-    do not both get it.
+    The port is bound before the table is looked at: of two that start at
+    once on one port, only one gets there.
     Raises  StartError, OSError
     """
     keys = Keys(args.key_file) if args.key_file else None
@@ -1715,6 +1787,9 @@ def start(args, log):
 
 
 # ---- command line ------------------------------------------------------
+
+MAX_NODES, MAX_BYTES = 65536, 256 << 20
+NODES_MOST = 2**24              # that --max-nodes may say
 
 
 def number_in(low, high, kind=float):
@@ -1814,21 +1889,23 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
-    args = parse_args(argv)
-    pid_file, release, log = PidFile(args.pid_file), ignore, ignore
+    pid_file, release, log = PidFile(None), ignore, ignore
     try:
+        args = parse_args(argv)
+        pid_file = PidFile(args.pid_file)
         if not args.foreground:
             release, log = daemonize(NEVER), Log(False)
         pid_file.hold()
         signals = open_signals(STOP + (signal.SIGHUP,))
         receiver, sock = start(args, Log(args.foreground))
+        drain(sock.recvfrom_into, receiver, time.monotonic())
         receiver.tick(time.monotonic())
         if receiver.group and not receiver.group.index:
             complain("%s: waiting for it" % receiver.group.trouble)
         release()
-        run(args, receiver, sock, signals)
+        run(receiver, sock, signals)
         receiver.stop(time.monotonic())
-    except (StartError, OSError) as error:
+    except (StartError, OSError, ImportError) as error:
         complain(explain(error))
         log(explain(error))             # the terminal may be gone
         return 1

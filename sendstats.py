@@ -63,7 +63,7 @@ def ignore(*_):
 
 
 def attempt(call, *args):
-    """Make a system call; return whether it worked, where it may fail."""
+    """Make a call that may fail; return whether it did not."""
     try:
         call(*args)
     except OSError:
@@ -471,7 +471,7 @@ class Sampler:
 
     def begin(self):
         """Read what the rates of the next sample go back to."""
-        self.take_records(time.monotonic())
+        self.read_records(time.monotonic())
 
     def close(self):
         """Close the files."""
@@ -512,7 +512,7 @@ class Sampler:
         return (disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
                 disk.f_files, disk.f_ffree, disk.f_namemax)
 
-    def take_cpus(self, columns, before, elapsed_s):
+    def measure_cpus(self, columns, before, elapsed_s):
         """Return (values of CPU, columns of ONE_CPU, their counters)."""
         ids_before, ticks_before, sums_before = before
         ids, user, nice, system, idle = fold_ticks(columns)
@@ -530,7 +530,7 @@ class Sampler:
                                     sums_before or sums),
                 [ids[1:], shares[1:]] + wrapped, (ids, ticks, sums))
 
-    def take_interfaces(self, interfaces, before, elapsed_s):
+    def measure_interfaces(self, interfaces, before, elapsed_s):
         """Return (values of NETWORK, columns of INTERFACE, their counters)."""
         names, columns = interfaces
         counts = list(zip(columns[0], columns[8]))
@@ -561,12 +561,12 @@ class Sampler:
         if abs(time_s - now - self.clock_s) > STEP_S:
             self.start_us, self.sequence = int(time_s * 1e6), 0
         self.clock_s = time_s - now
-        body = self.take_records(now)
+        body = self.read_records(now)
         self.sequence = self.sequence + 1 & ABSENT["I"]
         return pack_message((self.node, kind, self.start_us, self.sequence,
                              self.period_s, time_s), body)
 
-    def take_records(self, now):
+    def read_records(self, now):
         """Return the bytes of the node record, the CPUs, the interfaces."""
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
@@ -578,10 +578,10 @@ class Sampler:
         cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
         network, records, interfaces_now = NO_NETWORK, [], NO_INTERFACES
         if columns:
-            cpu, cpus, cpus_now = self.take_cpus(columns, cpus_before,
-                                                 elapsed_s)
+            cpu, cpus, cpus_now = self.measure_cpus(
+                columns, cpus_before, elapsed_s)
         if interfaces:
-            network, records, interfaces_now = self.take_interfaces(
+            network, records, interfaces_now = self.measure_interfaces(
                 interfaces, interfaces_before, elapsed_s)
         self.past.append((now, cpus_now, interfaces_now))
         cpus, cpu_count = flatten(cpus, MOST_CPUS)
@@ -609,7 +609,10 @@ HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
 REFUSED = "refused: nobody listens there"
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891b    # linux/sockios.h
+SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
+INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
+    errno.ENODEV: " is not there",
+    errno.EADDRNOTAVAIL: " has no IPv4 address"}
 
 
 def parse_destination(text, port):
@@ -653,20 +656,20 @@ def is_in(address, networks):
 def find_interface(name):
     """Return (index, network) of an interface.
 
-    Raises  OSError when it is not there or has no IPv4 address
+    Raises  OSError; ENODEV when it is not there
     """
     request = struct.pack("16s24x", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            index = socket.if_nametoindex(name)
-            address, mask = [
-                socket.inet_ntoa(fcntl.ioctl(sock, code, request)[20:24])
-                for code in (SIOCGIFADDR, SIOCGIFNETMASK)]
-        except OSError as error:
-            raise OSError(error.errno, "interface %s %s" % (
-                name, "has no IPv4 address" if error.errno
-                == errno.EADDRNOTAVAIL else "is not there"))
-    return index, network("%s/%s" % (address, mask))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            index, address, mask = [
+                fcntl.ioctl(sock, code, request)[16:24]
+                for code in (SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK)]
+    except OSError as error:
+        raise OSError(error.errno, "interface %s%s" % (
+            name, INTERFACE_TROUBLE.get(error.errno,
+                                        ": " + error.strerror)))
+    return struct.unpack_from("=i", index)[0], network("%s/%s" % (
+        socket.inet_ntoa(address[4:]), socket.inet_ntoa(mask[4:])))
 
 
 def read_hosts_time():
@@ -785,17 +788,19 @@ class Master:
         return False
 
     def is_refused(self, wait_s):
-        """Return whether the answer comes within wait_s that nobody
-        listens; there is none when somebody does.
+        """Return whether an answer comes within wait_s that nobody listens,
+        or that nobody is there; there is none when somebody is.
 
         Raises  OSError
         """
         poll = select.poll()
         poll.register(self.sock, 0)     # errors alone
-        if poll.poll(wait_s * 1000) and self.sock.getsockopt(
-                socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
-            self.trouble, self.sock = REFUSED, None
-        return not self.sock
+        poll.poll(wait_s * 1000)
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.sock, self.trouble = None, REFUSED if (
+                error == errno.ECONNREFUSED) else os.strerror(error)
+        return bool(error)
 
 
 # ---- requests ----------------------------------------------------------
@@ -1036,7 +1041,6 @@ class Keys:
 
 # ---- procstatd ---------------------------------------------------------
 # Answers TCP clients about this node, each in a thread of its own.
-
 CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
 IDLE_S = 30.0                   # for a whole command, and to take a reply
 LINE_BYTES = 256                # a command is no longer
@@ -1044,6 +1048,10 @@ RESTS = 4                       # times the CPU time of a reply
 COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
 REPLY_BYTES = 1 << 20           # for the command lines of all of them
 LOOPBACK = "127.0.0.0/8"
+PROCSTATD_NAMES = (             # its name of a field
+    ("load1", "one"), ("load5", "five"), ("load15", "fifteen"),
+    ("mem_free", "free_bytes"), ("shm_tot", "shared_bytes"),
+    ("proc", "total"))
 
 
 def parse_job(stat, page_kb):
@@ -1085,27 +1093,23 @@ def format_values(node, more):
 
     node, more  {field of the node record: value}, {name: value}
     """
-    total, free, boot = map(node.get, ("total_bytes", "free_bytes",
-                                       "boot_time_s"))
-    pairs = [("load1", node.get("one")), ("load5", node.get("five")),
-             ("load15", node.get("fifteen")),
-             ("mem_used", None if None in (total, free) else total - free),
-             ("mem_free", free), ("shm_tot", node.get("shared_bytes")),
-             ("proc", node.get("total")),
-             ("uptime", None if boot is None else int(time.time()) - boot)]
+    named = {name: node[field] for name, field in PROCSTATD_NAMES
+             if field in node}
+    if "boot_time_s" in node:
+        named["uptime"] = int(time.time()) - node["boot_time_s"]
+    if "total_bytes" in node and "free_bytes" in node:
+        named["mem_used"] = node["total_bytes"] - node["free_bytes"]
     lines = ["%s %s" % (name, "%.7g" % value if isinstance(value, float)
                         else value)
-             for name, value in pairs + list(more.items())
-             if value is not None]
+             for values in (named, more) for name, value in values.items()]
     return ("\n".join(lines) + "\n\n").encode()
 
 
 def read_job(folder, page_kb, characters):
     """Return [the line of a process], [] when it has vanished.
 
-    folder      its /proc/PID
     characters  how much of the command line to show
-    Source      proc(5), /proc/PID/stat and cmdline
+    Source      proc(5), /proc/PID/stat and cmdline, of its folder
     """
     texts = []
     try:
@@ -1154,10 +1158,9 @@ def reply_quik(sampler, _):
     columns, kernel = sampler.read("stat", parse_stat, NO_STAT)
     load = sampler.read("loadavg", parse_loadavg, NO_LOAD)
     names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
-    sums = [column[0] for column in fold_ticks(columns)[1:]
-            ] if columns else []
+    ticks = fold_ticks(columns)[1:] if columns else []
     return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
-                         dict(zip(names, sums)))
+                         dict(zip(names, (column[0] for column in ticks))))
 
 
 def reply_jobs(sampler, _):
@@ -1176,8 +1179,7 @@ REPLIES = {b"init": reply_init, b"send": reply_send, b"quik": reply_quik,
 
 
 def rest(spent_s):
-    """Rest for the CPU time that this thread took since it had taken
-    spent_s; return what it has taken now."""
+    """Rest for this thread's CPU time since it was spent_s; return it."""
     now_s = time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
     time.sleep(RESTS * (now_s - spent_s))
     return now_s
@@ -1206,9 +1208,8 @@ def read_lines(sock):
 def serve_client(sock, address, root, turn, clients):
     """Answer a client's lines until it quits or is idle for too long.
 
-    turn     lock of all clients: it is held while a reply is made and while
-             the thread then rests, so that all of them together cost a fifth
-             of a CPU, and no more than one competes with the samples
+    turn     lock of all clients, held while a reply is made and while its
+             thread then rests: all together cost a fifth of a CPU
     clients  addresses of all of them, this one's too
     """
     sampler, spent_s = Sampler(root, UNNUMBERED, FIRST_S), 0.0
@@ -1234,13 +1235,12 @@ def serve_client(sock, address, root, turn, clients):
 def refusal(address, clients, allow, masters):
     """Return why an address may not connect, or "".
 
-    Who may is in a network of --allow; without that it is this node, a
-    master, or on the network of a group.
+    Without --allow this node may, a master, and the network of a group.
     """
     networks = allow or [network(LOOPBACK)] + [
         master.network for master in masters if master.network]
-    if not (is_in(address, networks) or not allow and address in [
-            master.address for master in masters]):
+    named = () if allow else [master.address for master in masters]
+    if address not in named and not is_in(address, networks):
         return "not allowed"
     if len(clients) >= CLIENTS or clients.count(address) >= CLIENTS_OF_ONE:
         return "too many clients"
@@ -1248,7 +1248,7 @@ def refusal(address, clients, allow, masters):
 
 
 def serve_procstatd(listener, root, allow, masters, say):
-    """Accept clients for ever, each in a thread of its own."""
+    """Accept clients for ever, each in a thread; say who is refused."""
     clients, turn, spent_s = [], _thread.allocate_lock(), 0.0
     while True:
         try:
@@ -1259,23 +1259,22 @@ def serve_procstatd(listener, root, allow, masters, say):
             time.sleep(RETRY_S)         # no descriptor is left
             continue
         trouble = refusal(address, clients, allow, masters)
-        if not trouble:
+        try:
             clients.append(address)
-            try:
+            if not trouble:
                 _thread.start_new_thread(serve_client, (
                     sock, address, root, turn, clients))
-            except RuntimeError as error:
-                clients.remove(address)
-                trouble = str(error)
-        if trouble:
-            attempt(sock.close)
-            say("procstatd: %s refused: %s" % (address, trouble))
+                continue
+        except RuntimeError as error:
+            trouble = str(error)
+        clients.remove(address)
+        attempt(sock.close)
+        say("procstatd: %s refused: %s" % (address, trouble))
 
 
 def start_procstatd(port, root, allow, masters, say):
     """Listen for clients, and serve them in threads.
 
-    say     function that is told who is refused, and why
     Raises  StartError
     """
     network(LOOPBACK)                   # loads what threads then have
@@ -1296,6 +1295,8 @@ def start_procstatd(port, root, allow, masters, say):
 STOP = signal.SIGTERM, signal.SIGINT
 OOM_SCORE = b"-900"
 SAY_S = 3600.0                  # before the same is said again
+FDS = 65536                     # that a caller may have open, unless /proc
+                                # tells how many it has
 
 
 def wait_for(files, wait_s):
@@ -1325,14 +1326,25 @@ def open_signals(numbers):
     return reader
 
 
+def read_signals(reader):
+    """Return the numbers of the signals that came, b"" when none did."""
+    try:
+        return os.read(reader, READ_BYTES)
+    except OSError:
+        return b""
+
+
 def close_inherited():
     """Close what the caller left open, lest its locks be held for ever, and
-    open the standard files, lest a socket get their numbers."""
+    open the standard files, lest a socket get their numbers.
+
+    Raises  OSError
+    """
     try:
-        most = max(map(int, os.listdir("/proc/self/fd")))
+        fds = os.listdir("/proc/self/fd")
     except OSError:
-        most = os.sysconf("SC_OPEN_MAX")
-    os.closerange(3, most + 1)
+        fds = []
+    os.closerange(3, max(map(int, fds), default=FDS) + 1)
     spare = 0
     while spare <= 2:
         spare = os.open("/", os.O_RDONLY)
@@ -1345,7 +1357,11 @@ def is_ready(reader, wait_s):
     reader  what the child writes a byte to when it is ready
     """
     try:
-        return not wait_for([reader], wait_s) or bool(os.read(reader, 1))
+        late = not wait_for([reader], wait_s)
+    except OSError:
+        late = False                    # wait for as long as it takes
+    try:
+        return late or bool(os.read(reader, 1))
     except OSError:
         return True                     # the child goes on without us
 
@@ -1360,7 +1376,7 @@ def release_standard():
     except OSError:                     # a root without /dev
         null = os.open("/", os.O_RDONLY)
     for fd in 0, 1, 2:
-        os.dup2(null, fd)
+        attempt(os.dup2, null, fd)
     os.close(null)
 
 
@@ -1411,7 +1427,7 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
@@ -1428,12 +1444,15 @@ class PidFile:
     def write(self, fd):
         """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file, OSError
+        Raises  StartError when the file is not a pid file of ours, OSError
         """
         text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise StartError("%s: belongs to another user: remove it, or name "
+                             "another" % self.path)
         self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
@@ -1475,8 +1494,9 @@ def once_per_hour(write):
 
 # ---- run ---------------------------------------------------------------
 
-START_S = 1.0                   # the longest a daemon's parent waits for a
-LATE_S = 1.0                    # message to leave, and longer if it hangs
+START_S = 1.0                   # the longest a daemon tries to send before
+                                # its command returns
+LATE_S = 1.0                    # and its command waits, should a call hang
 ONCE_S = 2.0                    # the longest --once tries to send
 REFUSED_S = 0.05                # the longest -d and --once wait for it
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
@@ -1545,11 +1565,14 @@ class Agent:
                 until = min(until, self.requests.listen_at)
             try:
                 ready = wait_for([self.signals, *sources], until - now)
-                if self.signals in ready:
-                    return os.read(self.signals, READ_BYTES)
             except OSError as error:
                 self.say("cannot wait: %s" % explain(error))
                 time.sleep(min(until - now, RETRY_S))
+                ready = [self.signals]
+            if self.signals in ready:
+                told = read_signals(self.signals)
+                if told:
+                    return told
                 continue
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
@@ -1670,7 +1693,7 @@ class Agent:
                 self.say(explain(error))
                 time.sleep(FIRST_S)
         if self.masters:
-            self.send(FAREWELL)
+            attempt(self.send, FAREWELL)
 
 
 # ---- command line ------------------------------------------------------
@@ -1681,6 +1704,7 @@ DEFAULTS = dict(operands=[], rate=PERIOD_S, port=None, address="0.0.0.0",
                 interface="", foreground=False, debug=False, once=False,
                 proc="/proc", pid_file=None, key_file=None, procstatd=0,
                 allow=None)
+
 
 def number_in(low, high, kind=float):
     """Return argparse's check of a number between two others."""
