@@ -1118,22 +1118,22 @@ PICK_MEASURED = libbeostat.picker([field for *_, field in MEASURED])
 PICK_DERIVED = libbeostat.picker((
     "disk.block_bytes", "disk.blocks", "disk.free_blocks",
     "disk.available_blocks", "agent.cost_us", "agent.cpus"))
+PICK_FLAGS = libbeostat.picker(("agent.flags",))
 PICK_CPU = libbeostat.picker([
     "processor.ticks_per_s", *["cpu.%s_ticks" % mode for mode in MODES],
     "agent.cpus"])
 
 
-def format_labels(**labels):
-    """Return labels as they stand behind others, in a template."""
-    return "".join([',%s="%s"' % (label, safe(text).replace("\\", r"\\")
-                                  .replace('"', r'\"').replace("%", "%%"))
-                    for label, text in labels.items()])
+def format_label(label, text):
+    """Return a label as it stands in a template."""
+    return '%s="%s"' % (label, safe(text).replace("\\", r"\\").replace(
+        '"', r'\"').replace("%", "%%"))
 
 
 @functools.lru_cache(TEXTS_KEPT)
 def text_label(label, data):
-    """Return a text of a message as a label, likewise."""
-    return format_labels(**{label: libbeostat.unpack_text(data)})
+    """Return a text of a message as a label behind others, likewise."""
+    return "," + format_label(label, libbeostat.unpack_text(data))
 
 
 def label_nodes(picture):
@@ -1148,9 +1148,9 @@ def label_nodes(picture):
     counts = collections.Counter([
         name for number, host in hosts.items()
         for name in {host, "n%d" % number}])
-    return {number: format_labels(
-        instance=host if host and counts[host] == 1 else "n%d" % number,
-        node="%d" % number)[1:] for number, host in hosts.items()}
+    return {number: '%s,node="%d"' % (format_label(
+        "instance", host if host and counts[host] == 1 else "n%d" % number),
+        number) for number, host in hosts.items()}
 
 
 # Functions that give [(labels, values)] of a node, for some metrics.
@@ -1165,7 +1165,7 @@ def values_info(node):
     """Return what the node is, as labels."""
     *_, vendor, model = PICK_TEXTS(node)
     return [(text_label("vendor", vendor) + text_label("model", model)
-             + format_labels(address=node.address), (1,))]
+             + ',address="%s"' % node.address, (1,))]
 
 
 def values_uname(node):
@@ -1211,8 +1211,9 @@ def values_each_cpu(node):
 
 def values_clipped(node):
     """Return the lists that did not all fit."""
+    flags, = PICK_FLAGS(node)
     return [(',list="%s"' % what, (1,)) for flag, what in CLIPPED
-            if (node.agent.flags or 0) & flag]
+            if (flags or 0) & flag]
 
 
 def values_device(node):
@@ -2045,6 +2046,7 @@ def make_handler(args):
 
         def setup(self):
             signal.alarm(CHILD_S)
+            self.server.socket.close()      # lest it outlive the server
             super().setup()
 
         def answer(self, status, kind, body, *more):

@@ -4704,6 +4704,11 @@ class Served:
             line.split(": ", 1) for line in lines[1:]), body
 
 
+def children_of(pid):
+    """Return the process ids of a process's children."""
+    return read_text("/proc/%d/task/%d/children" % (pid, pid)).split()
+
+
 @pytest.fixture
 def served(running):
     """A server of three nodes, of which 2 has left."""
@@ -4800,6 +4805,12 @@ def test_server_without_a_table(running):
     assert (again.returncode, again.stderr) == (
         3, "beostat: --serve 127.0.0.1:%d: Address already in use\n"
         % served.port)
+    with served.connect():              # whose process lives on
+        wait_for(lambda: children_of(served.process.pid))
+        served.process.terminate()
+        served.process.wait()
+        assert running.start("beostat.py", "--serve", served.port).stderr \
+            .readline() == "beostat: serving %s/\n" % served.url
 
 
 def test_clients_that_hold_the_server_up(running):
@@ -4808,10 +4819,7 @@ def test_clients_that_hold_the_server_up(running):
     served = Served(running, seconds=1)
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
-    children = wait_for(lambda: read_text(
-        "/proc/%d/task/%d/children" % (served.process.pid,
-                                       served.process.pid)).split())
-    assert len(children) <= 40
+    assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
     status, _, _ = served.get("/json")  # once the first 40 are ended
     with pytest.raises(OSError):
         while True:
