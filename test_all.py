@@ -4805,8 +4805,9 @@ def test_server_without_a_table(running):
     assert (again.returncode, again.stderr) == (
         3, "beostat: --serve 127.0.0.1:%d: Address already in use\n"
         % served.port)
+    before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
-        wait_for(lambda: children_of(served.process.pid))
+        wait_for(lambda: set(children_of(served.process.pid)) - before)
         served.process.terminate()
         served.process.wait()
         assert running.start("beostat.py", "--serve", served.port).stderr \
