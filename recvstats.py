@@ -1082,7 +1082,7 @@ def find_interface(name):
 
     Raises  OSError; ENODEV when it is not there
     """
-    request = struct.pack("16s24x", name.encode()[:15])
+    request = struct.pack("16s24x", os.fsencode(name)[:15])
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             index, address, mask = [

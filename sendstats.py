@@ -488,6 +488,8 @@ class Sampler:
             self.say("%s: %s: its values are absent" % (
                 os.path.join(self.root, name),
                 getattr(error, "strerror", "not as proc(5) has it")))
+            if name in self.files:      # it may be another file by now
+                attempt(os.close, self.files.pop(name))
             return unknown
 
     def read_identity(self):
@@ -622,8 +624,8 @@ def parse_destination(text, port):
     """
     host, colon, number = text.partition(":")
     if colon:
-        port = int(number) if number.isdigit() else 0
-    if not host or not 0 < port < 65536:
+        port = int(number) if number.isdecimal() else 0
+    if not host or host.startswith("-") or not 0 < port < 65536:
         raise ValueError("%s is not ADDRESS[:PORT]" % text)
     return host, port
 
@@ -658,7 +660,7 @@ def find_interface(name):
 
     Raises  OSError; ENODEV when it is not there
     """
-    request = struct.pack("16s24x", name.encode()[:15])
+    request = struct.pack("16s24x", os.fsencode(name)[:15])
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             index, address, mask = [
@@ -1642,23 +1644,27 @@ class Agent:
         Returns  whether to go on: it was not told to stop, nor --once
         Raises   StartError when --once could not send
         """
-        sent, once = 0, self.args.once
+        sent, once, told = 0, self.args.once, b""
         limit = time.monotonic() + (ONCE_S if once else START_S)
         for master in self.masters:
             master.resolve(anew=False)
         while self.masters and not sent and time.monotonic() < limit:
             self.due = time.monotonic() + FIRST_S
-            if set(self.wait()) & set(STOP):
-                return False
+            told = self.wait()
+            if set(told) & set(STOP):
+                break
+            if told:
+                self.refresh()
+                continue
             sent = self.send(SAMPLE)
             if once and any(master.trouble == REFUSED
                             for master in self.masters):
                 break
         if once and not sent:
-            raise StartError("; ".join(self.troubles()))
+            raise StartError("; ".join(self.troubles()) or "told to stop")
         self.report("" if once else ": trying again")
         time.sleep(0 if once else SETTLE_S)
-        return not once
+        return not once and not set(told) & set(STOP)
 
     def turn(self):
         """Wait for a sample or a signal; return whether to go on."""
@@ -1751,7 +1757,7 @@ def parse_operands(args, operands, environment):
     Raises  ValueError, which says what is wrong
     """
     args.node, args.masters = UNNUMBERED, []
-    if operands and operands[0].lstrip("-").isdigit():
+    if operands and operands[0].lstrip("-").isdecimal():
         args.node = node_number(operands.pop(0))
     elif environment.get("NODE"):
         try:
@@ -1772,7 +1778,7 @@ def parse_operands(args, operands, environment):
 
 def is_option(word):
     """Return whether a word is an option, rather than a node's number."""
-    return word.startswith("-") and not word[1:].isdigit()
+    return word.startswith("-") and not word[1:].isdecimal()
 
 
 def open_parser(name, usage):
@@ -1795,15 +1801,15 @@ def parse_procstatd(argv):
     option("--allow", action="append", default=[], metavar="NETWORK",
            help="who may ask; default this node alone")
     option("--pid-file", metavar="FILE", help="hold the process id in FILE")
-    option("port", nargs="?", default="%d" % PROCSTATD_PORT, metavar="PORT",
-           help="TCP port; default %(default)s")
+    option("port", nargs="?", default=PROCSTATD_PORT, metavar="PORT",
+           type=number_in(1, 65535, int), help="TCP port; default %(default)s")
     args = parser.parse_args(argv)
     words = [] if args.daemon else ["-d" if args.verbose else "-f"]
     for network_ in args.allow:
         words += ["--allow", network_]
     if args.pid_file:
         words += ["--pid-file", args.pid_file]
-    return words + ["--procstatd", args.port]
+    return words + ["--procstatd", "%d" % args.port]
 
 
 def make_parser():
