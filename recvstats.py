@@ -1417,17 +1417,17 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_NONBLOCK
+                             | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
                 else:
                     os.close(fd)        # its process has just ended
         except BlockingIOError:
-            text = os.pread(fd, READ_BYTES, 0)
+            text = os.pread(fd, READ_BYTES, 0).strip()
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, text.decode("ascii", "replace").strip()
-                or "unknown"))
+                self.path, text.decode() if text.isdigit() else "unknown"))
         except OSError as error:
             raise StartError("%s: %s" % (self.path, error.strerror))
 
@@ -1436,17 +1436,19 @@ class PidFile:
 
         Raises  StartError when the file is not a pid file of ours, OSError
         """
-        text = os.pread(fd, READ_BYTES, 0).strip()
+        found, text = os.fstat(fd), b"not a plain file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
-        if os.fstat(fd).st_uid != os.geteuid():
+        if found.st_uid != os.geteuid():
             raise StartError("%s: belongs to another user: remove it, or name "
                              "another" % self.path)
-        self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        self.fd = fd
 
     def remove(self):
         """Remove the file, if it still is this one."""

@@ -2644,6 +2644,29 @@ def test_port_in_use(running):
 @pytest.mark.parametrize("name, words", [
     ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
     ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
+def test_pid_file_that_is_none_is_left_alone(running, name, words):
+    """A device would be removed, and closed to everybody else before."""
+    words = [word.format(running.folder, running.port) for word in words]
+    made = os.path.join(running.folder, "made")
+    for make in (lambda: os.mkfifo(made),
+                 lambda: os.mknod(made, 0o20666, os.makedev(1, 3)),
+                 lambda: (write_file(made + "2", b"7"),
+                          os.link(made + "2", made))):
+        make()
+        before = os.stat(made)
+        refused = tool(name, "--pid-file", made, *words)
+        assert (refused.returncode, refused.stderr) == (
+            1, "%s: %s: is not a pid file: name another\n" % (
+                name[:-3], made))
+        after = os.stat(made)
+        assert (after.st_mode, after.st_size) == (
+            before.st_mode, before.st_size)
+        os.unlink(made)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
+    ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
 def test_pid_file_of_another_user_or_a_link_is_left_alone(
         running, name, words):
     path = os.path.join(running.folder, "pid")
@@ -5125,6 +5148,75 @@ def test_agent_ignores_what_is_no_request_of_its_master(running, master):
     assert header_of(master.recv(65536))["sequence"] == 2
 
 
+def test_refused_agent_says_so_and_keeps_its_port(running):
+    """A daemon too, while its terminal is there; a request then finds it."""
+    agent = running.sendstats("-r", "0.1", 7, "127.0.0.1")
+    assert agent.stderr.readline() == (
+        "sendstats: 127.0.0.1:%d: refused: nobody listens there: trying "
+        "again\n" % running.port)
+    path = os.path.join(running.folder, "pid")
+    daemon = tool("sendstats.py", "-p", running.port, "--pid-file", path, 8,
+                  "127.0.0.1")
+    running.pids.append(read_pid(path))
+    assert (daemon.returncode, daemon.stderr.count("nobody listens")) == (0, 1)
+    first = running.recvstats()
+    port = running.wait_up(7).port
+    first.kill()
+    first.wait()
+    time.sleep(0.3)                     # some samples are refused
+    running.recvstats("--rate", "0.2")
+    with running.open() as cluster:
+        wait_for(lambda: cluster[7].period_s == 0.2)
+        assert cluster[7].port == port
+
+
+def test_procstatd_port_that_is_taken_keeps_no_sample_back(running):
+    running.recvstats()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        agent = running.sendstats("--procstatd", port, 7, "127.0.0.1")
+        assert running.wait_up(7).agent.procstatd_port == 0
+        assert agent.stderr.readline() == (
+            "sendstats: --procstatd %d: Address already in use: trying "
+            "again\n" % port)
+        alone = tool("sendstats.py", "--procstatd", port, env={
+            name: value for name, value in os.environ.items()
+            if name != "NODE"})
+        assert alone.returncode == 1
+
+
+def test_file_of_proc_that_was_odd_is_opened_anew(tmp_path):
+    root = write_proc(tmp_path, {**EPYC, "meminfo": "nonsense\n"})
+    sampler = sendstats.Sampler(root, 0, 1.0)
+    decode(sampler.take(sendstats.SAMPLE))
+    os.unlink(os.path.join(root, "loadavg"))
+    os.rename(write_proc(tmp_path / "new", {"m": EPYC["meminfo"]}) + "/m",
+              os.path.join(root, "meminfo"))
+    os.mkdir(os.path.join(root, "loadavg"))
+    sampler.identity_due = 0.0          # a minute later
+    node = decode(last_sample(sampler))
+    assert node.memory.total_bytes == 24684092 * 1024
+    assert node.load.one is None
+
+
+@pytest.mark.parametrize("name, text", [
+    ("stat", EPYC["stat"].replace("cpu  608", "cpu  " + "9" * 401)),
+    ("net/dev", EPYC["net/dev"].replace("151721133", "9" * 401))])
+def test_number_without_end_ends_no_agent(running, tmp_path, name, text):
+    root = write_proc(tmp_path / "proc", EPYC)
+    running.recvstats()
+    agent = running.sendstats("-r", "0.1", "--proc", root, 7, "127.0.0.1")
+    running.wait_up(7)
+    write_proc(tmp_path / "proc", {name: text})
+    time.sleep(0.3)
+    write_proc(tmp_path / "proc", {name: EPYC[name]})
+    with running.open() as cluster:
+        before = cluster[7].sequence
+        wait_for(lambda: cluster[7].sequence > before + 1)
+    assert agent.poll() is None
+
+
 def test_agent_takes_the_period_asked_for_until_it_is_asked_for_none(
         running, master):
     agent = agent_of(running, master)
@@ -5147,7 +5239,7 @@ def test_agent_returns_to_its_own_period_after_an_hour_of_silence():
     requests, master = requests_of(period_s=10.0)
     requests.obey(request(period_s=2.0), master, False, 1000.0)
     for now, period_s in (1000.0, 2.0), (4599.0, 2.0), (4601.0, 10.0):
-        requests.answer(now)
+        requests.expire(now)
         assert requests.period_s == period_s
 
 
