@@ -364,8 +364,8 @@ def claim(path, is_default, entries, log):
         damage = "of user " + read_user_name(uid)
         if os.geteuid() or uid >= FIRST_USER:
             raise StartError(
-                "%s: belongs to %s: run recvstats as that user, or choose "
-                "another with --table" % (path, read_user_name(uid)))
+                "%s: belongs to %s: run recvstats as that user, remove it, or "
+                "choose another with --table" % (path, read_user_name(uid)))
     if damage:
         log("%s: was %s: made anew" % (path, damage))
     return not damage
@@ -1177,8 +1177,10 @@ def open_socket(port, interface):
     try:
         sock.bind(("", port))
     except OSError as error:
-        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
-                                                find_user(port)))
+        advice = find_user(port)
+        if error.errno == errno.EACCES:
+            advice = ": choose one above 1023 with -p, or run as root"
+        raise StartError("UDP port %d: %s%s" % (port, error.strerror, advice))
     return sock
 
 
@@ -1779,6 +1781,9 @@ def start(args, log):
     sock = open_socket(args.port, args.interface)
     table, held = open_table(args, log)
     receiver = Receiver(table, args, log, keys, sock)
+    if receiver.is_default and os.geteuid() >= FIRST_USER:
+        complain("%s: no other user will believe it: run recvstats as root "
+                 "or a system user" % table.path)
     log("version %s, port %d, %s: %d nodes taken over" % (
         VERSION, args.port, table.path, held))
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
@@ -1907,6 +1912,7 @@ def main(argv=None):
         release()
         run(receiver, sock, signals)
         receiver.stop(time.monotonic())
+        receiver.log("told to stop")
     except (StartError, OSError, ImportError) as error:
         complain(explain(error))
         log(explain(error))             # the terminal may be gone

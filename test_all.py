@@ -1450,8 +1450,8 @@ def test_table_belongs_to_who_made_it(running, users):
     theirs.kill()
     theirs.wait()
     assert users(8, *second).stderr.readline() == (
-        "recvstats: %s: belongs to lp: run recvstats as that user, or choose "
-        "another with --table\n" % running.table)
+        "recvstats: %s: belongs to lp: run recvstats as that user, remove "
+        "it, or choose another with --table\n" % running.table)
     assert users(0, *second).stderr.readline() == (
         "recvstats: %s: was of user lp: made anew\n" % running.table)
     wait_for(lambda: os.stat(running.table).st_uid == 0)
