@@ -822,12 +822,15 @@ class Cluster:
     def read_slot(self, number, place):
         """Return the bytes of a slot that holds a whole sample.
 
-        It is one when nobody wrote meanwhile and the CRC is right.  A word
-        that stays odd was left so by a writer that was killed.
+        It is one when nobody wrote meanwhile and the CRC is right.  The
+        word is read before and after: within one read a processor may copy
+        the end of a slot before its beginning.  A word that stays odd was
+        left so by a writer that was killed.
         Raises  NeverHeard, BadSample, SampleChanging
         """
         last = b""
         for turn in range(TRIES):
+            before = os.pread(self.fd, WORD_BYTES, place)
             slot = os.pread(self.fd, READ_BYTES, place)
             if len(slot) < MESSAGE_AT + BODY:
                 raise BadSample("node %d: cut off in the table" % number)
@@ -836,8 +839,7 @@ class Cluster:
                 slot = os.pread(self.fd, MESSAGE_AT + size, place)
             settled = slot[0] % 2 == 0 or slot == last and turn > QUICK_TRIES
             if (settled and owner == number and BODY <= length <= size
-                    and slot[:WORD_BYTES] == os.pread(
-                        self.fd, WORD_BYTES, place)
+                    and before == os.pread(self.fd, WORD_BYTES, place)
                     and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
                     == CRC_RESIDUE):
                 return slot

@@ -364,8 +364,8 @@ def claim(path, is_default, entries, log):
         damage = "of user " + read_user_name(uid)
         if os.geteuid() or uid >= FIRST_USER:
             raise StartError(
-                "%s: belongs to %s: run recvstats as that user, or choose "
-                "another with --table" % (path, read_user_name(uid)))
+                "%s: belongs to %s: run recvstats as that user, remove it, or "
+                "choose another with --table" % (path, read_user_name(uid)))
     if damage:
         log("%s: was %s: made anew" % (path, damage))
     return not damage
@@ -1082,7 +1082,7 @@ def find_interface(name):
 
     Raises  OSError; ENODEV when it is not there
     """
-    request = struct.pack("16s24x", name.encode()[:15])
+    request = struct.pack("16s24x", os.fsencode(name)[:15])
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             index, address, mask = [
@@ -1177,8 +1177,10 @@ def open_socket(port, interface):
     try:
         sock.bind(("", port))
     except OSError as error:
-        raise StartError("UDP port %d: %s%s" % (port, error.strerror,
-                                                find_user(port)))
+        advice = find_user(port)
+        if error.errno == errno.EACCES:
+            advice = ": choose one above 1023 with -p, or run as root"
+        raise StartError("UDP port %d: %s%s" % (port, error.strerror, advice))
     return sock
 
 
@@ -1417,17 +1419,17 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_NONBLOCK
+                             | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
                 else:
                     os.close(fd)        # its process has just ended
         except BlockingIOError:
-            text = os.pread(fd, READ_BYTES, 0)
+            text = os.pread(fd, READ_BYTES, 0).strip()
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, text.decode("ascii", "replace").strip()
-                or "unknown"))
+                self.path, text.decode() if text.isdigit() else "unknown"))
         except OSError as error:
             raise StartError("%s: %s" % (self.path, error.strerror))
 
@@ -1436,17 +1438,19 @@ class PidFile:
 
         Raises  StartError when the file is not a pid file of ours, OSError
         """
-        text = os.pread(fd, READ_BYTES, 0).strip()
+        found, text = os.fstat(fd), b"not a plain file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
-        if os.fstat(fd).st_uid != os.geteuid():
+        if found.st_uid != os.geteuid():
             raise StartError("%s: belongs to another user: remove it, or name "
                              "another" % self.path)
-        self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        self.fd = fd
 
     def remove(self):
         """Remove the file, if it still is this one."""
@@ -1777,6 +1781,9 @@ def start(args, log):
     sock = open_socket(args.port, args.interface)
     table, held = open_table(args, log)
     receiver = Receiver(table, args, log, keys, sock)
+    if receiver.is_default and os.geteuid() >= FIRST_USER:
+        complain("%s: no other user will believe it: run recvstats as root "
+                 "or a system user" % table.path)
     log("version %s, port %d, %s: %d nodes taken over" % (
         VERSION, args.port, table.path, held))
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
@@ -1905,6 +1912,7 @@ def main(argv=None):
         release()
         run(receiver, sock, signals)
         receiver.stop(time.monotonic())
+        receiver.log("told to stop")
     except (StartError, OSError, ImportError) as error:
         complain(explain(error))
         log(explain(error))             # the terminal may be gone

@@ -33,6 +33,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -365,6 +366,7 @@ EARLY = 0.9                     # a sample is as old as it should, or nearly
 STEP_S = 1.0                    # a clock that moved more than this was set
 MOST_CPUS = 3000                # that a message can hold
 WHOLE_BYTES = 2048              # a shorter read was all of the file
+MOST_BYTES = 16 << 20           # no file of /proc that we read is longer
 HEADER_STRUCT, _ = layout(HEADER)
 NODE_STRUCT, _ = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
@@ -431,7 +433,7 @@ def open_proc(root, name):
         of_init = os.path.join(root, "1", name)
         if os.path.exists(of_init):
             path = of_init
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def read_all(fd):
@@ -441,7 +443,7 @@ def read_all(fd):
     less than half a page was all of it.
     """
     data = more = os.pread(fd, READ_BYTES, 0)
-    while more and len(data) > WHOLE_BYTES:
+    while more and WHOLE_BYTES < len(data) < MOST_BYTES:
         more = os.pread(fd, READ_BYTES, len(data))
         data += more
     return data
@@ -488,10 +490,15 @@ class Sampler:
             self.say("%s: %s: its values are absent" % (
                 os.path.join(self.root, name),
                 getattr(error, "strerror", "not as proc(5) has it")))
+            if name in self.files:      # it may be another file by now
+                attempt(os.close, self.files.pop(name))
             return unknown
 
     def read_identity(self):
-        """Read what seldom changes."""
+        """Read what seldom changes, from files that are opened anew: of a
+        --proc they may be others by now."""
+        self.close()
+        self.files = {}
         host = os.uname()
         vendor, model, *numbers = self.read(
             "cpuinfo", parse_cpuinfo, NO_PROCESSOR)
@@ -622,8 +629,8 @@ def parse_destination(text, port):
     """
     host, colon, number = text.partition(":")
     if colon:
-        port = int(number) if number.isdigit() else 0
-    if not host or not 0 < port < 65536:
+        port = int(number) if number.isdecimal() else 0
+    if not host or host.startswith("-") or not 0 < port < 65536:
         raise ValueError("%s is not ADDRESS[:PORT]" % text)
     return host, port
 
@@ -658,7 +665,7 @@ def find_interface(name):
 
     Raises  OSError; ENODEV when it is not there
     """
-    request = struct.pack("16s24x", name.encode()[:15])
+    request = struct.pack("16s24x", os.fsencode(name)[:15])
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             index, address, mask = [
@@ -709,7 +716,9 @@ class Master:
     interface  name of the interface to use, of a group; else ""
     index      its number and its network, found at each message
     sock       connected to peer, which the address was then; or None
-    trouble    why the last message was not taken
+    trouble    what became of the last message, "" nothing bad
+    refused    whether nobody listened to it; the socket stays, so that
+               requests find it
     """
 
     def __init__(self, host, port, local, interface):
@@ -719,7 +728,8 @@ class Master:
         self.index, self.network = 0, None
         self.address = host if is_address(host) else ""
         self.peer, self.sock = "", None
-        self.trouble = "name not resolved yet"
+        self.trouble = "" if self.address else "name not resolved yet"
+        self.refused = False
         self.resolving, self.wanted = False, _thread.allocate_lock()
         self.wanted.acquire()
         self.hosts_time = 0
@@ -773,14 +783,18 @@ class Master:
         """Return whether the kernel took the message.
 
         An error may be the answer to the message before this one, or tell
-        of a route that is gone: so once more, from a new socket.
+        of a route that is gone: so once more, then from a new socket.
         """
         self.resolve(anew=False)
+        refused, self.refused = self.refused, False
         for _ in range(2 if self.address else 0):
             try:
                 self.connect()
                 self.sock.send(message)
+                self.trouble = REFUSED if refused else ""
                 return True
+            except ConnectionRefusedError:
+                refused, self.trouble = True, REFUSED
             except OSError as error:
                 self.trouble, self.sock = explain(error), None
         if self.address:
@@ -797,9 +811,10 @@ class Master:
         poll.register(self.sock, 0)     # errors alone
         poll.poll(wait_s * 1000)
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self.sock, self.trouble = None, REFUSED if (
-                error == errno.ECONNREFUSED) else os.strerror(error)
+        if error == errno.ECONNREFUSED:
+            self.refused, self.trouble = True, REFUSED
+        elif error:
+            self.sock, self.trouble = None, os.strerror(error)
         return bool(error)
 
 
@@ -916,7 +931,9 @@ class Requests:
                     self.obey(data, master, grouped, now)
         except BlockingIOError:
             pass                        # that was all
-        except OSError as error:        # nobody listens, or it is of no use
+        except ConnectionRefusedError:
+            master.refused = True
+        except OSError as error:        # it is of no use
             master.trouble = explain(error)
             master.sock = master.sock if grouped else None
             self.groups = {place: each for place, each in self.groups.items()
@@ -969,7 +986,10 @@ class Requests:
     def answer(self, now):
         """Take note that a sample left, which answers whoever asked."""
         self.answered, self.due = now, NEVER
-        if now > self.until:
+
+    def expire(self, now):
+        """Go back to the agent's own period in its time."""
+        if now >= self.until:
             self.period_s, self.until = self.own_s, NEVER
 
 
@@ -1041,6 +1061,7 @@ class Keys:
 
 # ---- procstatd ---------------------------------------------------------
 # Answers TCP clients about this node, each in a thread of its own.
+PROCSTATD_S = 10.0              # between two tries to get the port
 CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
 IDLE_S = 30.0                   # for a whole command, and to take a reply
 LINE_BYTES = 256                # a command is no longer
@@ -1286,6 +1307,7 @@ def start_procstatd(port, root, allow, masters, say):
         _thread.start_new_thread(serve_procstatd, (
             listener, root, allow, masters, say))
     except (OSError, RuntimeError) as error:
+        listener.close()
         raise StartError("--procstatd %d: %s" % (port, explain(error)))
 
 
@@ -1427,17 +1449,17 @@ class PidFile:
         try:
             while self.path and self.fd < 0:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                             | os.O_NOFOLLOW | os.O_NONBLOCK
+                             | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.is_in_place(fd):
                     self.write(fd)
                 else:
                     os.close(fd)        # its process has just ended
         except BlockingIOError:
-            text = os.pread(fd, READ_BYTES, 0)
+            text = os.pread(fd, READ_BYTES, 0).strip()
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, text.decode("ascii", "replace").strip()
-                or "unknown"))
+                self.path, text.decode() if text.isdigit() else "unknown"))
         except OSError as error:
             raise StartError("%s: %s" % (self.path, error.strerror))
 
@@ -1446,17 +1468,19 @@ class PidFile:
 
         Raises  StartError when the file is not a pid file of ours, OSError
         """
-        text = os.pread(fd, READ_BYTES, 0).strip()
+        found, text = os.fstat(fd), b"not a plain file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
             raise StartError("%s: is not a pid file: name another"
                              % self.path)
-        if os.fstat(fd).st_uid != os.geteuid():
+        if found.st_uid != os.geteuid():
             raise StartError("%s: belongs to another user: remove it, or name "
                              "another" % self.path)
-        self.fd = fd
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        self.fd = fd
 
     def remove(self):
         """Remove the file, if it still is this one."""
@@ -1535,17 +1559,35 @@ class Agent:
         self.say = once_per_hour(complain)
         self.keys = Keys(args.key_file) if args.key_file else None
         self.sampler = Sampler(args.proc, args.node, args.rate,
-                               args.procstatd, self.say)
+                               say=self.say)
         self.masters = [Master(host, port, args.address, args.interface)
                         for host, port in args.masters]
         self.requests = Requests(self.sampler, self.phase, self.keys,
                                  self.say)
-        if args.procstatd:
-            start_procstatd(args.procstatd, args.proc, args.allow,
-                            self.masters, complain if args.debug else ignore)
+        self.procstatd_due = 0.0 if args.procstatd else NEVER
+        self.start_procstatd(time.monotonic())
         self.signals = open_signals(STOP + (signal.SIGHUP,))
         self.due = NEVER
         self.sampler.begin()
+
+    def start_procstatd(self, now):
+        """Begin to answer clients when that is due; where somebody has the
+        port it is said, and tried again: samples do not wait for it.
+
+        Raises  StartError when there is nothing else to do
+        """
+        if now < self.procstatd_due:
+            return
+        args, self.procstatd_due = self.args, now + PROCSTATD_S
+        try:
+            start_procstatd(args.procstatd, args.proc, args.allow,
+                            self.masters, complain if args.debug else ignore)
+            self.procstatd_due = NEVER
+            self.sampler.procstatd_port = args.procstatd
+        except StartError as error:
+            if not self.masters:
+                raise
+            self.say("%s: trying again" % error)
 
     def wait(self):
         """Listen to masters until a sample is due.
@@ -1554,10 +1596,12 @@ class Agent:
         """
         while True:
             now = time.monotonic()
+            self.requests.expire(now)
             self.set_period(now)
             until = min(self.due, self.requests.due)
             if now >= until:
                 return b""
+            until = min(until, self.requests.until)
             sources = {}
             if now >= self.requests.listen_at:
                 sources = self.requests.sources(self.masters)
@@ -1625,9 +1669,10 @@ class Agent:
             master.resolve(anew=True)
 
     def troubles(self):
-        """Return a text for each master that nothing can be sent to."""
+        """Return a text for each master that samples do not reach, as far
+        as it is known here."""
         return ["%s: %s" % (master.name, master.trouble)
-                for master in self.masters if not master.sock]
+                for master in self.masters if master.trouble]
 
     def report(self, then=": trying again"):
         """Say what does not go well, and what is done then."""
@@ -1642,23 +1687,31 @@ class Agent:
         Returns  whether to go on: it was not told to stop, nor --once
         Raises   StartError when --once could not send
         """
-        sent, once = 0, self.args.once
+        sent, once, told = 0, self.args.once, b""
         limit = time.monotonic() + (ONCE_S if once else START_S)
         for master in self.masters:
             master.resolve(anew=False)
         while self.masters and not sent and time.monotonic() < limit:
             self.due = time.monotonic() + FIRST_S
-            if set(self.wait()) & set(STOP):
-                return False
+            told = self.wait()
+            if set(told) & set(STOP):
+                break
+            if told:
+                self.refresh()
+                continue
             sent = self.send(SAMPLE)
             if once and any(master.trouble == REFUSED
                             for master in self.masters):
                 break
         if once and not sent:
-            raise StartError("; ".join(self.troubles()))
+            raise StartError("; ".join(self.troubles()) or "told to stop")
+        if not once:
+            time.sleep(SETTLE_S)
+            for master in self.masters:
+                if master.sock:
+                    attempt(master.is_refused, 0)
         self.report("" if once else ": trying again")
-        time.sleep(0 if once else SETTLE_S)
-        return not once
+        return not once and not set(told) & set(STOP)
 
     def turn(self):
         """Wait for a sample or a signal; return whether to go on."""
@@ -1671,6 +1724,7 @@ class Agent:
         self.send(SAMPLE)
         self.report()
         now = time.monotonic()
+        self.start_procstatd(now)
         self.set_period(now)
         if now >= due:                  # else a master asked for this one
             self.plan(now)
@@ -1689,9 +1743,10 @@ class Agent:
         while on:
             try:
                 on = self.turn()
-            except OSError as error:
-                self.say(explain(error))
-                time.sleep(FIRST_S)
+            except (OSError, MemoryError, ArithmeticError) as error:
+                self.say("no sample: %s" % (explain(error)
+                                            or type(error).__name__))
+                attempt(time.sleep, FIRST_S)
         if self.masters:
             attempt(self.send, FAREWELL)
 
@@ -1751,7 +1806,7 @@ def parse_operands(args, operands, environment):
     Raises  ValueError, which says what is wrong
     """
     args.node, args.masters = UNNUMBERED, []
-    if operands and operands[0].lstrip("-").isdigit():
+    if operands and operands[0].lstrip("-").isdecimal():
         args.node = node_number(operands.pop(0))
     elif environment.get("NODE"):
         try:
@@ -1772,7 +1827,7 @@ def parse_operands(args, operands, environment):
 
 def is_option(word):
     """Return whether a word is an option, rather than a node's number."""
-    return word.startswith("-") and not word[1:].isdigit()
+    return word.startswith("-") and not word[1:].isdecimal()
 
 
 def open_parser(name, usage):
@@ -1795,15 +1850,15 @@ def parse_procstatd(argv):
     option("--allow", action="append", default=[], metavar="NETWORK",
            help="who may ask; default this node alone")
     option("--pid-file", metavar="FILE", help="hold the process id in FILE")
-    option("port", nargs="?", default="%d" % PROCSTATD_PORT, metavar="PORT",
-           help="TCP port; default %(default)s")
+    option("port", nargs="?", default=PROCSTATD_PORT, metavar="PORT",
+           type=number_in(1, 65535, int), help="TCP port; default %(default)s")
     args = parser.parse_args(argv)
     words = [] if args.daemon else ["-d" if args.verbose else "-f"]
     for network_ in args.allow:
         words += ["--allow", network_]
     if args.pid_file:
         words += ["--pid-file", args.pid_file]
-    return words + ["--procstatd", args.port]
+    return words + ["--procstatd", "%d" % args.port]
 
 
 def make_parser():

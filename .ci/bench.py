@@ -3,7 +3,7 @@
 
     python3 .ci/bench.py [--json] [PART ...]
 
-Parts: agent memory receiver load growth table library views; default all.
+Parts: agent receiver load growth table library views; default all of them.
 A figure and its reference are measured in turns or side by side; shown are
 the median, the lowest and the highest.  gmond and collectd run beside the
 agent where they are installed; the blocking loop is in C where there is cc.
@@ -191,7 +191,6 @@ class Master:
 # All at 1 Hz, where caches are cold, each in a phase of its own.
 
 SECONDS, START_S = 25, 3
-HURRY_S = 0.1                           # the period while memory is measured
 LEAST = """
 import os, socket, struct, sys, time, zlib
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -233,18 +232,18 @@ LoadPlugin interface\nLoadPlugin df\nLoadPlugin network
 
 
 def start_agent(stack):
-    """Return (pid, its address, the socket that hears it) of an agent that
-    runs as its start script has it."""
+    """Return (pid, port that it sends to) of an agent that runs as its start
+    script has it."""
     master = stack.enter_context(
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     master.bind(("127.0.0.1", 0))
-    master.settimeout(LIMIT_S)
+    port = master.getsockname()[1]
     subprocess.check_call([*PYTHON, tool("sendstats.py"), "0",
-                           "127.0.0.1:%d" % master.getsockname()[1]])
-    _, address = master.recvfrom(1)
-    pid = int(re.search(r"pid (\d+)", recvstats.find_user(address[1]))[1])
+                           "127.0.0.1:%d" % port])
+    _, (_, sender) = master.recvfrom(1)
+    pid = int(re.search(r"pid (\d+)", recvstats.find_user(sender))[1])
     stack.callback(os.kill, pid, signal.SIGKILL)
-    return pid, address, master
+    return pid, port
 
 
 def start_peers(stack, folder, port):
@@ -261,35 +260,22 @@ def start_peers(stack, folder, port):
 
 
 def measure_agent(folder):
-    """Return CPU us a second of agents that run side by side."""
+    """Return CPU us a second of agents that run side by side, the MB of
+    ours, and the kB by which it grew."""
     with contextlib.ExitStack() as stack:
-        ours, _, sink = start_agent(stack)
-        port = sink.getsockname()[1]
+        ours, port = start_agent(stack)
         pids = dict(start_peers(stack, folder, port), sendstats=ours,
                     least=start(stack, *PYTHON, "-c", LEAST, port))
         figures = {name: [] for name in pids}
         time.sleep(START_S)
+        early_kb = read_sizes_kb(ours)["VmRSS"]
         for _ in range(SECONDS):
             before = {name: run_us(pid) for name, pid in pids.items()}
             time.sleep(1)
             for name, pid in pids.items():
                 figures[name].append(run_us(pid) - before[name])
-    return figures
-
-
-def measure_memory(folder):
-    """Return the MB of an agent after 80 samples, and what it grew by in the
-    last 60."""
-    with contextlib.ExitStack() as stack:
-        pid, address, master = start_agent(stack)
-        master.sendto(recvstats.pack_request(
-            sendstats.UNNUMBERED, (1, 1), HURRY_S, 0.0, 0), address)
-        sizes_kb = []
-        for _ in range(80):
-            master.recv(1)
-            sizes_kb.append(read_sizes_kb(pid)["VmRSS"])
-        return {"resident": [sizes_kb[-1] / 1024],
-                "grown": [sizes_kb[-1] - sizes_kb[20]]}
+        late_kb = read_sizes_kb(ours)["VmRSS"]
+    return dict(figures, resident=[late_kb / 1024], grown=[late_kb - early_kb])
 
 
 # ---- receiver ----------------------------------------------------------
@@ -553,14 +539,15 @@ PARTS = (
         ("CPU per sample, 1 Hz, beside gmond", "us", "sendstats", "gmond", .9),
         ("the same, beside the least in Python", "us", "sendstats", "least",
          1.15),
-        ("the same, beside collectd", "us", "sendstats", "collectd", None))),
-    ("memory", measure_memory, (
-        ("agent, as its script starts it", "MB", "resident", None, 12.5),
-        ("agent, grown in 60 samples", "kB", "grown", None, 64))),
+        ("the same, beside collectd", "us", "sendstats", "collectd", None),
+        ("resident, as its script starts it", "MB", "resident", None, 12.5),
+        ("grown in 25 samples", "kB", "grown", None, 64))),
     ("receiver", measure_receiver, (
-        ("CPU per datagram, beside a bare loop", "us", "recvstats", "bare", 2.2),
+        ("CPU per datagram, beside a bare loop", "us", "recvstats", "bare",
+         2.2),
         ("the same, with --key-file", "us", "keyed", "bare", 3.5),
-        ("1,000 a second, beside a blocking loop", "us", "paced", "blocking", 1))),
+        ("1,000 a second, beside a blocking one", "us", "paced", "blocking",
+         1))),
     ("load", measure_load, (
         ("lost of 600,000 in 3 s", "", "alone", None, 0),
         ("sent a second", "", "alone sent", None, None),
