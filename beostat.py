@@ -52,12 +52,13 @@ except ImportError:
 VERSION = "1.0"
 
 Picture = collections.namedtuple(
-    "Picture", "path time_s status nodes never refused missing jobs")
+    "Picture", "path time_s status nodes silent never refused missing jobs")
 Picture.__doc__ = """What is shown at one instant.
 
 path, time_s   the table, and when it was read, since the epoch
 status         recvstats' Status
 nodes          the nodes selected, in order
+silent         {down, left: the numbers of such nodes}, before any cut
 never          numbers of nodes expected and never heard
 refused        {number: text} of nodes that sent what cannot be
 missing        lines about nodes asked for without a sample or an answer
@@ -81,7 +82,8 @@ CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
 TEXT_TIME = "%a %b %d %H:%M:%S %Y"
 COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
            "yellow": "33"}
-NOT_RUNNING = "%s: recvstats is not running: start it with recvstats.py"
+NOT_RUNNING = ("%s: recvstats is not running: start it with recvstats.py, or "
+               "name its table with --table")
 GONE = "%s: recvstats (pid %d) is gone: start it again with recvstats.py"
 UP, DOWN = (libbeostat.CHOSEN[word] for word in ("up", "down"))   # states
 SUMS = 14                       # that measure() gives
@@ -340,15 +342,34 @@ def read_named(cluster, operands):
     """
     nodes, errors, text = [], {}, ",".join(operands)
     everyone = [] if NUMBERS_ONLY.fullmatch(text) else list(cluster)
-    numbers = libbeostat.parse_nodes(text, everyone)
+    numbers, unknown = find_numbers(text, everyone)
     if len(numbers) > FEW_NODES:
-        return read_many(cluster, numbers)
+        nodes, lines = read_many(cluster, numbers)
+        return nodes, unknown + lines
     for number in numbers:
         try:
             nodes.append(cluster.node(number))
         except libbeostat.BeostatError as error:
             errors[number] = name_error(number, error)
-    return nodes, fold_errors(errors)
+    return nodes, unknown + fold_errors(errors)
+
+
+def find_numbers(text, nodes):
+    """Return (numbers of a list, a line about the names that no node has).
+
+    Raises  BadNodeList when it is not one
+    """
+    try:
+        return libbeostat.parse_nodes(text, nodes), []
+    except libbeostat.BadNodeList:
+        numbers, unknown = [], []
+    for name in libbeostat.expand_nodes(text):
+        try:
+            numbers += libbeostat.parse_nodes(name, nodes)
+        except libbeostat.BadNodeList:
+            unknown.append(name)
+    return list(dict.fromkeys(numbers)), [
+        "%s: no node's name" % libbeostat.fold_nodes(unknown)]
 
 
 def read_many(cluster, numbers):
@@ -384,9 +405,11 @@ def read_picture(cluster, args):
         nodes = [node for node in nodes if node.state in args.states]
     if args.filter:
         nodes, never = filter_nodes(nodes, args.filter), []
+    silent = {state: [node.number for node in nodes if node.state == state]
+              for state in ("down", "left")}
     return args.view.read(Picture(
-        cluster.path, time.time(), cluster.status, nodes, never, refused,
-        missing, []), args)
+        cluster.path, time.time(), cluster.status, nodes, silent, never,
+        refused, missing, []), args)
 
 
 def read_sorted(picture, args):
@@ -417,11 +440,9 @@ def format_bar(value, blocks):
 
 def format_lists(picture):
     """Return the lines that name the nodes that are not up."""
-    lists = [(state, [node.number for node in picture.nodes
-                      if node.state == state]) for state in ("down", "left")]
-    lists.append(("never heard", picture.never))
+    lists = {**picture.silent, "never heard": picture.never}
     lines = ["%s: %s" % (state, libbeostat.fold_nodes(numbers))
-             for state, numbers in lists if numbers]
+             for state, numbers in lists.items() if numbers]
     return lines + ["refused: %s" % text for _, text
                     in sorted(picture.refused.items())]
 
@@ -530,6 +551,8 @@ def format_table(picture, args):
         lines.append((cut(format_row(values)), row_colour(node, args)))
     if args.brief:
         return lines
+    if args.states == UP:
+        picture = picture._replace(never=[])
     values = measure_all(up)
     totals = ["" if values[place] is None else
               values[place] if place < 2 else format_cell(form, values[place])
@@ -559,7 +582,9 @@ def name_nodes(nodes, numbers, args):
 
 def format_folded(picture, args):
     """Return the folded list of the nodes, for pdsh -w."""
-    never = picture.never if args.states == DOWN else []
+    never = []
+    if args.states == DOWN:             # who says nonsense is not up either
+        never = picture.never + sorted(picture.refused)
     folded = libbeostat.fold_nodes(name_nodes(picture.nodes, never, args))
     return [(folded, "")] if folded else []
 
@@ -1316,7 +1341,8 @@ GANGLIA = (
     ("cpu_system", "float", "%", "both", scaled("cpu.system_fraction", 100)),
     ("cpu_wio", "float", "%", "both", scaled("cpu.iowait_fraction", 100)),
     ("cpu_idle", "float", "%", "both",
-     lambda node: less(100, share(node.cpu.busy_fraction, 1))),
+     lambda node: less(less(100, share(node.cpu.busy_fraction, 1)),
+                       share(node.cpu.iowait_fraction, 1))),
     ("mem_total", "float", "KB", "zero", scaled("memory.total_bytes", KB)),
     ("mem_free", "float", "KB", "both", scaled("memory.free_bytes", KB)),
     ("mem_shared", "float", "KB", "both", scaled("memory.shared_bytes", KB)),
@@ -1776,6 +1802,13 @@ class Screen:
         return key in ENTER_KEYS
 
 
+def format_watched(picture, args):
+    """Return the lines of a view, and below it what is missing."""
+    missing = [] if args.view in DOCUMENTS else picture.missing
+    return args.view.format(picture, args) + [
+        (safe(line), "red") for line in missing]
+
+
 def watch_screen(cluster, args):
     """Redraw the view in a terminal until q; return the last Picture."""
     history = collections.deque(maxlen=HISTORY)
@@ -1788,7 +1821,7 @@ def watch_screen(cluster, args):
                 head = format_head(picture, history, args)
                 due = max(due + args.watch, time.monotonic())
             lines = ([(line, "") for line in HELP.splitlines()]
-                     if screen.help else args.view.format(picture, args))
+                     if screen.help else format_watched(picture, args))
             write(format_frame(lines, head, screen.first, screen.prompt,
                                args))
             for key in screen.read_keys(due - time.monotonic()):
@@ -1815,7 +1848,7 @@ def watch(cluster, args):
         return watch_screen(cluster, args)
     picture = read_picture(cluster, args)
     while True:
-        write(format_lines(args.view.format(picture, args), args))
+        write(format_lines(format_watched(picture, args), args))
         if args.view not in DOCUMENTS:
             write(b"\n" if picture.status.running
                   else b"recvstats is gone\n\n")
@@ -2160,8 +2193,9 @@ def split_words(argv):
 
     Lest -KEY of --sort, or the master in a list of nodes, be an option.
     """
-    words = ["master" + word[2:] if re.match("-1(,|$)", word) else word
-             for word in argv]
+    words = ["master" + word[2:] if re.match("-1(,|$)", word)
+             and before not in ("--top", "--sort") else word
+             for before, word in zip([""] + argv, argv)]
     while "--sort" in words[:-1]:
         place = words.index("--sort")
         words[place:place + 2] = ["--sort=" + words[place + 1]]
@@ -2230,7 +2264,7 @@ def choose_watch(args, refuse):
     except ValueError:                  # it was the first of NODES
         seconds, nodes = WATCH_S, [args.watch] + args.nodes
     if not LEAST_WATCH_S <= seconds <= MOST_WATCH_S:
-        refuse("--watch: at least %g seconds" % LEAST_WATCH_S)
+        refuse("--watch: %g to %g seconds" % (LEAST_WATCH_S, MOST_WATCH_S))
     return seconds, nodes
 
 

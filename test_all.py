@@ -1375,7 +1375,7 @@ def test_no_table(tmp_path):
     assert shown.returncode == 3 and shown.stdout == ""
     assert shown.stderr == (
         "beostat: %s: No such file or directory: recvstats is not running: "
-        "start it with recvstats.py\n" % path)
+        "start it with recvstats.py, or name its table with --table\n" % path)
 
 
 def test_table_of_the_environment(running):
@@ -3124,7 +3124,7 @@ def test_exit_status(running):
     running.wait_up(0)
     for nodes, status in (["0"], 0), (["0-1"], 1), ([], 1), (["1"], 1), (
             ["7"], 1), (["0", os.uname().nodename], 1), (["5-3"], 2), (
-            ["no-such-host"], 2):
+            ["no-such-host"], 1), (["[x"], 2):
         shown = running.beostat(*nodes)
         assert shown.returncode == status, nodes
         assert "Traceback" not in shown.stderr
@@ -3205,6 +3205,8 @@ never heard: n[7-8]
     6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
     1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
 total 3 up        196 99.0 196.31  198  4221 97.6   0.0  63.2  123M   999
+down: n5
+left: n3
 never heard: n[7-8]
 """,
     '--sort -name --top 2': """\
@@ -3212,6 +3214,8 @@ never heard: n[7-8]
     4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
     2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
 total 2 up        193 99.5 191.70  192  4093 98.8   0.8  63.2     0     0
+down: n5
+left: n3
 never heard: n[7-8]
 """,
     '--reverse 0-2': """\
@@ -3682,7 +3686,7 @@ beostat_recvstats_datagrams_total{result="log_drops"} 0
 <METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="87.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="mem_total" VAL="256232.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="mem_free" VAL="7980.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="mem_buffers" VAL="20608.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
@@ -3712,7 +3716,7 @@ beostat_recvstats_datagrams_total{result="log_drops"} 0
 <METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="87.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="mem_total" VAL="24684092.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="mem_free" VAL="24598216.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="mem_shared" VAL="8856.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
@@ -3744,7 +3748,7 @@ beostat_recvstats_datagrams_total{result="log_drops"} 0
 <METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="87.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
+<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="mem_total" VAL="2097152.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
 <METRIC NAME="mem_free" VAL="1048576.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
 <METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
@@ -3795,7 +3799,7 @@ def test_xml_parses_and_names_every_host(seven):
     metrics = {metric.get("NAME"): metric.get("VAL")
                for metric in hosts["10.0.0.1"]}
     assert metrics["load_one"] == "2.060" and metrics["cpu_num"] == "2"
-    assert metrics["cpu_user"] == "80.000" and metrics["cpu_idle"] == "10.000"
+    assert metrics["cpu_user"] == "80.000" and metrics["cpu_idle"] == "5.000"
     assert "cpu_speed" not in {metric.get("NAME")
                                for metric in hosts["10.0.0.3"]}
 
@@ -4140,8 +4144,7 @@ WORDS = (
     ("8-12", [8], "beostat: nodes n[9-10]: never heard\n"
      "beostat: nodes n[11-12]: not in the table\n"),
     ("0,77", [0], "beostat: node 77: not in the table\n"),
-    ("compute-009", [], "beostat: 'compute-009' is no node number and no "
-     "node's name\n"),
+    ("compute-009", [], "beostat: compute-009: no node's name\n"),
 )
 
 
@@ -4759,12 +4762,12 @@ REQUESTS = (
     ("GET", "/none", "127.0.0.1", 404, "no such page: / /metrics /json"),
     ("GET", "/../etc/passwd", "127.0.0.1", 404, "no such page"),
     ("GET", "/?node=4", "127.0.0.1", 404, "node 4: never heard"),
-    ("GET", "/?node=nobody", "127.0.0.1", 400, "'nobody' is no node number"),
+    ("GET", "/?node=nobody", "127.0.0.1", 404, "nobody: no node's name"),
     ("GET", "/?node=5-3", "127.0.0.1", 400, "ends before it begins"),
     ("GET", "/?node=n[0-9,20-99999],5", "127.0.0.1", 404, "in the table"),
     ("GET", "/?node=n[0-999][0-999]", "127.0.0.1", 400, "too many nodes"),
     ("GET", "/?node=[9-1][0-99999],9-1,0-1", "127.0.0.1", 400, "too many"),
-    ("GET", "/?node=--jobs", "127.0.0.1", 400, "'--jobs' is no node number"),
+    ("GET", "/?node=--jobs", "127.0.0.1", 404, "--jobs: no node's name"),
     ("GET", "/?sort=zip", "127.0.0.1", 400, "--sort zip: choose from node"),
     ("GET", "/?sort=cpu%0a%1b[31m", "127.0.0.1", 400, r"cpu\n\x1b[31m"),
     ("GET", "/?view=jobs", "127.0.0.1", 400, "view=jobs: not a word"),
@@ -6799,8 +6802,10 @@ def test_error_of_a_send_is_counted_and_not_fatal(master, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(only, "open_socket", Broken)
         assert agent.send(sendstats.SAMPLE) == 0
-    assert only.trouble == os.strerror(number)
+    assert only.trouble == (sendstats.REFUSED if number == errno.ECONNREFUSED
+                            else os.strerror(number))
     assert agent.sampler.send_errors == 1
+    only.sock = None                    # the broken one
     assert agent.send(sendstats.SAMPLE) == 1
     assert decode(master.recv(65536)).agent.send_errors == 1
     agent.sampler.close()
@@ -7723,7 +7728,7 @@ def test_every_option_has_an_example(name):
 def test_readme_unit_is_valid(text, tmp_path):
     path = tmp_path / "test.service"
     path.write_text(text.replace("/usr/bin/recvstats", "/bin/true").replace(
-        "/usr/bin/sendstats", "/bin/true").replace(
+        "/usr/sbin/sendstats", "/bin/true").replace(
             "/usr/bin/beostat", "/bin/true"))
     checked = subprocess.run(
         [installed("systemd-analyze"), "verify", str(path)],
