@@ -3118,6 +3118,16 @@ def test_json(running):
     assert named[0]["kernel"]["boot_time_s"] == node["kernel"]["boot_time_s"]
 
 
+def test_watch_says_what_is_missing(running):
+    running.recvstats()
+    running.send(message(0))
+    running.wait_up(0)
+    watcher = running.start("beostat.py", "--table", running.table, "-w",
+                            "0.1", "-b", "0,99")
+    assert " 0 up " in watcher.stdout.readline()
+    assert watcher.stdout.readline() == "node 99: not in the table\n"
+
+
 def test_exit_status(running):
     running.recvstats("-N", "2")
     running.send(message(0), message(1, kind=sendstats.FAREWELL))
