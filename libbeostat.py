@@ -683,7 +683,8 @@ class Node:
                 self.message[middle:-CRC_BYTES])
 
 
-# ---- cluster -----------------------------------------------------------
+# ---- table -------------------------------------------------------------
+# Its file, its header, its index.
 
 TABLE = "/dev/shm/beostat"
 FIRST_USER = 1000               # lower user ids are the system's: trusted
@@ -704,6 +705,90 @@ STATUS_SHOWN = (
     ("running", "", "", "whether recvstats is at work"),
     ) + STATUS[2:] + COUNTERS + (
     ("recent", "", "", "{counter: what was added to it in the last minute}"),)
+
+
+def open_table(path):
+    """Return the descriptor of a file that may be a table.
+
+    Raises  NoTable, NotATable
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                     | (os.O_NOFOLLOW if path == TABLE else 0))
+        found, reason = os.fstat(fd), ""
+    except FileNotFoundError as error:
+        raise NoTable("%s: %s" % (path, error.strerror))
+    except OSError as error:
+        raise NotATable("%s: %s" % (path, error.strerror))
+    if not stat.S_ISREG(found.st_mode):
+        reason = "not a table of recvstats"
+    elif (path == TABLE and found.st_uid >= FIRST_USER
+          and found.st_uid != os.geteuid()):
+        reason = ("belongs to user %d, whose table nobody believes"
+                  % found.st_uid)
+    if reason:
+        close_table(fd)
+        raise NotATable("%s: %s" % (path, reason))
+    return fd
+
+
+def close_table(fd):
+    """Close a file that was only read: whatever that says, it is."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
+def read_table(fd, size, place, path):
+    """Return bytes of a file.
+
+    Raises  NotATable
+    """
+    try:
+        return os.pread(fd, size, place)
+    except OSError as error:
+        raise NotATable("%s: %s" % (path, error.strerror))
+
+
+def read_header(fd, path):
+    """Return {field: value} of a table's header.
+
+    Raises  NotATable, OtherVersion
+    """
+    for _ in range(TRIES):
+        data = read_table(fd, TABLE_STRUCT.size, 0, path)
+        if not data.startswith(TABLE_MAGIC) or len(data) < TABLE_STRUCT.size:
+            raise NotATable("%s: not a table of recvstats" % path)
+        header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
+        if header["version"] != TABLE_VERSION:
+            raise OtherVersion(
+                "%s: table of version %d, this libbeostat knows %d: update %s"
+                % (path, header["version"], TABLE_VERSION, "recvstats"
+                   if header["version"] < TABLE_VERSION else "libbeostat"))
+        times = TIMES.unpack_from(data)
+        if (zlib.crc32(data[VERSION_AT:]) == CRC_RESIDUE
+                and min(times) >= 0 and sum(times) < TIME_MOST_S
+                and max(header["used_entries"], header["expected"])
+                <= header["entries"] <= NUMBERS):
+            return header
+    raise NotATable("%s: damaged header" % path)
+
+
+def read_index(fd, path, header):
+    """Return the places of a table's slots, in UNIT_BYTES, from the master's
+    on, 0 never heard.
+
+    Raises  NotATable
+    """
+    size = header["used_entries"] * ENTRY_BYTES
+    data = read_table(fd, size, TABLE_BYTES, path)
+    if len(data) < size:
+        raise NotATable("%s: cut off" % path)
+    return memoryview(data).cast("I")
+
+
+# ---- cluster -----------------------------------------------------------
 
 
 def open(path=None):
@@ -911,87 +996,6 @@ class Cluster:
         heard = self.index.tolist()[1:]
         return [number for number in range(self.header["expected"])
                 if number >= len(heard) or not heard[number]]
-
-
-def open_table(path):
-    """Return the descriptor of a file that may be a table.
-
-    Raises  NoTable, NotATable
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-                     | (os.O_NOFOLLOW if path == TABLE else 0))
-        found, reason = os.fstat(fd), ""
-    except FileNotFoundError as error:
-        raise NoTable("%s: %s" % (path, error.strerror))
-    except OSError as error:
-        raise NotATable("%s: %s" % (path, error.strerror))
-    if not stat.S_ISREG(found.st_mode):
-        reason = "not a table of recvstats"
-    elif (path == TABLE and found.st_uid >= FIRST_USER
-          and found.st_uid != os.geteuid()):
-        reason = ("belongs to user %d, whose table nobody believes"
-                  % found.st_uid)
-    if reason:
-        close_table(fd)
-        raise NotATable("%s: %s" % (path, reason))
-    return fd
-
-
-def close_table(fd):
-    """Close a file that was only read: whatever that says, it is."""
-    try:
-        os.close(fd)
-    except OSError:
-        pass
-
-
-def read_table(fd, size, place, path):
-    """Return bytes of a file.
-
-    Raises  NotATable
-    """
-    try:
-        return os.pread(fd, size, place)
-    except OSError as error:
-        raise NotATable("%s: %s" % (path, error.strerror))
-
-
-def read_header(fd, path):
-    """Return {field: value} of a table's header.
-
-    Raises  NotATable, OtherVersion
-    """
-    for _ in range(TRIES):
-        data = read_table(fd, TABLE_STRUCT.size, 0, path)
-        if not data.startswith(TABLE_MAGIC) or len(data) < TABLE_STRUCT.size:
-            raise NotATable("%s: not a table of recvstats" % path)
-        header = dict(zip(TABLE_AT, TABLE_STRUCT.unpack(data)))
-        if header["version"] != TABLE_VERSION:
-            raise OtherVersion(
-                "%s: table of version %d, this libbeostat knows %d: update %s"
-                % (path, header["version"], TABLE_VERSION, "recvstats"
-                   if header["version"] < TABLE_VERSION else "libbeostat"))
-        times = TIMES.unpack_from(data)
-        if (zlib.crc32(data[VERSION_AT:]) == CRC_RESIDUE
-                and min(times) >= 0 and sum(times) < TIME_MOST_S
-                and max(header["used_entries"], header["expected"])
-                <= header["entries"] <= NUMBERS):
-            return header
-    raise NotATable("%s: damaged header" % path)
-
-
-def read_index(fd, path, header):
-    """Return the places of a table's slots, in UNIT_BYTES, from the master's
-    on, 0 never heard.
-
-    Raises  NotATable
-    """
-    size = header["used_entries"] * ENTRY_BYTES
-    data = read_table(fd, size, TABLE_BYTES, path)
-    if len(data) < size:
-        raise NotATable("%s: cut off" % path)
-    return memoryview(data).cast("I")
 
 
 # ---- the original's functions ------------------------------------------

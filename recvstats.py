@@ -371,7 +371,8 @@ def claim(path, is_default, entries, log):
     return not damage
 
 
-# ---- table -------------------------------------------------------------
+# ---- places ------------------------------------------------------------
+# Where the slots of a table lie.
 
 STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
 SPACE_S = 1.0                   # between two tries to make room
@@ -385,6 +386,7 @@ REST = slice(TABLE_AT["used_bytes"], TABLE_STRUCT.size)
 SLOT_STRUCT, SLOT_AT = layout(SLOT)
 SLOT_BODY, _ = layout(SLOT[1:-1])               # what is behind the word
 WORD_BYTES = SLOT_AT["heard_s"]
+HEAD_BYTES = SLOT_STRUCT.size - WORD_BYTES      # of a slot, less its word
 HOLDS, _ = layout(SLOT + HEADER, (
     "number", "message_bytes", "room_bytes", "length"))
 
@@ -435,6 +437,9 @@ def is_whole(view, place):
     start = place + SLOT_STRUCT.size
     return (LEAST_BYTES <= length <= size
             and zlib.crc32(view[start:start + length]) == CRC_RESIDUE)
+
+
+# ---- table -------------------------------------------------------------
 
 
 class Table:
@@ -692,16 +697,11 @@ class Table:
             return True
 
 
-# ---- nodes -------------------------------------------------------------
-# Who may write a slot, in which order, and what state a node is in.  All
-# that is known of a node is in its slot.
+# ---- order -------------------------------------------------------------
+# Who may write a slot, and in which order.
 
 HELD_S = 60.0                   # who sends nothing holds a number no longer
-AHEAD_S = 60.0                  # a signed message may be of the future by
 WINDOW_BITS = 64
-ADDRESSES = 16384               # senders remembered
-NEWS_CHARACTERS = 400           # of a list in the log
-RIVAL_LINES = 10
 
 # With a key?  Held by who sent it last?  From its address?  In which order?
 # What becomes of it.  None is any; the first row that fits decides.
@@ -722,6 +722,44 @@ OWNERSHIP = (
     (False, True, True, "behind", "late"),
     (False, True, True, "older", "stale"),
 )
+
+
+def decide(keyed, held, same, order):
+    """Return the counter of a message that does not follow the last one."""
+    facts = keyed, held, same, order
+    return next(counter for *wanted, counter in OWNERSHIP if all(
+        want in (None, fact) for want, fact in zip(wanted, facts)))
+
+
+def silence_s(period_s):
+    """Return how long a node of this period is silent before it is down."""
+    return max(SILENT_S, SILENT_PERIODS * period_s)
+
+
+def begin(received, lost, restarts, last_start, start, sequence):
+    """Return (window, lost, restarts) with a message that does not follow
+    the last one.
+
+    Bit n of the window: the message n before this one came, or is not
+    missed.
+    """
+    if not received:
+        return 1, 0, 0                  # what came before, nobody awaited
+    if start > last_start:
+        window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
+        return window, lost + max(sequence - 1, 0), restarts + 1
+    return U64, lost, restarts + 1 if start < last_start else restarts
+
+
+# ---- nodes -------------------------------------------------------------
+# What comes of a message, and what state its node is in.  All that is known
+# of a node is in its slot.
+
+AHEAD_S = 60.0                  # a signed message may be of the future by
+ADDRESSES = 16384               # senders remembered
+NEWS_CHARACTERS = 400           # of a list in the log
+RIVAL_LINES = 10
+
 SILENT_FROM, _ = layout(SLOT, ("silent_from_s",))
 # What of a slot each message needs; a number that was never heard.
 LAST, _ = layout(SLOT + HEADER, (
@@ -735,18 +773,6 @@ State = collections.namedtuple(
     "State", "silent_from_s address port kind start_us sequence period_s")
 COUNTS, _ = layout(SLOT, ("window", "received", "lost"))
 COUNTS_AT, COUNTS_END = SLOT_AT["window"], SLOT_AT["address"]
-
-
-def decide(keyed, held, same, order):
-    """Return the counter of a message that does not follow the last one."""
-    facts = keyed, held, same, order
-    return next(counter for *wanted, counter in OWNERSHIP if all(
-        want in (None, fact) for want, fact in zip(wanted, facts)))
-
-
-def silence_s(period_s):
-    """Return how long a node of this period is silent before it is down."""
-    return max(SILENT_S, SILENT_PERIODS * period_s)
 
 
 def format_nodes(nodes):
@@ -767,22 +793,8 @@ def format_nodes(nodes):
     if len(text) > NEWS_CHARACTERS:
         text = "%s... (%d nodes)" % (text[:NEWS_CHARACTERS], len(nodes))
     text = "n[%s]" % text if text.strip("0123456789") else "n" + text
-    return ",".join(["master"] * (MASTER in nodes) + [text] * bool(spans))
-
-
-def begin(received, lost, restarts, last_start, start, sequence):
-    """Return (window, lost, restarts) with a message that does not follow
-    the last one.
-
-    Bit n of the window: the message n before this one came, or is not
-    missed.
-    """
-    if not received:
-        return 1, 0, 0                  # what came before, nobody awaited
-    if start > last_start:
-        window = U64 << min(sequence, WINDOW_BITS) & U64 | 1
-        return window, lost + max(sequence - 1, 0), restarts + 1
-    return U64, lost, restarts + 1 if start < last_start else restarts
+    return ",".join((["master"] if MASTER in nodes else [])
+                    + ([text] if spans else []))
 
 
 class Nodes:
@@ -800,7 +812,7 @@ class Nodes:
         self.max_nodes, self.iprange = args.max_nodes, args.iprange
         self.allowed = args.allow
         self.buffer = memoryview(bytearray(SLOT_STRUCT.size + 65536))
-        self.message = self.buffer[SLOT_STRUCT.size - WORD_BYTES:]
+        self.message = self.buffer[HEAD_BYTES:]
         self.silent = {node for node, state in self.states()
                        if self.state_of(state) != "up"}
         self.news, self.rivals, self.moved = {}, {}, {}
@@ -838,10 +850,8 @@ class Nodes:
         return "down" if silent_s > silence_s(state.period_s) else "up"
 
     def store(self, size, sender, address, header, now):
-        """Put a good message into its slot, if it is newer than the last.
-
-        Returns  the counter that it adds to
-        """
+        """Put a good message, less its MAC, into its slot if it is newer than
+        the last; return the counter that it adds to."""
         _, length, node, kind, _, start, sequence, _, time_s = header
         if node == UNNUMBERED:
             node = self.number_of(sender[0])
@@ -875,9 +885,7 @@ class Nodes:
             now, now + self.wall_s, now - table.status["away_s"], window,
             received + 1, lost if lost <= U64 else U64, address, node, length,
             room, restarts, sender[1], self.flags if size > length else 0)
-        # Not the MAC, which all could read there, and send again.
-        table.publish(place, WORD_BYTES, self.buffer[
-            :SLOT_STRUCT.size - WORD_BYTES + length])
+        table.publish(place, WORD_BYTES, self.buffer[:HEAD_BYTES + length])
         if place != old:
             table.index[node + 1] = place // UNIT_BYTES
         return "stored"
@@ -1734,6 +1742,9 @@ def run(receiver, sock, signals):
         if told or now >= due:
             receiver.tick(now, told)
             due = now + TICK_S
+
+
+# ---- start -------------------------------------------------------------
 
 
 def open_table(args, log):
