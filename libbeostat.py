@@ -483,8 +483,8 @@ SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
 
-HEADER_STRUCT, HEADER_AT = layout(HEADER)
-SLOT_STRUCT, SLOT_AT = layout(SLOT)
+HEADER_STRUCT, _ = layout(HEADER)
+SLOT_STRUCT, _ = layout(SLOT)
 NODE_STRUCT, NODE_AT = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)

@@ -146,7 +146,7 @@ SLOT = (
 # What a datagram is, without a look at any node.
 
 PERIOD_MOST_S = 3600.0
-HEADER_STRUCT, HEADER_AT = layout(HEADER)
+HEADER_STRUCT, _ = layout(HEADER)
 LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
 
 
@@ -1564,7 +1564,8 @@ class Receiver:
         self.group = Group(sock, args.interface) if args.interface else None
         self.message, self.admit = self.nodes.message, self.nodes.admit
         self.store = self.nodes.store
-        self.examples, self.told, self.told_due = {}, {}, 0.0
+        self.examples, self.told = {}, {}
+        self.told_due = self.path_due = 0.0
 
     def accept(self, size, sender, now):
         """Store the datagram in the buffer; return the counter that it adds
@@ -1623,7 +1624,8 @@ class Receiver:
             self.requests.send()
         nodes.log_news()
         self.log_refused(now)
-        self.keep_path()
+        if now >= self.path_due:
+            self.keep_path(now)
         self.beat(now)
 
     def beat(self, now):
@@ -1657,9 +1659,11 @@ class Receiver:
                          "%s" % (counter, count - before,
                                  *self.examples[counter], advice))
 
-    def keep_path(self):
+    def keep_path(self, now):
         """Put the table back where its path names another file or none.
 
+        What is not to be touched there is not looked at again for a while:
+        to see whether somebody writes it may take MOVES_S.
         Raises  InUse when that is another recvstats' table
         """
         table = self.table
@@ -1673,6 +1677,8 @@ class Receiver:
         except InUse:
             raise
         except (StartError, OSError) as error:
+            if isinstance(error, StartError):
+                self.path_due = now + TOLD_S
             self.log.once("%s: gone, and cannot be made: %s" % (
                 table.path, explain(error)))
 

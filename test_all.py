@@ -6653,6 +6653,21 @@ def test_fault(running, function, short, long):
     print(function(running, **(long if LONG else short)))
 
 
+def test_path_that_is_not_to_be_touched_is_let_be_for_a_minute(receiver):
+    """To look at it may take more than a second, each time."""
+    path, now = receiver.table.path, time.monotonic()
+    feed(receiver, message(3))
+    os.unlink(path)
+    write_file(path, b"precious")
+    receiver.tick(now)
+    os.unlink(path)
+    receiver.tick(now + 1)
+    assert not os.path.exists(path)
+    receiver.tick(now + 61)
+    with libbeostat.open(path) as cluster:
+        assert 3 in cluster
+
+
 def test_path_that_names_another_file_while_recvstats_runs(tmp_path):
     """What was a table is replaced; what is none is left alone, and
     recvstats goes on for readers that have the old file."""
