@@ -362,14 +362,17 @@ def find_numbers(text, nodes):
     try:
         return libbeostat.parse_nodes(text, nodes), []
     except libbeostat.BadNodeList:
-        numbers, unknown = [], []
+        known, unknown = [], []
+    hosts = {node.host.hostname for node in nodes}.union(libbeostat.CHOSEN)
     for name in libbeostat.expand_nodes(text):
         try:
-            numbers += libbeostat.parse_nodes(name, nodes)
+            if name not in hosts:
+                libbeostat.parse_nodes(name)    # it may be a number's
+            known.append(name)
         except libbeostat.BadNodeList:
             unknown.append(name)
-    return list(dict.fromkeys(numbers)), [
-        "%s: no node's name" % libbeostat.fold_nodes(unknown)]
+    numbers = libbeostat.parse_nodes(",".join(known), nodes) if known else []
+    return numbers, ["%s: no node's name" % libbeostat.fold_nodes(unknown)]
 
 
 def read_many(cluster, numbers):

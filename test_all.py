@@ -4155,6 +4155,8 @@ WORDS = (
      "beostat: nodes n[11-12]: not in the table\n"),
     ("0,77", [0], "beostat: node 77: not in the table\n"),
     ("compute-009", [], "beostat: compute-009: no node's name\n"),
+    ("login,compute-[007-011],2,master,down", [0, 4, 5, 2, -1, 6],
+     "beostat: compute-[009-011]: no node's name\n"),
 )
 
 
