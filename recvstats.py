@@ -1404,6 +1404,18 @@ def daemonize(wait_s):
     return release
 
 
+def tell_ready():
+    """Tell systemd that the daemon is ready, where it waits for that.
+
+    Source  sd_notify(3)
+    """
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            attempt(sock.sendto, b"READY=1",
+                    path[:1].replace("@", "\0") + path[1:])
+
+
 class PidFile:
     """The file of --pid-file, if one is named: locked while this runs,
     which tells a stale one, and of a mode that lets nobody else lock it."""
@@ -1913,7 +1925,7 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
-    pid_file, release, log = PidFile(None), ignore, ignore
+    pid_file, release, log = PidFile(None), tell_ready, ignore
     try:
         args = parse_args(argv)
         pid_file = PidFile(args.pid_file)

@@ -1426,6 +1426,18 @@ def daemonize(wait_s):
     return release
 
 
+def tell_ready():
+    """Tell systemd that the daemon is ready, where it waits for that.
+
+    Source  sd_notify(3)
+    """
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            attempt(sock.sendto, b"READY=1",
+                    path[:1].replace("@", "\0") + path[1:])
+
+
 class PidFile:
     """The file of --pid-file, if one is named: locked while this runs,
     which tells a stale one, and of a mode that lets nobody else lock it."""
@@ -1917,7 +1929,7 @@ def main(argv=None):
     if os.path.basename(sys.argv[0]).startswith("procstatd"):
         argv, environment = parse_procstatd(argv), {}   # its link
     args = parse_args(argv, environment)
-    pid_file, release = PidFile(args.pid_file), ignore
+    pid_file, release = PidFile(args.pid_file), tell_ready
     try:
         if not os.path.isdir(args.proc):
             raise StartError("--proc %s: no such folder" % args.proc)

@@ -615,7 +615,8 @@ def test_functions_that_stand_twice_are_one_text():
     for name in ("attempt", "explain", "network", "is_in", "find_interface",
                  "Keys", "wait_for", "open_signals", "read_signals",
                  "close_inherited", "is_ready", "release_standard",
-                 "daemonize", "PidFile", "write_line", "number_in"):
+                 "daemonize", "tell_ready", "PidFile", "write_line",
+                 "number_in"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -2925,6 +2926,24 @@ def test_the_line_of_the_readme(running):
     assert after.returncode == 3
     assert after.stdout.splitlines()[1].split()[:2] == ["0", "left"]
     assert "is gone: start it again" in after.stderr
+
+
+@pytest.mark.parametrize("path", ["{}/n@tify", "@{}"])
+def test_systemd_is_told_when_a_daemon_is_ready(running, path):
+    """As sd_notify(3) says; @ stands for an address without a file."""
+    path = path.format(running.folder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind("\0" + path[1:] if path.startswith("@") else path)
+        told.settimeout(LIMIT_S)
+        environment = dict(os.environ, NOTIFY_SOCKET=path)
+        running.start("recvstats.py", "-f", "-p", running.port, "--table",
+                      running.table, env=environment)
+        assert told.recv(99) == b"READY=1"
+        with running.open() as cluster:
+            assert cluster.running and not len(cluster)
+            running.sendstats(3, "127.0.0.1", "-r", "60", env=environment)
+            assert told.recv(99) == b"READY=1"
+            assert cluster[3].state == "up"
 
 
 def test_agent_that_is_killed_is_down_after_three_periods(running):
