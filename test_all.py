@@ -3886,6 +3886,21 @@ def test_gmetad_lists_the_nodes(seven, running):
         wait_for(lambda: os.path.exists(written + "/sys_clock.rrd"))
 
 
+def test_client_of_inetd_gets_a_document_and_nothing_behind_it(seven):
+    """inetd makes the client its standard error, too."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-S", os.path.join(HERE, "beostat.py"),
+             "--table", seven.table.path, "--ganglia", "0,99"],
+            stdin=theirs, stdout=theirs, stderr=theirs)
+        theirs.close()
+        ours.settimeout(LIMIT_S)
+        data = b"".join(iter(lambda: ours.recv(65536), b""))
+        assert process.wait() == 1
+    assert data.endswith(b"</GANGLIA_XML>\n")
+
+
 @pytest.mark.parametrize("words", [
     "--sort zip", "--top 0", "--top x", "-w 0.01", "--json -c",
     "5-3", "0-99999999999", "n[1", "--sort", "--daemon 0"])
