@@ -542,9 +542,10 @@ def body_of(folder, texts, **fields):
     sampler = sendstats.Sampler(write_proc(folder, texts), 0, 1.0)
     body = last_sample(sampler)[40:-4]
     names = sendstats.layout(sendstats.NODE)[1]
-    values = dict(zip(names, sendstats.NODE_STRUCT.unpack(body[:566])))
+    values = dict(zip(names, sendstats.NODE_STRUCT.unpack_from(body)))
     values.update(fields)
-    return sendstats.NODE_STRUCT.pack(*values.values()) + body[566:]
+    return (sendstats.NODE_STRUCT.pack(*values.values())
+            + body[sendstats.NODE_STRUCT.size:])
 
 
 def body_with(**fields):
@@ -3347,6 +3348,12 @@ cpu1 0.0000
 cpu2 0.0000
 cpu3 0.0000
 
+""",
+    '-Cb 0-3': """\
+0.0000 0.0000 0
+0.0000 0.0000 1
+0.0000 2
+0.0000 0.0000 0.0000 0.0000 3
 """,
     '-nb 1,2': """\
 1 lo 94105221 331211 0 0 0 0 0 0 94105221 331211 0 0 0 0 0 0
