@@ -9,6 +9,7 @@ table in a temporary folder, and ends what it started.
 
 import base64
 import collections
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -2927,7 +2928,7 @@ def test_daemons_one_after_the_other_and_the_command_at_once(running):
     assert "is gone: start it again" in after.stderr
 
 
-def test_agent_that_is_killed_is_down_after_three_periods(running):
+def slow_agent_that_is_killed_is_down_after_three_periods(running):
     running.recvstats()
     agent = running.sendstats(2, "127.0.0.1", "-r", "0.25")
     running.wait_up(2)
@@ -7920,3 +7921,40 @@ def test_readme_names_every_counter_and_error():
         if isinstance(kind, type) and issubclass(kind, Exception):
             assert name in text
 
+
+
+# ---- scenarios that take time ------------------------------------------
+# A function `slow_...(running)` mostly waits.  All of them begin with the
+# session, a few at once, beside the other tests; here each is awaited.
+
+SLOW = {name[5:]: function for name, function in list(globals().items())
+        if name.startswith("slow_")}
+SLOW_AT_ONCE = 6
+
+
+def play(scenario, folder):
+    """Run a scenario with processes of its own to its end."""
+    running = Running(folder)
+    try:
+        scenario(running)
+    finally:
+        running.end()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scenarios(request, tmp_path_factory):
+    """{name: Future} of the scenarios that are selected."""
+    names = [item.callspec.params["name"] for item in request.session.items
+             if item.name.startswith("test_slow[")]
+    with concurrent.futures.ThreadPoolExecutor(SLOW_AT_ONCE) as pool:
+        futures = {name: pool.submit(play, SLOW[name],
+                                     tmp_path_factory.mktemp("slow"))
+                   for name in names}
+        yield futures
+        for future in futures.values():
+            future.cancel()
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_slow(name, scenarios):
+    scenarios[name].result()
