@@ -4571,7 +4571,8 @@ def scraped(tmp_path_factory):
     running.served = Served(running)
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
-        + config.replace("9545", "%d" % running.served.port))
+        + config.replace("9545", "%d" % running.served.port)
+        .replace("15s", "200ms"))
     running.prometheus = "http://127.0.0.1:%d" % port
     if shutil.which("prometheus"):
         running.processes.append(subprocess.Popen(
@@ -7738,13 +7739,15 @@ def test_readme_start_script_is_shell(text):
 
 
 def test_readme_has_start_scripts_and_units_of_both_daemons():
-    for first, count in (("#!/bin/sh", 3), ("[Unit]", 3),
-                         ("#!/usr/bin/env python3", 3)):
+    for first, count in (("#!/bin/sh", 4), ("#!/usr/bin/env python3", 3)):
         assert len(readme_programs(first)) == count
+    for unit in "recvstats sendstats serve ganglia@".split():
+        assert ("# /etc/systemd/system/beostat-%s.service\n" % unit
+                in readme())
 
 
 README_COMMANDS = re.findall(
-    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=/usr/bin/|\$\(python3 |`)"
+    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=/usr/s?bin/|\$\(python3 |`)"
     r"(sendstats|recvstats|beostat)(?:\.py)?((?: [^`)|>#\n]*)?)",
     readme(), re.M)
 HELP_COMMANDS = re.findall(
@@ -7812,10 +7815,10 @@ def test_readme_mail_script(running, tmp_path):
     mail = tmp_path / "mail"
     mail.write_text("#!/bin/sh\necho \"$2 to $3\" >>%s/sent\n" % tmp_path)
     mail.chmod(0o755)
-    beostat_py = tmp_path / "beostat.py"
-    beostat_py.write_text('#!/bin/sh\nexec %s %s/beostat.py "$@" -w 0.1\n' % (
+    command = tmp_path / "beostat"
+    command.write_text('#!/bin/sh\nexec %s %s/beostat.py "$@" -w 0.1\n' % (
         sys.executable, HERE))
-    beostat_py.chmod(0o755)
+    command.chmod(0o755)
     running.recvstats()
     running.send(*[message(number, period_s=60.0) for number in range(40)])
     running.wait_up(39)
