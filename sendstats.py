@@ -119,6 +119,7 @@ GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 RECORDS_VERSION = 1
 ABSENT = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1, "f": -1.0}
+ENDLESS = 1e38                  # from here on no "f" can hold it
 CLIPPED, CPUS_CLIPPED = 1, 2    # flags: some interfaces, CPUs did not fit
 HOST = (("hostname release", "64s"), ("machine", "16s"))
 PROCESSOR = (
@@ -164,8 +165,9 @@ def codes(rows):
 
 
 def kernel_names(rows):
-    """Return what the kernel calls each field of a table, in order."""
-    return " ".join(names for _, _, names in rows).encode().split()
+    """Return what begins the kernel's line of each field of a table."""
+    return [b"\n" + name.encode() for *_, names in rows
+            for name in names.split()]
 
 
 def absent(rows):
@@ -180,7 +182,7 @@ def fitting(code, value):
     no sense, negative or endless, is absent.
     """
     if code == "f":
-        return value if 0 <= value < 1e38 else ABSENT[code]
+        return value if 0 <= value < ENDLESS else ABSENT[code]
     if code in ABSENT:
         return value & ABSENT[code] if value >= 0 else ABSENT[code]
     return value
@@ -189,6 +191,7 @@ def fitting(code, value):
 # ---- parse -------------------------------------------------------------
 # Texts of /proc to values of records; counters to shares and rates.
 
+NO_CPU, NO_NETWORK = absent(CPU), absent(NETWORK)
 MEMINFO, STAT = kernel_names(MEMORY), kernel_names(KERNEL)
 CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
     (b"vendor_id", b"CPU implementer"),         # keys, the best first
@@ -197,29 +200,33 @@ CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
     (b"cache size",),
     (b"bogomips", b"BogoMIPS", b"bogomips per cpu"),
 )
+NUMBER_BYTES = 32               # no number and the blanks before it are longer
 FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
+WRAP = ABSENT["I"]              # the ticks of one CPU do
 FULL = 10000                    # the busy share of a CPU that never idles
 
 
-def parse_counts(words, step, keys):
+def parse_counts(text, keys):
     """Return the number behind each key, ABSENT["Q"] where there is none.
 
-    words   a key, its number and what else makes step words, repeated
-    Raises  ValueError when something else follows a key
+    Raises  ValueError, IndexError when something else follows a key
     """
-    found = dict(zip(words[::step], words[1::step]))
-    return [int(found.get(key, ABSENT["Q"])) for key in keys]
+    counts = []
+    for key in keys:
+        place = text.rfind(key) + len(key)
+        counts.append(ABSENT["Q"] if place < len(key) else int(
+            text[place:place + NUMBER_BYTES].split(None, 1)[0]))
+    return counts
 
 
 def parse_meminfo(text):
     """Return the values of MEMORY.
 
-    Raises  ValueError when a word is not a number
+    Raises  ValueError, IndexError when a number is not one
     Source  proc(5), /proc/meminfo, whose unit is the kB of 1,024 bytes
     """
-    return [ABSENT["Q"] if kb == ABSENT["Q"] else kb * 1024
-            for kb in parse_counts(text[text.find(MEMINFO[0]):].split(), 3,
-                                   MEMINFO)]
+    return [kb if kb == ABSENT["Q"] else kb * 1024
+            for kb in parse_counts(b"\n" + text, MEMINFO)]
 
 
 def parse_loadavg(text):
@@ -228,67 +235,60 @@ def parse_loadavg(text):
     Raises  ValueError when these are not the columns we know
     Source  proc(5), /proc/loadavg
     """
-    one, five, fifteen, processes, last_pid = text.split()
+    *means, processes, last_pid = text.split()
+    one, five, fifteen = means = list(map(float, means))
+    if not 0 <= min(means) <= sum(means) < ENDLESS:
+        raise ValueError("/proc/loadavg: a mean that makes no sense")
     active, total = processes.split(b"/")
-    return (*[fitting("f", float(mean)) for mean in (one, five, fifteen)],
-            max(int(active) - 1, 0), int(total), int(last_pid))
+    return (one, five, fifteen, max(int(active) - 1, 0), int(total),
+            int(last_pid))
 
 
 def parse_stat(text):
-    """Return (columns, kernel) of /proc/stat.
+    """Return (lines, kernel) of /proc/stat.
 
-    columns  a list for each column of the cpu lines: first the CPU ids,
-             -1 for the line of their sums, then user, nice, system ...
-    kernel   the values of KERNEL
-    Raises   ValueError when the cpu lines are not alike
-    Source   proc(5), /proc/stat
+    lines   of each cpu line the CPU's id, -1 of the line of their sums, and
+            its ticks: user, nice, system ...
+    kernel  the values of KERNEL
+    Raises  ValueError when the cpu lines are not alike; IndexError
+    Source  proc(5), /proc/stat
     """
     end = text.find(b"\n", text.rfind(b"\ncpu") + 1)
-    lines = text[:end].replace(b"cpu ", b"-1 ", 1).replace(b"cpu", b"")
-    numbers = list(map(int, lines.split()))
-    width = len(lines.split(b"\n", 1)[0].split())
-    if width < 5 or len(numbers) != width * (lines.count(b"\n") + 1):
+    lines = [list(map(int, line.split())) for line in text[:end].replace(
+        b"cpu ", b"-1 ", 1).replace(b"cpu", b"").split(b"\n")]
+    widths = set(map(len, lines))
+    if len(widths) > 1 or min(widths) < 5:
         raise ValueError("/proc/stat: cpu lines of different width")
-    ids = numbers[::width]
-    if max(ids) >= ABSENT["H"]:
+    if max(lines)[0] >= ABSENT["H"]:
         raise ValueError("/proc/stat: CPU number too high")
-    start = text.find(b"\nintr ")       # a long line, but for its sum
-    *counts, running, blocked = parse_counts(
-        text[start:start + 32].split()[:2]
-        + text[text.rfind(b"\nctxt "):].split(), 2, STAT)
+    *counts, running, blocked = parse_counts(text, STAT)
     if 0 < running < ABSENT["Q"]:
         running -= 1                    # the agent itself
-    return ([ids] + [numbers[column::width] for column in range(1, width)],
-            (*counts, running & ABSENT["I"], blocked & ABSENT["I"]))
+    return lines, (*counts, running & ABSENT["I"], blocked & ABSENT["I"])
 
 
-def fold_ticks(columns):
-    """Return lists (ids, user, nice, system, idle) of the cpu lines.
+def fold_ticks(line):
+    """Return (user, nice, system, idle) ticks of a cpu line.
 
     They sum to all time: irq, softirq and steal count as system, iowait
     as idle; guest time is in user and nice already.
     """
-    ids, user, nice, system, idle, *rest = columns
-    return (ids, user, nice, list(map(sum, zip(system, *rest[1:4]))),
-            list(map(sum, zip(idle, *rest[:1]))))
+    # An old kernel has less columns.
+    _, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
+        *line, 0, 0, 0, 0)
+    return user, nice, system + irq + softirq + steal, idle + iowait
 
 
-def busy_shares(ticks, before, period_ticks):
-    """Return each CPU's busy share of a period, 0 to FULL.
+def busy_share(used, idle, period_ticks):
+    """Return a CPU's busy share of a period, 0 to FULL.
 
-    ticks         (used, idle) ticks of each CPU
-    before        the same a period ago
+    used, idle    its ticks in the period
     period_ticks  length of the period, which stands in for an idle
                   counter that went backwards
     """
-    shares = []
-    for (used, idle), (used_before, idle_before) in zip(ticks, before):
-        used -= used_before
-        idle -= idle_before
-        if idle < 0:
-            idle = max(int(period_ticks) - used, 0)
-        shares.append(used * FULL // (used + idle) if used > 0 else 0)
-    return shares
+    if idle < 0:
+        idle = max(int(period_ticks) - used, 0)
+    return used * FULL // (used + idle) if used > 0 else 0
 
 
 def split_shares(busy, sums, before):
@@ -306,33 +306,65 @@ def split_shares(busy, sums, before):
             else (1 - busy) * iowait / (idle + iowait or 1)]
 
 
+def measure_cpus(lines, sums_before, before, period_ticks):
+    """Return (values of CPU, those of ONE_CPU, what is before next time).
+
+    sums_before   the ten tick counters of all CPUs, a period ago
+    before        {CPU's id: its (used, idle) ticks} then
+    period_ticks  length of the period
+    """
+    values, ticks = [], {}
+    for line in lines:
+        cpu, (user, nice, system, idle) = line[0], fold_ticks(line)
+        used = user + nice + system
+        ticks[cpu] = used, idle
+        used_before, idle_before = before.get(cpu, ticks[cpu])
+        values += (cpu, busy_share(used - used_before, idle - idle_before,
+                                   period_ticks),
+                   user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)
+    if not lines:
+        return NO_CPU, values, (None, ticks)
+    sums = (lines[0][1:] + 10 * [ABSENT["Q"]])[:10]
+    return (sums + split_shares(values[1] / FULL, sums, sums_before or sums),
+            values[len(values) // len(lines):], (sums, ticks))
+
+
 def parse_net_dev(text):
-    """Return (interface names, their columns, a list each).
+    """Return the lines of /proc/net/dev: of each interface its name and its
+    16 counters.
 
     Raises  ValueError when the kernel's columns are not the 16 we know
     Source  proc(5), /proc/net/dev
     """
-    words = text[text.find(b"\n", text.find(b"\n") + 1):].replace(
-        b":", b" ").split()             # behind two heading lines
-    if len(words) % 17:
+    lines = []
+    for line in text.split(b"\n")[2:-1]:        # behind two heading lines
+        name, _, counts = line.rpartition(b":")
+        lines.append((name.strip(), *map(int, counts.split())))
+    if not set(map(len, lines)) <= {17}:
         raise ValueError("/proc/net/dev: not 16 columns")
-    return words[::17], [list(map(int, words[column::17]))
-                         for column in range(1, 17)]
+    return lines
 
 
-def rates(counts, before, elapsed_s):
-    """Return the rates a second of counters; 0 after a reset."""
-    return [int((now - then) / elapsed_s) if now > then else 0
-            for now, then in zip(counts, before)]
+def measure_interfaces(lines, before, elapsed_s):
+    """Return the values of NETWORK, those of INTERFACE, and
+    {interface: its bytes (received, sent)}.
 
-
-def align(names, values, names_before, before):
-    """Return the values of a period ago in the order of names; what is
-    new has its value of now."""
-    if names == names_before:
-        return before
-    known = dict(zip(names_before, before))
-    return [known.get(*pair) for pair in zip(names, values)]
+    before  the same bytes elapsed_s ago
+    """
+    received = sent = 0
+    values, counts = [], {}
+    for line in lines:
+        name = line[0]
+        counts[name] = line[1], line[9]
+        rates = [int((now - then) / elapsed_s) if now > then else 0  # reset
+                 for now, then in zip(counts[name],
+                                      before.get(name, counts[name]))]
+        if name != b"lo":
+            received += rates[0]
+            sent += rates[1]
+        values += (name if name.isalnum() else text_bytes(name, 16),
+                   *line[1:], *rates)
+    return (received, sent) if lines else NO_NETWORK, values, counts
 
 
 def parse_cpuinfo(text):
@@ -352,9 +384,9 @@ def parse_cpuinfo(text):
                if line.startswith((b"physical id", b"core id"))]
     cores = set(zip(sockets[::2], sockets[1::2]))
     return (vendor, model,
-            fitting("f", float(mhz.rstrip(b"MHz") or ABSENT["f"])),
+            float(mhz.rstrip(b"MHz") or ABSENT["f"]),
             int(cache.partition(b" ")[0] or ABSENT["I"]),
-            fitting("f", float(bogomips or ABSENT["f"])),
+            float(bogomips or ABSENT["f"]),
             len({socket_id for socket_id, _ in cores}) or ABSENT["H"],
             len(cores) or ABSENT["H"])
 
@@ -367,19 +399,19 @@ STEP_S = 1.0                    # a clock that moved more than this was set
 MOST_CPUS = 3000                # that a message can hold
 WHOLE_BYTES = 2048              # a shorter read was all of the file
 MOST_BYTES = 16 << 20           # no file of /proc that we read is longer
+IDENTITY, VALUES = HOST + PROCESSOR, NODE[len(HOST + PROCESSOR):]
 HEADER_STRUCT, _ = layout(HEADER)
 NODE_STRUCT, _ = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
-NODE_CODES, CPU_CODES, INTERFACE_CODES = [
-    "".join(codes(rows)) for rows in (NODE, ONE_CPU, INTERFACE)]
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
     MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size - CRC_BYTES
     - MAC_BYTES)
-NO_CPU, NO_LOAD, NO_MEMORY, NO_DISK, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
-    absent(CPU), absent(LOAD), absent(MEMORY), absent(DISK), absent(NETWORK),
-    absent(PROCESSOR)[:-1], ([], absent(KERNEL)))
-NO_CPUS, NO_INTERFACES = ([], [], None), ([], [])
+VALUES_CODES, CPU_CODES, INTERFACE_CODES = [
+    "".join(codes(rows)) for rows in (VALUES, ONE_CPU, INTERFACE)]
+CPU_VALUES, INTERFACE_VALUES = len(codes(ONE_CPU)), len(codes(INTERFACE))
+NO_STAT, NO_LOAD, NO_MEMORY, NO_DISK = (
+    ([], absent(KERNEL)), absent(LOAD), absent(MEMORY), absent(DISK))
 
 
 def text_bytes(text, size):
@@ -390,24 +422,34 @@ def text_bytes(text, size):
             .decode("utf-8", "ignore").encode("utf-8"))
 
 
-def flatten(columns, most):
-    """Return the values of records, row by row, and how many there are.
-
-    columns  a list for each field, the first most of which are taken
-    """
-    rows = list(zip(*columns))[:most]
-    return [value for row in rows for value in row], len(rows)
+def pack(rows, values):
+    """Return the bytes of a table of fields, whatever /proc made us count."""
+    code = "<" + "".join(codes(rows))
+    return struct.pack(code, *map(fitting, codes(rows), values))
 
 
 def pack_records(values, cpus, interfaces):
-    """Return the bytes of a node's records, whatever /proc made us count."""
-    code = ("<" + NODE_CODES + CPU_CODES * cpus
-            + INTERFACE_CODES * interfaces)
+    """Return the bytes of a node's records, behind its identity: of CPUs and
+    interfaces as many as fit, and flags that say if that is not all.
+
+    values            of VALUES, as far as the flags
+    cpus, interfaces  values of ONE_CPU, of INTERFACE, record by record
+    """
+    cpu_count = min(len(cpus) // CPU_VALUES, MOST_CPUS)
+    room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
+    count = min(len(interfaces) // INTERFACE_VALUES,
+                room // INTERFACE_STRUCT.size)
+    shown = [*cpus[:cpu_count * CPU_VALUES],
+             *interfaces[:count * INTERFACE_VALUES]]
+    flags = CLIPPED if count * INTERFACE_VALUES < len(interfaces) else 0
+    if cpu_count * CPU_VALUES < len(cpus):
+        flags |= CPUS_CLIPPED
+    values += [flags, cpu_count, count, *shown]
     try:
-        return struct.pack(code, *values)
+        return struct.pack("<" + VALUES_CODES + CPU_CODES * cpu_count
+                           + INTERFACE_CODES * count, *values)
     except (struct.error, OverflowError):
-        rows = NODE + ONE_CPU * cpus + INTERFACE * interfaces
-        return struct.pack(code, *map(fitting, codes(rows), values))
+        return pack(VALUES + ONE_CPU * cpu_count + INTERFACE * count, values)
 
 
 def pack_message(header, body):
@@ -455,11 +497,8 @@ class Sampler:
     What cannot be read or is odd gives absent values, is said, and is
     tried again by the next sample.
     say     function that is told what is wrong, each time
-    past    what rates are computed from, the oldest first: of each sample
+    past    what rates go back to, the oldest first: of each sample
             (CLOCK_MONOTONIC, of CPUs, of interfaces)
-            of CPUs: their ids, -1 the sums; the (used, idle) ticks of
-            each; the ten tick counters of all
-            of interfaces: their names, the bytes (received, sent)
     """
 
     def __init__(self, root, node, period_s, procstatd_port=0, say=ignore):
@@ -469,7 +508,8 @@ class Sampler:
         self.clock_s = NEVER            # the wall clock's lead on ours
         self.cost_s = time.process_time()
         self.files, self.past = {}, []
-        self.identity, self.identity_due = (), 0.0
+        self.identity, self.identity_due = b"", 0.0
+        self.ticks_per_s = os.sysconf("SC_CLK_TCK")
 
     def begin(self):
         """Read what the rates of the next sample go back to."""
@@ -501,55 +541,21 @@ class Sampler:
         self.files = {}
         host = os.uname()
         vendor, model, *numbers = self.read(
-            "cpuinfo", parse_cpuinfo, NO_PROCESSOR)
-        self.identity = (
+            "cpuinfo", parse_cpuinfo, absent(PROCESSOR)[:-1])
+        self.identity = pack(IDENTITY, (
             text_bytes(host.nodename, 64), text_bytes(host.release, 64),
             text_bytes(host.machine, 16), text_bytes(vendor, 16),
-            text_bytes(model, 64)) + tuple(numbers) + (
-                os.sysconf("SC_CLK_TCK"),)
+            text_bytes(model, 64), *numbers, self.ticks_per_s))
 
     def read_disk(self):
         """Return the values of DISK, of the root file system."""
         try:
-            disk = os.statvfs("/")
+            _, *sizes, _, _, name_max = os.statvfs("/")
         except OSError as error:
             self.say("statvfs of /: %s: its values are absent"
                      % error.strerror)
             return NO_DISK
-        return (disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
-                disk.f_files, disk.f_ffree, disk.f_namemax)
-
-    def measure_cpus(self, columns, before, elapsed_s):
-        """Return (values of CPU, columns of ONE_CPU, their counters)."""
-        ids_before, ticks_before, sums_before = before
-        ids, user, nice, system, idle = fold_ticks(columns)
-        ticks = list(zip(map(sum, zip(user, nice, system)), idle))
-        shares = busy_shares(ticks, align(ids, ticks, ids_before,
-                                          ticks_before),
-                             elapsed_s * self.identity[-1])
-        if ids_before and ids != ids_before:
-            self.identity_due = 0.0
-        sums = [column[0] for column in columns[1:11]]
-        sums += [ABSENT["Q"]] * (10 - len(sums))
-        wrapped = [[count & ABSENT["I"] for count in column[1:]]
-                   for column in (user, nice, system, idle)]
-        return (sums + split_shares(shares[0] / FULL, sums,
-                                    sums_before or sums),
-                [ids[1:], shares[1:]] + wrapped, (ids, ticks, sums))
-
-    def measure_interfaces(self, interfaces, before, elapsed_s):
-        """Return (values of NETWORK, columns of INTERFACE, their counters)."""
-        names, columns = interfaces
-        counts = list(zip(columns[0], columns[8]))
-        counts_before = align(names, counts, *before)
-        rx, tx = [rates([pair[way] for pair in counts],
-                        [pair[way] for pair in counts_before], elapsed_s)
-                  for way in (0, 1)]
-        summed = [sum([rate for name, rate in zip(names, way)
-                       if name != b"lo"]) for way in (rx, tx)]
-        shown = [name if name.isalnum() else text_bytes(name, 16)
-                 for name in names]
-        return summed, [shown] + columns + [rx, tx], (names, counts)
+        return (*sizes, name_max)
 
     def find_past(self, now):
         """Return the newest counters that are at least a period, or
@@ -557,7 +563,7 @@ class Sampler:
         old_s = min(self.period_s, FIRST_S) * EARLY
         while len(self.past) > 1 and now - self.past[1][0] >= old_s:
             del self.past[0]
-        return self.past[0] if self.past else (now, NO_CPUS, NO_INTERFACES)
+        return self.past[0] if self.past else (now, (None, {}), {})
 
     def take(self, kind):
         """Return the message of a new sample.
@@ -578,34 +584,24 @@ class Sampler:
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
             self.read_identity()
-        taken, cpus_before, interfaces_before = self.find_past(now)
+        taken, cpus_before, bytes_before = self.find_past(now)
         elapsed_s = now - taken or 1.0
-        columns, kernel = self.read("stat", parse_stat, NO_STAT)
-        interfaces = self.read("net/dev", parse_net_dev, ())
-        cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
-        network, records, interfaces_now = NO_NETWORK, [], NO_INTERFACES
-        if columns:
-            cpu, cpus, cpus_now = self.measure_cpus(
-                columns, cpus_before, elapsed_s)
-        if interfaces:
-            network, records, interfaces_now = self.measure_interfaces(
-                interfaces, interfaces_before, elapsed_s)
-        self.past.append((now, cpus_now, interfaces_now))
-        cpus, cpu_count = flatten(cpus, MOST_CPUS)
-        room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
-        records, count = flatten(records, room // INTERFACE_STRUCT.size)
-        flags = CLIPPED if count < len(interfaces_now[0]) else 0
-        if cpu_count < len(cpus_now[0]) - 1:
-            flags |= CPUS_CLIPPED
+        lines, kernel = self.read("stat", parse_stat, NO_STAT)
+        cpu, cpus, cpus_now = measure_cpus(
+            lines, *cpus_before, elapsed_s * self.ticks_per_s)
+        if cpus_before[1] and cpus_before[1].keys() != cpus_now[1].keys():
+            self.identity_due = 0.0
+        network, interfaces, bytes_now = measure_interfaces(
+            self.read("net/dev", parse_net_dev, ()), bytes_before, elapsed_s)
+        self.past.append((now, cpus_now, bytes_now))
         load = self.read("loadavg", parse_loadavg, NO_LOAD)
         memory = self.read("meminfo", parse_meminfo, NO_MEMORY)
         disk = self.read_disk()
         cost_s, self.cost_s = self.cost_s, time.process_time()
-        return pack_records((
-            *self.identity, *kernel, *cpu, *load, *memory, *disk, *network,
+        return self.identity + pack_records([
+            *kernel, *cpu, *load, *memory, *disk, *network,
             int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, self.procstatd_port, flags, cpu_count, count,
-            *cpus, *records), cpu_count, count)
+            self.skipped, self.procstatd_port], cpus, interfaces)
 
 
 # ---- masters -----------------------------------------------------------
@@ -1176,12 +1172,12 @@ def reply_send(sampler, _):
 
 def reply_quik(sampler, _):
     """Return what /proc/stat and /proc/loadavg have."""
-    columns, kernel = sampler.read("stat", parse_stat, NO_STAT)
+    lines, kernel = sampler.read("stat", parse_stat, NO_STAT)
     load = sampler.read("loadavg", parse_loadavg, NO_LOAD)
     names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
-    ticks = fold_ticks(columns)[1:] if columns else []
+    ticks = fold_ticks(lines[0]) if lines else ()
     return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
-                         dict(zip(names, (column[0] for column in ticks))))
+                         dict(zip(names, ticks)))
 
 
 def reply_jobs(sampler, _):
