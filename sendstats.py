@@ -683,9 +683,9 @@ def read_hosts_time():
         return 0
 
 
-def resolve(master):
+def resolve(master, wanted):
     """Resolve a master's name for ever: once a minute, after growing waits
-    while there is no answer, and when its lock `wanted` is let go.
+    while there is no answer, and when the lock `wanted` is let go.
 
     In a thread, so that a name server that is silent delays no sample.
     """
@@ -702,7 +702,7 @@ def resolve(master):
             master.trouble = explain(error)
             wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
         time.sleep(RETRY_S)
-        master.wanted.acquire(True, wait_s - RETRY_S)
+        wanted.acquire(True, wait_s - RETRY_S)
 
 
 class Master:
@@ -710,8 +710,9 @@ class Master:
 
     address    of the host, "" until its name is resolved
     interface  name of the interface to use, of a group; else ""
-    index      its number and its network, found at each message
+    index      its number and its network, when it was looked at
     sock       connected to peer, which the address was then; or None
+    group      the socket that hears the group, or None
     trouble    what became of the last message, "" nothing bad
     refused    whether nobody listened to it; the socket stays, so that
                requests find it
@@ -723,27 +724,42 @@ class Master:
         self.interface = interface if is_group(host) else ""
         self.index, self.network = 0, None
         self.address = host if is_address(host) else ""
-        self.peer, self.sock = "", None
+        self.peer, self.sock, self.group = "", None, None
         self.trouble = "" if self.address else "name not resolved yet"
         self.refused = False
-        self.resolving, self.wanted = False, _thread.allocate_lock()
-        self.wanted.acquire()
-        self.hosts_time = 0
+        self.wanted, self.hosts_time = None, 0
+
+    def look(self, anew):
+        """Have the host's name resolved, if it is one, at once when this is
+        wanted anew or /etc/hosts has changed; and see whether a group's
+        interface is what it was."""
+        if not is_address(self.host):
+            before, self.hosts_time = self.hosts_time, read_hosts_time()
+            self.resolve(anew or before != self.hosts_time)
+        before = self.index, self.network
+        if self.interface and self.sock and not (
+                attempt(self.find) and before == (self.index, self.network)):
+            self.sock = None
 
     def resolve(self, anew):
-        """Have the host's name resolved, if it is one: at once when this is
-        wanted anew, or /etc/hosts has changed."""
-        if is_address(self.host):
-            return
-        if not self.resolving:
-            try:
-                _thread.start_new_thread(resolve, (self,))
-                self.resolving = True
-            except RuntimeError as error:       # the next sample tries again
-                self.trouble = str(error)
-        before, self.hosts_time = self.hosts_time, read_hosts_time()
-        if (anew or before != self.hosts_time) and self.wanted.locked():
-            self.wanted.release()
+        """Have the name resolved, in a thread; at once when wanted anew."""
+        try:
+            if not self.wanted:
+                wanted = _thread.allocate_lock()
+                wanted.acquire()
+                _thread.start_new_thread(resolve, (self, wanted))
+                self.wanted = wanted
+            elif anew and self.wanted.locked():
+                self.wanted.release()
+        except RuntimeError as error:           # the next look tries again
+            self.trouble = str(error)
+
+    def find(self):
+        """Find the interface.
+
+        Raises  OSError
+        """
+        self.index, self.network = find_interface(self.interface)
 
     def open_socket(self):
         """Return a new socket, connected to the peer.
@@ -762,18 +778,14 @@ class Master:
         return sock
 
     def connect(self):
-        """Take a new socket where there is none, and when the address or
-        the interface has become another.
+        """Take a new socket, for the address and the interface of now.
 
         Raises  OSError
         """
-        before = self.peer, self.index, self.network
-        self.peer = self.address
         if self.interface:
-            self.index, self.network = find_interface(self.interface)
-        if before != (self.peer, self.index, self.network):
-            self.sock = None
-        self.sock = self.sock or self.open_socket()
+            self.find()
+        self.peer, self.group = self.address, None
+        self.sock = self.open_socket()
 
     def send(self, message):
         """Return whether the kernel took the message.
@@ -781,11 +793,11 @@ class Master:
         An error may be the answer to the message before this one, or tell
         of a route that is gone: so once more, then from a new socket.
         """
-        self.resolve(anew=False)
         refused, self.refused = self.refused, False
         for _ in range(2 if self.address else 0):
             try:
-                self.connect()
+                if not self.sock or self.peer != self.address:
+                    self.connect()
                 self.sock.send(message)
                 self.trouble = REFUSED if refused else ""
                 return True
@@ -793,7 +805,7 @@ class Master:
                 refused, self.trouble = True, REFUSED
             except OSError as error:
                 self.trouble, self.sock = explain(error), None
-        if self.address:
+        if self.address and self.wanted:
             self.resolve(anew=True)     # it may have moved
         return False
 
@@ -882,7 +894,6 @@ class Requests:
     listen_at   nobody is listened to before: no master makes the agent
                 work more than five times a second
     group_due   no request through a group is answered before
-    groups      {(master, index, network): the socket that hears its group}
     orders      {(master, whether through the group): (start_us, sequence)}
                 of the last signed request
     """
@@ -893,27 +904,27 @@ class Requests:
         self.own_s = self.period_s = sampler.period_s
         self.due = self.until = NEVER
         self.listen_at = self.answered = self.group_due = 0.0
-        self.groups, self.orders = {}, {}
+        self.orders = {}
 
     def join(self, masters):
         """Hear the masters' groups, on the interfaces that they have now."""
-        joined, self.groups = self.groups, {}
         for master in masters:
-            place = master, master.index, master.network
-            try:
-                if master.index:
-                    self.groups[place] = joined.get(place) or join_group(
-                        master.address, master.port + 1, master.index)
-            except OSError as error:
-                self.say("%s: requests cannot be heard: %s"
-                         % (master.name, explain(error)))
+            if master.index and not master.group:
+                try:
+                    master.group = join_group(master.address, master.port + 1,
+                                              master.index)
+                except OSError as error:
+                    self.say("%s: requests cannot be heard: %s"
+                             % (master.name, explain(error)))
 
     def sources(self, masters):
         """Return {socket: (its master, whether it hears a group)}."""
-        found = {master.sock: (master, False)
-                 for master in masters if master.sock}
-        found.update((sock, (master, True))
-                     for (master, *_), sock in self.groups.items())
+        found = {}
+        for master in masters:
+            if master.sock:
+                found[master.sock] = master, False
+            if master.group:
+                found[master.group] = master, True
         return found
 
     def receive(self, sock, master, grouped, now):
@@ -930,10 +941,10 @@ class Requests:
         except ConnectionRefusedError:
             master.refused = True
         except OSError as error:        # it is of no use
-            master.trouble = explain(error)
-            master.sock = master.sock if grouped else None
-            self.groups = {place: each for place, each in self.groups.items()
-                           if each is not sock}
+            if grouped:
+                master.group = None
+            else:
+                master.sock, master.trouble = None, explain(error)
 
     def check(self, datagram, master, grouped):
         """Return (period_s, spread_s) that a datagram asks for.
@@ -980,11 +991,9 @@ class Requests:
         self.period_s, self.until = period_s, now + TOLD_S
 
     def answer(self, now):
-        """Take note that a sample left, which answers whoever asked."""
+        """Take note that a sample left, which answers whoever asked; go back
+        to the agent's own period in its time."""
         self.answered, self.due = now, NEVER
-
-    def expire(self, now):
-        """Go back to the agent's own period in its time."""
         if now >= self.until:
             self.period_s, self.until = self.own_s, NEVER
 
@@ -1057,7 +1066,7 @@ class Keys:
 
 # ---- procstatd ---------------------------------------------------------
 # Answers TCP clients about this node, each in a thread of its own.
-PROCSTATD_S = 10.0              # between two tries to get the port
+
 CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
 IDLE_S = 30.0                   # for a whole command, and to take a reply
 LINE_BYTES = 256                # a command is no longer
@@ -1131,11 +1140,8 @@ def read_job(folder, page_kb, characters):
     texts = []
     try:
         for name in "stat", "cmdline":
-            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                texts.append(os.read(fd, READ_BYTES))
-            finally:
-                os.close(fd)
+            with open(os.path.join(folder, name), "rb", 0) as file:
+                texts.append(file.read(READ_BYTES))
         name, ppid, *numbers = parse_job(texts[0], page_kb)
         uid = os.stat(folder).st_uid
     except (OSError, ValueError, IndexError):
@@ -1517,6 +1523,7 @@ def once_per_hour(write):
 START_S = 1.0                   # the longest a daemon tries to send before
                                 # its command returns
 LATE_S = 1.0                    # and its command waits, should a call hang
+LOOK_S = 5.0                    # between two looks at what seldom changes
 ONCE_S = 2.0                    # the longest --once tries to send
 REFUSED_S = 0.05                # the longest -d and --once wait for it
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
@@ -1547,7 +1554,9 @@ def next_due(now, period_s, phase_s):
 class Agent:
     """One run: its samples, and when they go where.
 
-    due     when the next sample is, or never
+    on       whether to go on: no signal told it to stop
+    due      when the next sample is, or never
+    look_at  when to look next at what seldom changes
     """
 
     def __init__(self, args):
@@ -1560,49 +1569,52 @@ class Agent:
                         for host, port in args.masters]
         self.requests = Requests(self.sampler, self.phase, self.keys,
                                  self.say)
-        self.procstatd_due = 0.0 if args.procstatd else NEVER
-        self.start_procstatd(time.monotonic())
+        if args.procstatd and not self.masters:
+            self.start_procstatd()
         self.signals = open_signals(STOP + (signal.SIGHUP,))
-        self.due = NEVER
+        self.on, self.due, self.look_at = True, NEVER, 0.0
         self.sampler.begin()
 
-    def start_procstatd(self, now):
-        """Begin to answer clients when that is due; where somebody has the
-        port it is said, and tried again: samples do not wait for it.
+    def start_procstatd(self):
+        """Begin to answer clients.
 
-        Raises  StartError when there is nothing else to do
+        Raises  StartError
         """
-        if now < self.procstatd_due:
-            return
-        args, self.procstatd_due = self.args, now + PROCSTATD_S
-        try:
-            start_procstatd(args.procstatd, args.proc, args.allow,
-                            self.masters, complain if args.debug else ignore)
-            self.procstatd_due = NEVER
-            self.sampler.procstatd_port = args.procstatd
-        except StartError as error:
-            if not self.masters:
-                raise
-            self.say("%s: trying again" % error)
+        start_procstatd(self.args.procstatd, self.args.proc, self.args.allow,
+                        self.masters,
+                        complain if self.args.debug else ignore)
+        self.sampler.procstatd_port = self.args.procstatd
+
+    def look(self, now, anew=False):
+        """Look at what seldom changes: keys, names, interfaces; and try to
+        get procstatd's port, where somebody else had it.
+
+        anew  whatever was seen before, as SIGHUP asks
+        """
+        self.look_at = now + LOOK_S
+        if self.keys:
+            self.keys.refresh(anew)
+            if self.keys.trouble:
+                self.say(self.keys.trouble + ": its last keys stay in use")
+        for master in self.masters:
+            master.look(anew)
+        if self.args.procstatd != self.sampler.procstatd_port:
+            try:
+                self.start_procstatd()
+            except StartError as error:
+                self.say("%s: trying again" % error)
 
     def wait(self):
-        """Listen to masters until a sample is due.
-
-        Returns  the numbers of the signals that came before
-        """
+        """Listen to masters until a sample is due; return whether one is,
+        and no signal came before."""
         while True:
             now = time.monotonic()
-            self.requests.expire(now)
-            self.set_period(now)
             until = min(self.due, self.requests.due)
             if now >= until:
-                return b""
-            until = min(until, self.requests.until)
-            sources = {}
-            if now >= self.requests.listen_at:
-                sources = self.requests.sources(self.masters)
-            else:
-                until = min(until, self.requests.listen_at)
+                return True
+            sources = self.requests.sources(self.masters)
+            if now < self.requests.listen_at:
+                sources, until = {}, min(until, self.requests.listen_at)
             try:
                 ready = wait_for([self.signals, *sources], until - now)
             except OSError as error:
@@ -1612,28 +1624,31 @@ class Agent:
             if self.signals in ready:
                 told = read_signals(self.signals)
                 if told:
-                    return told
+                    self.heed(told)
+                    return False
                 continue
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
                                       time.monotonic())
+            if self.requests.period_s != self.sampler.period_s:
+                self.plan(now)
 
-    def set_period(self, now):
-        """Take the period that masters ask for, from the next sample on."""
-        if abs(self.requests.period_s - self.sampler.period_s) > 1e-6:
-            self.sampler.period_s = self.requests.period_s
-            self.plan(now)
+    def heed(self, told):
+        """Do what signals ask, by their numbers."""
+        if any(number in told for number in STOP):
+            self.on = False
+        else:
+            self.look(time.monotonic(), anew=True)
 
     def plan(self, now):
-        """Set when the next sample is due."""
-        period_s = self.sampler.period_s
+        """Set when the next sample is due, by the period of now."""
+        period_s = self.sampler.period_s = self.requests.period_s
         self.due = next_due(now, period_s, self.phase * period_s)
 
     def send(self, kind):
         """Take a sample; return to how many masters it was sent."""
         message, sent = self.sampler.take(kind), []
         if self.keys:
-            self.keys.refresh()
             message += self.keys.sign(message)
         for master in self.masters:
             if master.send(message):
@@ -1657,13 +1672,6 @@ class Agent:
                 "sent" if master in sent else master.trouble))
         return sent
 
-    def refresh(self):
-        """Read the keys and resolve names anew, as SIGHUP asks."""
-        if self.keys:
-            self.keys.refresh(anew=True)
-        for master in self.masters:
-            master.resolve(anew=True)
-
     def troubles(self):
         """Return a text for each master that samples do not reach, as far
         as it is known here."""
@@ -1674,8 +1682,6 @@ class Agent:
         """Say what does not go well, and what is done then."""
         for trouble in self.troubles():
             self.say(trouble + then)
-        if self.keys and self.keys.trouble:
-            self.say(self.keys.trouble + ": its last keys stay in use")
 
     def start(self):
         """Send the first message, or try for START_S.
@@ -1683,22 +1689,17 @@ class Agent:
         Returns  whether to go on: it was not told to stop, nor --once
         Raises   StartError when --once could not send
         """
-        sent, once, told = 0, self.args.once, b""
+        sent, once = 0, self.args.once
         limit = time.monotonic() + (ONCE_S if once else START_S)
-        for master in self.masters:
-            master.resolve(anew=False)
-        while self.masters and not sent and time.monotonic() < limit:
+        self.look(time.monotonic())
+        while (self.masters and self.on and not sent
+               and time.monotonic() < limit):
             self.due = time.monotonic() + FIRST_S
-            told = self.wait()
-            if set(told) & set(STOP):
-                break
-            if told:
-                self.refresh()
-                continue
-            sent = self.send(SAMPLE)
-            if once and any(master.trouble == REFUSED
-                            for master in self.masters):
-                break
+            if self.wait():
+                sent = self.send(SAMPLE)
+                if once and any(master.trouble == REFUSED
+                                for master in self.masters):
+                    break
         if once and not sent:
             raise StartError("; ".join(self.troubles()) or "told to stop")
         if not once:
@@ -1707,26 +1708,22 @@ class Agent:
                 if master.sock:
                     attempt(master.is_refused, 0)
         self.report("" if once else ": trying again")
-        return not once and not set(told) & set(STOP)
+        return not once and self.on
 
     def turn(self):
-        """Wait for a sample or a signal; return whether to go on."""
-        told, due = self.wait(), self.due
-        if set(told) & set(STOP):
-            return False
-        if told:
-            self.refresh()
-            return True
+        """Wait for a sample, and send it."""
+        if not self.wait():
+            return
+        due = self.due
         self.send(SAMPLE)
         self.report()
         now = time.monotonic()
-        self.start_procstatd(now)
-        self.set_period(now)
+        if now >= self.look_at:
+            self.look(now)
         if now >= due:                  # else a master asked for this one
             self.plan(now)
             self.sampler.skipped += max(
                 round((self.due - due) / self.sampler.period_s) - 1, 0)
-        return True
 
     def run(self):
         """Send a sample a period until told to stop, then a farewell.
@@ -1735,10 +1732,9 @@ class Agent:
         """
         if self.masters:
             self.plan(time.monotonic())
-        on = True
-        while on:
+        while self.on:
             try:
-                on = self.turn()
+                self.turn()
             except (OSError, MemoryError, ArithmeticError) as error:
                 self.say("no sample: %s" % (explain(error)
                                             or type(error).__name__))

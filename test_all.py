@@ -5264,7 +5264,7 @@ def test_agent_returns_to_its_own_period_after_an_hour_of_silence():
     requests, master = requests_of(period_s=10.0)
     requests.obey(request(period_s=2.0), master, False, 1000.0)
     for now, period_s in (1000.0, 2.0), (4599.0, 2.0), (4601.0, 10.0):
-        requests.expire(now)
+        requests.answer(now)
         assert requests.period_s == period_s
 
 
