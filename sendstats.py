@@ -191,7 +191,6 @@ def fitting(code, value):
 # ---- parse -------------------------------------------------------------
 # Texts of /proc to values of records; counters to shares and rates.
 
-NO_CPU, NO_NETWORK = absent(CPU), absent(NETWORK)
 MEMINFO, STAT = kernel_names(MEMORY), kernel_names(KERNEL)
 CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
     (b"vendor_id", b"CPU implementer"),         # keys, the best first
@@ -323,7 +322,7 @@ def measure_cpus(lines, sums_before, before, period_ticks):
                                    period_ticks),
                    user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)
     if not lines:
-        return NO_CPU, values, (None, ticks)
+        return absent(CPU), values, (None, ticks)
     sums = (lines[0][1:] + 10 * [ABSENT["Q"]])[:10]
     return (sums + split_shares(values[1] / FULL, sums, sums_before or sums),
             values[len(values) // len(lines):], (sums, ticks))
@@ -364,7 +363,7 @@ def measure_interfaces(lines, before, elapsed_s):
             sent += rates[1]
         values += (name if name.isalnum() else text_bytes(name, 16),
                    *line[1:], *rates)
-    return (received, sent) if lines else NO_NETWORK, values, counts
+    return (received, sent) if lines else absent(NETWORK), values, counts
 
 
 def parse_cpuinfo(text):
@@ -399,7 +398,8 @@ STEP_S = 1.0                    # a clock that moved more than this was set
 MOST_CPUS = 3000                # that a message can hold
 WHOLE_BYTES = 2048              # a shorter read was all of the file
 MOST_BYTES = 16 << 20           # no file of /proc that we read is longer
-IDENTITY, VALUES = HOST + PROCESSOR, NODE[len(HOST + PROCESSOR):]
+IDENTITY = HOST + PROCESSOR     # of a node record, what seldom changes
+VALUES = NODE[len(IDENTITY):]
 HEADER_STRUCT, _ = layout(HEADER)
 NODE_STRUCT, _ = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
@@ -410,8 +410,6 @@ RECORDS_BYTES = (               # for all CPUs and interfaces of a message
 VALUES_CODES, CPU_CODES, INTERFACE_CODES = [
     "".join(codes(rows)) for rows in (VALUES, ONE_CPU, INTERFACE)]
 CPU_VALUES, INTERFACE_VALUES = len(codes(ONE_CPU)), len(codes(INTERFACE))
-NO_STAT, NO_LOAD, NO_MEMORY, NO_DISK = (
-    ([], absent(KERNEL)), absent(LOAD), absent(MEMORY), absent(DISK))
 
 
 def text_bytes(text, size):
@@ -520,8 +518,8 @@ class Sampler:
         for fd in self.files.values():
             attempt(os.close, fd)
 
-    def read(self, name, parse, unknown):
-        """Return what parse makes of a file, or unknown."""
+    def read(self, name, parse):
+        """Return what parse makes of a file, None when it makes nothing."""
         try:
             if name not in self.files:
                 self.files[name] = open_proc(self.root, name)
@@ -532,7 +530,7 @@ class Sampler:
                 getattr(error, "strerror", "not as proc(5) has it")))
             if name in self.files:      # it may be another file by now
                 attempt(os.close, self.files.pop(name))
-            return unknown
+            return None
 
     def read_identity(self):
         """Read what seldom changes, from files that are opened anew: of a
@@ -540,8 +538,8 @@ class Sampler:
         self.close()
         self.files = {}
         host = os.uname()
-        vendor, model, *numbers = self.read(
-            "cpuinfo", parse_cpuinfo, absent(PROCESSOR)[:-1])
+        vendor, model, *numbers = (self.read("cpuinfo", parse_cpuinfo)
+                                   or absent(PROCESSOR)[:-1])
         self.identity = pack(IDENTITY, (
             text_bytes(host.nodename, 64), text_bytes(host.release, 64),
             text_bytes(host.machine, 16), text_bytes(vendor, 16),
@@ -554,7 +552,7 @@ class Sampler:
         except OSError as error:
             self.say("statvfs of /: %s: its values are absent"
                      % error.strerror)
-            return NO_DISK
+            return absent(DISK)
         return (*sizes, name_max)
 
     def find_past(self, now):
@@ -586,16 +584,17 @@ class Sampler:
             self.read_identity()
         taken, cpus_before, bytes_before = self.find_past(now)
         elapsed_s = now - taken or 1.0
-        lines, kernel = self.read("stat", parse_stat, NO_STAT)
+        lines, kernel = self.read("stat", parse_stat) or (
+            [], absent(KERNEL))
         cpu, cpus, cpus_now = measure_cpus(
             lines, *cpus_before, elapsed_s * self.ticks_per_s)
         if cpus_before[1] and cpus_before[1].keys() != cpus_now[1].keys():
             self.identity_due = 0.0
         network, interfaces, bytes_now = measure_interfaces(
-            self.read("net/dev", parse_net_dev, ()), bytes_before, elapsed_s)
+            self.read("net/dev", parse_net_dev) or [], bytes_before, elapsed_s)
         self.past.append((now, cpus_now, bytes_now))
-        load = self.read("loadavg", parse_loadavg, NO_LOAD)
-        memory = self.read("meminfo", parse_meminfo, NO_MEMORY)
+        load = self.read("loadavg", parse_loadavg) or absent(LOAD)
+        memory = self.read("meminfo", parse_meminfo) or absent(MEMORY)
         disk = self.read_disk()
         cost_s, self.cost_s = self.cost_s, time.process_time()
         return self.identity + pack_records([
@@ -1178,8 +1177,9 @@ def reply_send(sampler, _):
 
 def reply_quik(sampler, _):
     """Return what /proc/stat and /proc/loadavg have."""
-    lines, kernel = sampler.read("stat", parse_stat, NO_STAT)
-    load = sampler.read("loadavg", parse_loadavg, NO_LOAD)
+    lines, kernel = sampler.read("stat", parse_stat) or (
+        [], absent(KERNEL))
+    load = sampler.read("loadavg", parse_loadavg) or absent(LOAD)
     names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
     ticks = fold_ticks(lines[0]) if lines else ()
     return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
