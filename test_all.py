@@ -877,8 +877,8 @@ def test_odd_text_makes_no_wrong_number(tmp_path):
     assert node.cpu.user_ticks is None and not node.cpus
     node = sample_of(tmp_path / "names", dict(
         EPYC, **{"net/dev": EPYC["net/dev"].rstrip("\n")
-                 + "\n  a|b: " + " ".join(map(str, range(1, 17))) + "\n"}))
-    assert node.interfaces[-1].name == "a|b"
+                 + "\n  a|b:1: " + " ".join(map(str, range(1, 17))) + "\n"}))
+    assert node.interfaces[-1].name == "a|b:1"
     assert node.interfaces[-1].rx_bytes == 1 and len(node.interfaces) > 1
 
 
@@ -3015,6 +3015,15 @@ def test_debug_says_what_is_sent_and_received(running):
     receiver.terminate()
     _, log = receiver.communicate()
     assert re.search(r"127.0.0.1:\d+: node 7, \d+ bytes: stored", log)
+
+
+def test_once_is_good_for_three_of_its_periods(running, master):
+    running.sendstats("--once", "-r", "60", "7",
+                      "127.0.0.1:%d" % master.getsockname()[1])
+    assert header_of(master.recv(65536))["period_s"] == 60
+    with pytest.raises(socket.timeout):         # one, and no farewell
+        master.settimeout(0.3)
+        master.recv(65536)
 
 
 def test_once_that_cannot_send_fails():
@@ -7126,6 +7135,24 @@ def test_fault_sweep_of_a_running_agent(master, tmp_path, faults):
     finally:
         agent.kill()
         agent.wait()
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+def test_sample_asks_the_kernel_for_nothing_that_seldom_changes(
+        running, master, tmp_path):
+    """Each asked three times for its interface, and once for /etc/hosts."""
+    agent = running.start(
+        "sendstats.py", "-f", "-r", "0.05", "-i", "lo", "7",
+        "localhost:%d" % master.getsockname()[1],
+        "239.255.11.224:%d" % free_port())
+    master.recv(65536)
+    with Strace(agent.pid, str(tmp_path)) as strace:
+        for _ in range(8):
+            master.recv(65536)
+    calls = [call for call, _ in strace.calls()]
+    assert calls.count("sendto") > 10
+    assert calls.count("ioctl") <= 3            # one look, in 5 s
+    assert calls.count("stat") + calls.count("newfstatat") <= 1
 
 
 STARTER = """
