@@ -1609,6 +1609,8 @@ class Agent:
         and no signal came before."""
         while True:
             now = time.monotonic()
+            if self.requests.period_s != self.sampler.period_s:
+                self.plan(now)
             until = min(self.due, self.requests.due)
             if now >= until:
                 return True
@@ -1630,8 +1632,6 @@ class Agent:
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
                                       time.monotonic())
-            if self.requests.period_s != self.sampler.period_s:
-                self.plan(now)
 
     def heed(self, told):
         """Do what signals ask, by their numbers."""
