@@ -1428,66 +1428,63 @@ def daemonize(wait_s):
     return release
 
 
-class PidFile:
-    """The file of --pid-file, if one is named: locked while this runs,
-    which tells a stale one, and of a mode that lets nobody else lock it."""
+def is_in_place(fd, path):
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
-    def __init__(self, path):
-        self.path, self.fd = path, -1
 
-    def is_in_place(self, fd):
-        """Return whether the path still names an open file."""
+def lock_pid_file(path):
+    """Return the descriptor of a pid file that is locked, and in place.
+
+    Raises  StartError when it is of another that runs, OSError
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+                     | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self.path))
-        except OSError:
-            return False
-
-    def hold(self):
-        """Lock the file and write this process's number.
-
-        Raises  StartError
-        """
-        fd = -1
-        try:
-            while self.path and self.fd < 0:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_NOFOLLOW | os.O_NONBLOCK
-                             | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.is_in_place(fd):
-                    self.write(fd)
-                else:
-                    os.close(fd)        # its process has just ended
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             text = os.pread(fd, READ_BYTES, 0).strip()
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, text.decode() if text.isdigit() else "unknown"))
-        except OSError as error:
-            raise StartError("%s: %s" % (self.path, error.strerror))
+                path, text.decode() if text.isdigit() else "unknown"))
+        if is_in_place(fd, path):
+            return fd
+        os.close(fd)                    # its process has just ended
 
-    def write(self, fd):
-        """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file of ours, OSError
-        """
-        found, text = os.fstat(fd), b"not a plain file"
+def hold_pid_file(path):
+    """Write this process's number to a file, if one is named; return the
+    function that removes the file, if it still is this one.
+
+    It stays locked while this runs, which tells a stale one, and has a mode
+    that lets nobody else lock it.
+    Raises  StartError, also when the file is not a pid file of ours
+    """
+    if not path:
+        return ignore
+    try:
+        fd, text = lock_pid_file(path), b"not a plain file"
+        found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
-            raise StartError("%s: is not a pid file: name another"
-                             % self.path)
+            raise StartError("%s: is not a pid file: name another" % path)
         if found.st_uid != os.geteuid():
             raise StartError("%s: belongs to another user: remove it, or name "
-                             "another" % self.path)
+                             "another" % path)
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        self.fd = fd
+    except OSError as error:
+        raise StartError("%s: %s" % (path, error.strerror))
 
-    def remove(self):
-        """Remove the file, if it still is this one."""
-        if self.fd >= 0 and self.is_in_place(self.fd):
-            attempt(os.unlink, self.path)
+    def remove():
+        if is_in_place(fd, path):
+            attempt(os.unlink, path)
+    return remove
 
 
 def lower_oom_score():
@@ -1909,13 +1906,13 @@ def main(argv=None):
     if os.path.basename(sys.argv[0]).startswith("procstatd"):
         argv, environment = parse_procstatd(argv), {}   # its link
     args = parse_args(argv, environment)
-    pid_file, release = PidFile(args.pid_file), ignore
+    remove_pid_file = release = ignore
     try:
         if not os.path.isdir(args.proc):
             raise StartError("--proc %s: no such folder" % args.proc)
         if not (args.debug or args.foreground or args.once):
             release = daemonize(START_S + LATE_S)
-        pid_file.hold()
+        remove_pid_file = hold_pid_file(args.pid_file)
         lower_oom_score()
         agent = Agent(args)
         if agent.start():
@@ -1925,7 +1922,7 @@ def main(argv=None):
         complain(explain(error))
         return 1
     finally:
-        pid_file.remove()
+        remove_pid_file()
     return 0
 
 

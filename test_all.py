@@ -617,7 +617,8 @@ def test_functions_that_stand_twice_are_one_text():
     for name in ("attempt", "explain", "network", "is_in", "find_interface",
                  "Keys", "wait_for", "open_signals", "read_signals",
                  "close_inherited", "is_ready", "release_standard",
-                 "daemonize", "PidFile", "write_line", "number_in"):
+                 "daemonize", "is_in_place", "lock_pid_file",
+                 "hold_pid_file", "write_line", "number_in"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -2789,16 +2790,13 @@ def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
         turns.pop(0)(path)
         lock(fd, how)
     monkeypatch.setattr(fcntl, "flock", late)
-    held = sendstats.PidFile(path)
-    held.hold()
+    remove = sendstats.hold_pid_file(path)
     assert not turns and read_pid(path) == os.getpid()
-    other = sendstats.PidFile(path)
     monkeypatch.undo()
     with pytest.raises(sendstats.StartError, match="is of another"):
-        other.hold()
-    other.remove()
+        sendstats.hold_pid_file(path)
     assert read_pid(path) == os.getpid()
-    held.remove()
+    remove()
     assert not os.path.exists(path)
 
 
