@@ -151,18 +151,20 @@ LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
 
 
 def check(message, size, header, keys):
-    """Return the counter of a datagram, "stored" for one that may be.
+    """Return the counter of a datagram that may not be stored, else "".
 
     message  the buffer; what is behind size is of an older datagram
     header   what is unpacked of it
     keys     what must have signed it, or None
     """
     magic, length, _, kind, _, _, _, period_s, _ = header
+    if size < LEAST_BYTES:
+        return "short"
     if magic != MAGIC:
         return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
     if size < length or length < LEAST_BYTES:
         return "short"
-    if size not in (length, length + MAC_BYTES) or size > MESSAGE_BYTES:
+    if size - length not in (0, MAC_BYTES) or size > MESSAGE_BYTES:
         return "long"
     if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
         return "crc_wrong"
@@ -173,7 +175,7 @@ def check(message, size, header, keys):
             return "unsigned"
         if not keys.verify(message[:length], message[length:size]):
             return "signature_wrong"
-    return "stored"
+    return ""
 
 
 def network(text):
@@ -865,11 +867,12 @@ class Nodes:
         window, received, lost, owner, room, restarts, last_start, last = (
             LAST.unpack_from(table.view, place) if place else NOTHING)
         gap = sequence - last & U32
-        if address != owner or start != last_start or not 0 < gap < HALF:
+        follows = start == last_start and 0 < gap < HALF
+        if not follows or address != owner:
             counter = self.judge(node, place, address, start, sequence, now)
             if counter != "stored":
                 return counter
-        if start == last_start and 0 < gap < HALF:
+        if follows:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
             lost += gap - 1
         else:
@@ -881,10 +884,11 @@ class Nodes:
                 return "no_space"
         if node in self.silent or kind == FAREWELL or not received:
             self.note(node, kind, received)
-        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
-            now, now + self.wall_s, now - table.status["away_s"], window,
-            received + 1, lost if lost <= U64 else U64, address, node, length,
-            room, restarts, sender[1], self.flags if size > length else 0)
+        SLOT_BODY.pack_into(            # our own memory: nobody sees zeros
+            self.buffer, 0, now, now + self.wall_s,
+            now - table.status["away_s"], window, received + 1,
+            lost if lost <= U64 else U64, address, node, length, room,
+            restarts, sender[1], self.flags if size > length else 0)
         table.publish(place, WORD_BYTES, self.buffer[:HEAD_BYTES + length])
         if place != old:
             table.index[node + 1] = place // UNIT_BYTES
@@ -1577,13 +1581,9 @@ class Receiver:
         address = self.admit(sender[0])
         if not address:
             return "not_allowed"
-        if size < LEAST_BYTES:
-            return "short"
         header = HEADER_STRUCT.unpack_from(self.message)
-        counter = check(self.message, size, header, self.keys)
-        if counter != "stored":
-            return counter
-        return self.store(size, sender, address, header, now)
+        return (check(self.message, size, header, self.keys)
+                or self.store(size, sender, address, header, now))
 
     def refuse(self, size, sender, now):
         """Store nothing: the interface to listen to is not there."""
