@@ -1876,6 +1876,26 @@ def test_stop_leaves_true_numbers(running):
     assert shown.stderr.count("is gone") == 1
 
 
+@pytest.mark.parametrize("nap_s, count, want_s", (
+    (0.0, 1, 0.005),                    # the first after a while
+    (0.005, 7, 0.05),                   # few come: never longer than that
+    (0.05, 500, 0.01),                  # so that a hundred come
+    (0.01, 4000, 0.005),                # many: never shorter
+    (0.01, recvstats.BATCH, 0.0),       # and there may be more
+))
+def test_datagrams_gather_until_they_are_enough(nap_s, count, want_s):
+    nap_s = recvstats.choose_nap(nap_s, count, 100)
+    assert nap_s == pytest.approx(want_s)
+
+
+def test_recvstats_is_nicer_than_its_caller_where_it_may(running):
+    pid = running.recvstats().pid
+    wanted = subprocess.check_output([
+        sys.executable, "-c", "import os, recvstats\n"
+        "recvstats.attempt(os.nice, -10)\nprint(os.nice(0))"], cwd=HERE)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == int(wanted)
+
+
 def test_recvstats_that_is_stopped_for_a_while(running):
     """SIGSTOP: the node is up when recvstats goes on, its samples having
     waited in the socket or not."""
