@@ -609,6 +609,14 @@ def test_copies_are_one_text(name, first, other):
     assert part(first, name) == part(other, name)
 
 
+@pytest.mark.parametrize("name", [*TOOLS, "test_all.py"])
+def test_no_name_stands_for_two(name):
+    """A second test of a name would hide the first."""
+    with open(os.path.join(HERE, name)) as source:
+        names = re.findall(r"^(?:def|class) (\w+)", source.read(), re.M)
+    assert sorted(names) == sorted({*names})
+
+
 def test_functions_that_stand_twice_are_one_text():
     import inspect
     assert (inspect.getsource(libbeostat.layout)
@@ -2489,7 +2497,7 @@ class Play:
                 if seen.get(number) != want.get(number))
 
 
-def play(folder, clock, steps):
+def follow(folder, clock, steps):
     """Return (the steps up to the first that differs, in what), or None."""
     played = Play(folder, clock)
     try:
@@ -2522,9 +2530,9 @@ def test_model(tmp_path, monkeypatch):
     for seed in range(SEED, SEED + HISTORIES):
         steps = Agents(seed, 100).steps
         messages += sum(step[0] == "receive" for step in steps)
-        failed = play(tmp_path, clock, steps)
+        failed = follow(tmp_path, clock, steps)
         if failed:
-            steps, trouble = shorten(failed, lambda less: play(
+            steps, trouble = shorten(failed, lambda less: follow(
                 tmp_path, clock, less))
             raise AssertionError("SEED=%d fails:\n%s\n%s" % (
                 seed, "\n".join(map(str, steps)), trouble))
