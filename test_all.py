@@ -63,10 +63,8 @@ vendor_id\t: GenuineIntel
 cpu family\t: 6
 model\t\t: 8
 model name\t: Pentium III (Coppermine)
-stepping\t: 6
 cpu MHz\t\t: 863.872
 cache size\t: 256 KB
-fdiv_bug\t: no
 bogomips\t: 1723.59
 """,
     "meminfo": """\
@@ -78,8 +76,6 @@ MemFree:          7980 kB
 MemShared:           0 kB
 Buffers:         20608 kB
 Cached:         146152 kB
-SwapCached:       1000 kB
-Active:         122004 kB
 SwapTotal:      524248 kB
 SwapFree:       520248 kB
 """,
@@ -111,7 +107,6 @@ vendor_id\t: GenuineIntel
 cpu family\t: 15
 model\t\t: 4
 model name\t: Intel(R) Xeon(TM) CPU 3.00GHz
-stepping\t: 3
 cpu MHz\t\t: 2992.703
 cache size\t: 2048 KB
 physical id\t: %d
@@ -120,7 +115,6 @@ core id\t\t: 0
 cpu cores\t: 1
 flags\t\t: fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov
 bogomips\t: 5989.%02d
-clflush size\t: 64
 
 """ % (cpu, 3 * cpu, 50 + cpu) for cpu in range(2)),
     "meminfo": """\
@@ -128,15 +122,9 @@ MemTotal:      4043516 kB
 MemFree:        211344 kB
 Buffers:        316292 kB
 Cached:        2884532 kB
-SwapCached:          0 kB
-Active:        1803180 kB
 SwapTotal:     2031608 kB
 SwapFree:      2031504 kB
-Dirty:             160 kB
 Slab:           242024 kB
-HugePages_Total:     0
-HugePages_Free:      0
-Hugepagesize:     2048 kB
 """,
     "loadavg": "2.06 2.01 1.73 4/131 20712\n",
     "net/dev": """\
@@ -168,8 +156,6 @@ vendor_id\t: AuthenticAMD
 cpu family\t: 26
 model\t\t: 2
 model name\t: AMD EPYC
-stepping\t: 1
-microcode\t: 0x1000065
 cpu MHz\t\t: 2596.118
 cache size\t: 1024 KB
 physical id\t: 0
@@ -177,13 +163,8 @@ siblings\t: 2
 core id\t\t: %d
 cpu cores\t: 2
 apicid\t\t: %d
-fpu\t\t: yes
-cpuid level\t: 28
 flags\t\t: fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat
-bugs\t\t: sysret_ss_attrs null_seg spectre_v1 spectre_v2
 bogomips\t: 5192.23
-TLB size\t: 192 4K pages
-address sizes\t: 48 bits physical, 48 bits virtual
 power management:
 
 """ % (cpu, cpu, cpu) for cpu in range(2)),
@@ -193,22 +174,13 @@ MemFree:        24598216 kB
 MemAvailable:   24489196 kB
 Buffers:             432 kB
 Cached:            13512 kB
-SwapCached:            0 kB
-Active:             5320 kB
-Active(anon):       1352 kB
 SwapTotal:             0 kB
 SwapFree:              0 kB
-Zswap:                 0 kB
 Shmem:              8856 kB
 KReclaimable:      12044 kB
 Slab:              31788 kB
 SReclaimable:      12044 kB
-SUnreclaim:        19744 kB
 VmallocTotal:   34359738367 kB
-HugePages_Total:       0
-HugePages_Free:        0
-Hugepagesize:       2048 kB
-DirectMap4k:       28672 kB
 """,
     "loadavg": "0.00 0.01 0.05 1/77 2051\n",
     "net/dev": """\
@@ -239,20 +211,14 @@ BogoMIPS\t: 50.00
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp
 CPU implementer\t: 0x41
 CPU architecture: 8
-CPU variant\t: 0x3
 CPU part\t: 0xd0c
-CPU revision\t: 1
 
 """ % cpu for cpu in range(4)),
     "meminfo": EPYC["meminfo"].replace("24684092", "32768000"),
     "loadavg": "3.99 4.01 4.05 5/312 99121\n",
     "net/dev": EPYC["net/dev"].replace("  eth0:", "enP2p1s0:"),
-    "stat": """\
-cpu  400 0 400 4000 40 4 4 0 0 0
-cpu0 100 0 100 1000 10 1 1 0 0 0
-cpu1 100 0 100 1000 10 1 1 0 0 0
-cpu2 100 0 100 1000 10 1 1 0 0 0
-cpu3 100 0 100 1000 10 1 1 0 0 0
+    "stat": "cpu  400 0 400 4000 40 4 4 0 0 0\n" + "".join(
+        "cpu%d 100 0 100 1000 10 1 1 0 0 0\n" % cpu for cpu in range(4)) + """\
 intr 5012
 ctxt 71717
 btime 1700000000
