@@ -827,8 +827,7 @@ def value_of(node, path):
     return node
 
 
-@pytest.mark.parametrize("why, files, want", MACHINES,
-                         ids=[row[0] for row in MACHINES])
+@pytest.mark.parametrize("why, files, want", MACHINES)
 def test_sample_of_a_machine(tmp_path, why, files, want):
     node = sample_of(tmp_path, files)
     assert {path: value_of(node, path) for path in want} == want
@@ -888,8 +887,7 @@ SECONDS = (
 )
 
 
-@pytest.mark.parametrize("why, files, later, want", SECONDS,
-                         ids=[row[0] for row in SECONDS])
+@pytest.mark.parametrize("why, files, later, want", SECONDS)
 def test_sample_after_a_second(tmp_path, why, files, later, want):
     node = sample_of(tmp_path, files, later)
     assert {path: value_of(node, path) for path in want} == want
@@ -1060,8 +1058,7 @@ SIZES = (
 )
 
 
-@pytest.mark.parametrize("why, holds, most_bytes", SIZES,
-                         ids=[row[0] for row in SIZES])
+@pytest.mark.parametrize("why, holds, most_bytes", SIZES)
 def test_table_costs_what_it_holds(tmp_path, why, holds, most_bytes):
     receiver = new_receiver(tmp_path)
     for numbers, cpus, interfaces in holds:
@@ -1168,8 +1165,7 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("why, data, more", STEPS,
-                         ids=[row[0] for row in STEPS])
+@pytest.mark.parametrize("why, data, more", STEPS)
 def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
                                                        more):
     """Each step in a process of its own, which ends there; readers see all
@@ -1302,8 +1298,7 @@ FOREIGN = tuple(row[:2] for row in FOUND if row[2] == LEFT_ALONE)
 OLD_TABLES = tuple(row[:2] for row in FOUND if "made anew" in str(row[2]))
 
 
-@pytest.mark.parametrize("why, make, says, reader_says", FOUND,
-                         ids=[row[0] for row in FOUND])
+@pytest.mark.parametrize("why, make, says, reader_says", FOUND)
 def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
     path = str(tmp_path / "t")
     make(path)
@@ -1546,7 +1541,9 @@ HISTORIES = (
     #   a message's fields, the end of the sender's address as `by`, its key:
     #       its counter, or (counter, received, lost of the node)
     #   "log": the lines since it was last looked at
-    #   "nodes": their numbers; a number: {field: what a reader sees}
+    #   what a reader sees: "nodes": {number: state}, a number: {field:
+    #       value} of the node, "status": of recvstats
+    #   "gone" for 100 s, "back": how it ended
     ("order", "", (
         (0, dict(sequence=5), ("stored", 1, 0)),
         (0, dict(sequence=6), ("stored", 2, 0)),
@@ -1624,7 +1621,7 @@ HISTORIES = (
         (0, dict(node=-2, by=131), "stored"),
         (0, dict(node=-2, by=99), "unnumbered"),
         (0, dict(node=-2, by=132), "unnumbered"),
-        (0, "nodes", [0, 31])))
+        (0, "nodes", {0: "up", 31: "up"})))
       for options in ("--iprange 10.0.0.100",
                       "--iprange 10.0.0.100-10.0.0.131")],
     *[("what is refused is logged once a minute", options, (
@@ -1659,6 +1656,23 @@ HISTORIES = (
          "stored"),
         (1, "log", ["up: n7", "clock_wrong: 2 datagrams dropped, the last "
                     "one from 10.0.0.1:4000: set its clock"]))),
+    *[("of 100 s in which recvstats was %s nothing counts: who was down stays "
+       "down, who was up has what was left of his three periods" % end, "", (
+           (0, dict(node=1), "stored"),
+           (0, dict(node=3, kind=LEAVES), "stored"),
+           (7.5, dict(node=2), "stored"),
+           (9.5, "log", ["left: n3", "up: n1", "down: n1", "up: n2"]),
+           (9.5, "gone", end),
+           (9.5, "nodes", {1: "down", 2: "up", 3: "left"}),
+           (9.5, "status", dict(running=False, uptime_s=9.5)),
+           (9.5, 2, dict(age_s=102)),
+           (9.5, "back", end),
+           (9.5, dict(node=4), "stored"),
+           (10.4, "log", ["up: n4"]),
+           (10.4, "nodes", {1: "down", 2: "up", 3: "left", 4: "up"}),
+           (10.4, "status", dict(running=True)),
+           (11.4, "log", ["down: n2"])))
+      for end in ("killed", "stopped", "starved")],
     ("a number that moves while its node is up", "--key-file {}", (
         (0, dict(sequence=1, key=b"key"), "stored"),
         (0, dict(sequence=2, key=b"key", by=2), "stored"),
@@ -1679,68 +1693,41 @@ def take_step(receiver, what, want):
     if what == "log":
         lines, receiver.lines[:] = [*receiver.lines], []
         return lines
+    if isinstance(what, dict):
+        what = dict(dict(node=7, by=1, key=None), **what)
+        by, key = what.pop("by"), what.pop("key")
+        data = sign(message(**what), key) if key else message(**what)
+        counter = feed(receiver, data, "10.0.0.%d" % by)
+        if isinstance(want, str):
+            return counter
     with libbeostat.open(receiver.table.path) as cluster:
         if what == "nodes":
-            return [node.number for node in cluster]
-        if isinstance(what, int):
-            return {field: getattr(cluster[what], field) for field in want}
-    what = dict(dict(node=7, by=1, key=None), **what)
-    by, key = what.pop("by"), what.pop("key")
-    data = sign(message(**what), key) if key else message(**what)
-    counter = feed(receiver, data, "10.0.0.%d" % by)
-    if isinstance(want, str):
-        return counter
-    with libbeostat.open(receiver.table.path) as cluster:
-        return counter, cluster[7].received, cluster[7].lost
+            return {node.number: node.state for node in cluster}
+        if isinstance(want, tuple):
+            return counter, cluster[7].received, cluster[7].lost
+        looked = cluster.status if what == "status" else cluster[what]
+        return {field: getattr(looked, field) for field in want}
 
 
-@pytest.mark.parametrize("why, options, steps", HISTORIES,
-                         ids=[row[0] for row in HISTORIES])
+@pytest.mark.parametrize("why, options, steps", HISTORIES)
 def test_history(tmp_path, why, options, steps):
+    options = options.format(write_key(tmp_path, b"key")).split()
     with Clock() as clock:
-        receiver, start_s = new_receiver(tmp_path, *options.format(
-            write_key(tmp_path, b"key")).split()), clock.now
+        receiver, gone_s = new_receiver(tmp_path, *options), clock.now
         for at_s, what, want in steps:
-            listen(receiver, clock, start_s + at_s)
-            assert take_step(receiver, what, want) == want, (at_s, what)
-        close(receiver)
-
-
-@pytest.mark.parametrize("end", ["killed", "stopped", "starved"])
-def test_silence_counts_only_while_somebody_listens(tmp_path, end):
-    """Of 100 s in which recvstats was gone, nothing counts: who was down
-    stays down, who was up has what was left of his three periods."""
-    def seen():
-        with libbeostat.open(receiver.table.path) as cluster:
-            assert cluster.running == cluster.status.running
-            return cluster.running, {node.number: node.state
-                                     for node in cluster}
-    states = {1: "down", 2: "up", 3: "left"}
-    with Clock() as clock:
-        receiver = new_receiver(tmp_path)
-        feed(receiver, message(1))
-        feed(receiver, message(3, kind=sendstats.FAREWELL))
-        listen(receiver, clock, 9.5)
-        feed(receiver, message(2))
-        listen(receiver, clock, 11.5)
-        if end == "stopped":
-            receiver.stop(clock.now)
-        clock.now += 100
-        assert seen() == (False, states)
-        with libbeostat.open(receiver.table.path) as cluster:
-            assert cluster[2].age_s == 102
-            assert cluster.status.uptime_s == 10
-        if end != "starved":
-            killed(receiver)
-            receiver = new_receiver(tmp_path)
-        receiver.lines.clear()
-        receiver.wake(clock.now)
-        feed(receiver, message(4))
-        listen(receiver, clock, clock.now + .9)
-        assert seen() == (True, {**states, 4: "up"})
-        assert receiver.lines == ["up: n4"]
-        listen(receiver, clock, clock.now + 1)
-        assert receiver.lines == ["up: n4", "down: n2"]
+            listen(receiver, clock, gone_s + at_s)
+            if what == "gone":
+                if want == "stopped":
+                    receiver.stop(clock.now)
+                clock.now, gone_s = clock.now + 100, gone_s + 100
+            elif what == "back":
+                if want != "starved":
+                    killed(receiver)
+                    receiver = new_receiver(tmp_path, *options)
+                receiver.wake(clock.now)
+            else:
+                got = take_step(receiver, what, want)
+                assert got == want, (at_s, what)
         close(receiver)
 
 
@@ -2313,8 +2300,7 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command, status, says", COMMANDS,
-                         ids=[row[0] for row in COMMANDS])
+@pytest.mark.parametrize("command, status, says", COMMANDS)
 def test_command(monkeypatch, capfd, command, status, says):
     *nodes, name = re.match(r"(?:NODE=(\w+) )?(\w+)", command).groups()
     words = command.partition(name)[2].split()
@@ -2389,8 +2375,7 @@ ANSWERS = (
 )
 
 
-@pytest.mark.parametrize("command, status, says", ANSWERS,
-                         ids=[row[0] for row in ANSWERS])
+@pytest.mark.parametrize("command, status, says", ANSWERS)
 def test_answer(receiver, tmp_path, command, status, says):
     """No file is touched: a device would be removed, and closed to all
     others before."""
