@@ -922,7 +922,7 @@ def test_strange_text_is_absent_and_never_fatal(tmp_path, name, text):
 
 @pytest.mark.parametrize("period_s", [0.01, 0.05, 1.0])
 def test_rates_go_back_one_period(tmp_path, period_s):
-    """They froze where it was shorter than 0.18 s."""
+    """Also where it is shorter than 0.18 s."""
     root, busy = write_proc(tmp_path, EPYC), []
     with Clock() as clock:
         sampler = sendstats.Sampler(root, 0, period_s)
@@ -2300,7 +2300,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("command, status, says", COMMANDS)
-def test_command(monkeypatch, capfd, command, status, says):
+def test_command(capfd, command, status, says):
     *nodes, name = re.match(r"(?:NODE=(\w+) )?(\w+)", command).groups()
     words = command.partition(name)[2].split()
     more = [{"NODE": nodes[0] or ""}] * (name == "sendstats")
@@ -2476,7 +2476,7 @@ def test_daemons_started_with_their_files_closed(running):
 
 
 def slow_agent_that_can_send_nothing_stays(running):
-    """Its parent was gone when it was ready, and so it died."""
+    """Its parent does not wait until it is ready."""
     path = os.path.join(running.folder, "pid")
     started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
     running.pids.append(read_pid(path))
