@@ -3171,89 +3171,39 @@ def plain_surroundings(monkeypatch):
     time.tzset()
 
 
+NAME_6 = r'\x1b[31m"<&>\\n\u202e\x9b'           # EVIL, made harmless
+ROW_6 = ("    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0"
+         "     0 " + NAME_6)
+NOT_UP = ["down: n5", "left: n3", "never heard: n[7-8]"]
+ROWS = (
+    # words, the rows, the totals, the last lines
+    ("", range(7), "5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2"
+     "  123M   999", NOT_UP),
+    ("-b", range(7), "", []),
+    ("--down", (3, 5), "0 up", NOT_UP),
+    ("--sort load --top 3", (4, 6, 1), "3 up        196 99.0 196.31  198"
+     "  4221 97.6   0.0  63.2  123M   999", NOT_UP),
+    ("--sort -name --top 2", (4, 2), "2 up        193 99.5 191.70  192  4093"
+     " 98.8   0.8  63.2     0     0", NOT_UP),
+    ("--reverse 0-2", (2, 1, 0), "3 up          5 43.5   2.51    4   288  3.1"
+     "   0.2  63.2  123M   999", []),
+    ("6", (6,), "1 up          2 12.5   2.75    3    77  0.8        63.2"
+     "     0     0", []))
+
+
+@pytest.mark.parametrize("words, rows, totals, last", ROWS)
+def test_default_view(seven, words, rows, totals, last):
+    """Its rows are those of README."""
+    heading, *lines = README_VIEWS["0-5"].splitlines()[:7] + [ROW_6]
+    want = [lines[row] for row in rows]
+    if totals:
+        want = [heading] + want + ["total " + totals] + last
+    assert shown(seven, *words.split()).splitlines() == want
+
+
 GOLDEN = {
-    '': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2  123M   999
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '-b': """\
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-""",
-    '-b --up': """\
-n[0-2,4,6]
-""",
-    '-b --down': """\
-n[3,5,7-8]
-""",
-    '--down': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-total 0 up
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--sort load --top 3': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-total 3 up        196 99.0 196.31  198  4221 97.6   0.0  63.2  123M   999
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--sort -name --top 2': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-total 2 up        193 99.5 191.70  192  4093 98.8   0.8  63.2     0     0
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--reverse 0-2': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-total 3 up          5 43.5   2.51    4   288  3.1   0.2  63.2  123M   999
-""",
-    '6': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 1 up          2 12.5   2.75    3    77  0.8        63.2     0     0
-""",
-    '-c 0-3': """\
-=============== Node: n0 (index 0) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 2
-vendor_id\t: AuthenticAMD
-model name\t: AMD EPYC
-cpu MHz\t\t: 2596.118
-cache size\t: 1024 KB
-sockets\t\t: 1
-cpu cores\t: 2
-bogomips\t: 5192.23
-
+    # what README does not show
+    '-cn 1': """\
 =============== Node: n1 (index 1) ===============
 
  *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
@@ -3266,515 +3216,34 @@ sockets\t\t: 2
 cpu cores\t: 2
 bogomips\t: 5989.50
 
+ *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 94105221  331211    0    0    0     0          0         0 94105221  331211    0    0    0     0       0          0
+  eth0: 3121110921 22301117    0    0    0     0          0         0 2001222333 21010101    0    0    0     0       0          0
+  eth1:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+  sit0:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+
+""",
+    '-l 2,5': """\
 =============== Node: n2 (index 2) ===============
 
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Pentium III (Coppermine)
-cpu MHz\t\t: 863.872
-cache size\t: 256 KB
-bogomips\t: 1723.59
+ *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
+0.20 0.18 0.12 0/80 11206
 
-=============== Node: n3 (index 3) ===============
-*** left, last heard 0.5 s ago ***
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 4
-vendor_id\t: 0x41
-bogomips\t: 50.00
-
-""",
-    '-c 3 -b': """\
-3 processors : 4 vendor_id : 0x41 bogomips : 50.00
-""",
-    '-m 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:         256232 kB
-MemFree:            7980 kB
-Buffers:           20608 kB
-Cached:           146152 kB
-SwapTotal:        524248 kB
-SwapFree:         520248 kB
-
-""",
-    '-l 5': """\
 =============== Node: n5 (index 5) ===============
 *** down, last heard 600.0 s ago ***
 
  *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
 
 """,
-    '-lb': """\
-0 0.25 0.01 0.05 1/77 2051
-1 2.06 2.01 1.73 3/131 20712
-2 0.20 0.18 0.12 0/80 11206
-3 3.99 4.01 4.05 4/312 99121
-4 191.50 180.25 128.00 192/4013 4194303
-5
-6 2.75 0.01 0.05 3/77 2051
-""",
-    '-n 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
-  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
-
-""",
-    '-s 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/stat *** Sun Sep 09 01:46:40 2001
-cpu  1132430 3104 220311 51234907
-cpu0 1132430 3104 220311 51234907
-intr 1462898
-ctxt 115315
-btime 1062191376
-processes 86031
-
-""",
-    '-f 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** statfs of / *** Sun Sep 09 01:46:40 2001
-f_bsize: 4096
-f_blocks: 1000000
-f_bfree: 400000
-f_bavail: 350000
-f_files: 65536
-f_ffree: 60000
-f_namelen: 255
-
-""",
-    '-C 3': """\
-=============== Node: n3 (index 3) ===============
-*** left, last heard 0.5 s ago ***
-
- *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
-cpu0 0.0000
-cpu1 0.0000
-cpu2 0.0000
-cpu3 0.0000
-
-""",
-    '-Cb 0-3': """\
-0.0000 0.0000 0
-0.0000 0.0000 1
-0.0000 2
-0.0000 0.0000 0.0000 0.0000 3
-""",
-    '-nb 1,2': """\
-1 lo 94105221 331211 0 0 0 0 0 0 94105221 331211 0 0 0 0 0 0
-1 eth0 3121110921 22301117 0 0 0 0 0 0 2001222333 21010101 0 0 0 0 0 0
-1 eth1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-1 sit0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-2 lo 104503 1301 0 0 0 0 0 0 104503 1301 0 0 0 0 0 0
-2 eth0 1235461773 3510213 17 2 1 3 0 11 4013244571 4120551 5 0 0 91 7 0
-""",
-    '--names --up': """\
-n[0-2,4,6]
-""",
-    '--names --down': """\
-n[3,5,7-8]
-""",
-    '-R 1': """\
-=============== Node: n1 (index 1) ===============
-
- *** network rate *** Sun Sep 09 01:46:40 2001
-Network rate 123457788 bytes/second
-
-""",
-    '-Rb': """\
-0 Network rate 0 bytes/second
-1 Network rate 123457788 bytes/second
-2 Network rate 0 bytes/second
-3 Network rate 0 bytes/second
-4 Network rate 0 bytes/second
-5
-6 Network rate 0 bytes/second
-""",
-    '-a 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Pentium III (Coppermine)
-cpu MHz\t\t: 863.872
-cache size\t: 256 KB
-bogomips\t: 1723.59
-
- *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:         256232 kB
-MemFree:            7980 kB
-Buffers:           20608 kB
-Cached:           146152 kB
-SwapTotal:        524248 kB
-SwapFree:         520248 kB
-
- *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
-0.20 0.18 0.12 0/80 11206
-
- *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
-  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
-
- *** /proc/stat *** Sun Sep 09 01:46:40 2001
-cpu  1132430 3104 220311 51234907
-cpu0 1132430 3104 220311 51234907
-intr 1462898
-ctxt 115315
-btime 1062191376
-processes 86031
-
- *** statfs of / *** Sun Sep 09 01:46:40 2001
-f_bsize: 4096
-f_blocks: 1000000
-f_bfree: 400000
-f_bavail: 350000
-f_files: 65536
-f_ffree: 60000
-f_namelen: 255
-
-""",
-    '-lRb 1': """\
-1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 bytes/second
-""",
-    '--dots': """\
-0 :%:L@D:NN
-.:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-""",
+    '-cb 3': "3 processors : 4 vendor_id : 0x41 bogomips : 50.00\n",
+    '-lRb 1,5': "1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 "
+                "bytes/second\n5\n",
     '--dots --up': """\
 0 :%: @ :NN
 .:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-""",
-    '--daemon': """\
-recvstats        running, pid 812
-uptime           60m
-port             5545
-messages/s       15
-last request     none
-table            /dev/shm/beostat, 282k bytes used
-expected         9 nodes
-received         15
-stored           15
-late             0
-repeated         0
-stale            0
-conflict         0
-clock_wrong      0
-short            0
-long             0
-magic_wrong      0
-version_wrong    0
-crc_wrong        0
-header_wrong     0
-number_wrong     0
-unnumbered       0
-not_allowed      0
-unsigned         0
-signature_wrong  0
-no_space         0
-requests         0
-kernel_drops     0
-log_drops        0
-lost             2 of 17 (11.7647 %)
-lost by node 1   2 of 11 (18.1818 %)
-agent's cost     median 350 us a sample, worst 2120 us (node 4)
-clock skew       at most 1.0 s (node 6)
-""",
-    '--prometheus 2': """\
-# HELP beostat_node_up 1 while the node's samples arrive.
-# TYPE beostat_node_up gauge
-beostat_node_up{instance="n2",node="2"} 1
-# HELP beostat_node_state 1 of the state that the node is in.
-# TYPE beostat_node_state gauge
-beostat_node_state{instance="n2",node="2",state="up"} 1
-# HELP beostat_node_age_seconds Time since the last sample arrived.
-# TYPE beostat_node_age_seconds gauge
-beostat_node_age_seconds{instance="n2",node="2"} 0.5
-# HELP beostat_node_received_messages_total Messages received.
-# TYPE beostat_node_received_messages_total counter
-beostat_node_received_messages_total{instance="n2",node="2"} 1
-# HELP beostat_node_lost_messages_total Messages that never came.
-# TYPE beostat_node_lost_messages_total counter
-beostat_node_lost_messages_total{instance="n2",node="2"} 0
-# HELP beostat_node_agent_restarts_total Starts but the first.
-# TYPE beostat_node_agent_restarts_total counter
-beostat_node_agent_restarts_total{instance="n2",node="2"} 0
-# HELP beostat_node_info What the node is, and where.
-# TYPE beostat_node_info gauge
-beostat_node_info{instance="n2",node="2",vendor="GenuineIntel",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
-# HELP node_cpu_seconds_total CPU time since boot.
-# TYPE node_cpu_seconds_total counter
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="user"} 11324.3
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="nice"} 31.04
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="system"} 2203.11
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="idle"} 512349.07
-# HELP node_boot_time_seconds Boot time, since the epoch.
-# TYPE node_boot_time_seconds gauge
-node_boot_time_seconds{instance="n2",node="2"} 1062191376
-# HELP node_context_switches_total Context switches since boot.
-# TYPE node_context_switches_total counter
-node_context_switches_total{instance="n2",node="2"} 115315
-# HELP node_intr_total Interrupts since boot.
-# TYPE node_intr_total counter
-node_intr_total{instance="n2",node="2"} 1462898
-# HELP node_forks_total Processes made since boot.
-# TYPE node_forks_total counter
-node_forks_total{instance="n2",node="2"} 86031
-# HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
-# TYPE beostat_node_cpu_busy_ratio gauge
-beostat_node_cpu_busy_ratio{instance="n2",node="2"} 0.125
-# HELP node_load1 1m load average.
-# TYPE node_load1 gauge
-node_load1{instance="n2",node="2"} 0.2
-# HELP node_load5 5m load average.
-# TYPE node_load5 gauge
-node_load5{instance="n2",node="2"} 0.18
-# HELP node_load15 15m load average.
-# TYPE node_load15 gauge
-node_load15{instance="n2",node="2"} 0.12
-# HELP node_processes_threads Tasks: threads of all processes.
-# TYPE node_processes_threads gauge
-node_processes_threads{instance="n2",node="2"} 80
-# HELP node_memory_MemTotal_bytes MemTotal of /proc/meminfo.
-# TYPE node_memory_MemTotal_bytes gauge
-node_memory_MemTotal_bytes{instance="n2",node="2"} 262381568
-# HELP node_memory_MemFree_bytes MemFree of /proc/meminfo.
-# TYPE node_memory_MemFree_bytes gauge
-node_memory_MemFree_bytes{instance="n2",node="2"} 8171520
-# HELP node_memory_Buffers_bytes Buffers of /proc/meminfo.
-# TYPE node_memory_Buffers_bytes gauge
-node_memory_Buffers_bytes{instance="n2",node="2"} 21102592
-# HELP node_memory_Cached_bytes Cached of /proc/meminfo.
-# TYPE node_memory_Cached_bytes gauge
-node_memory_Cached_bytes{instance="n2",node="2"} 149659648
-# HELP node_memory_SwapTotal_bytes SwapTotal of /proc/meminfo.
-# TYPE node_memory_SwapTotal_bytes gauge
-node_memory_SwapTotal_bytes{instance="n2",node="2"} 536829952
-# HELP node_memory_SwapFree_bytes SwapFree of /proc/meminfo.
-# TYPE node_memory_SwapFree_bytes gauge
-node_memory_SwapFree_bytes{instance="n2",node="2"} 532733952
-# HELP node_filesystem_files Inodes of /.
-# TYPE node_filesystem_files gauge
-node_filesystem_files{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 65536
-# HELP node_filesystem_files_free Free inodes of /.
-# TYPE node_filesystem_files_free gauge
-node_filesystem_files_free{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 60000
-# HELP node_filesystem_size_bytes Size of /.
-# TYPE node_filesystem_size_bytes gauge
-node_filesystem_size_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 4096000000
-# HELP node_filesystem_free_bytes Free in /.
-# TYPE node_filesystem_free_bytes gauge
-node_filesystem_free_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1638400000
-# HELP node_filesystem_avail_bytes Free in / to users.
-# TYPE node_filesystem_avail_bytes gauge
-node_filesystem_avail_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1433600000
-# HELP beostat_node_agent_cost_seconds CPU time of a sample.
-# TYPE beostat_node_agent_cost_seconds gauge
-beostat_node_agent_cost_seconds{instance="n2",node="2"} 0.00035
-# HELP beostat_node_cpus CPUs on line.
-# TYPE beostat_node_cpus gauge
-beostat_node_cpus{instance="n2",node="2"} 1
-# HELP node_time_seconds Time of the sample by the node's clock.
-# TYPE node_time_seconds gauge
-node_time_seconds{instance="n2",node="2"} 1000000000.0
-# HELP node_uname_info What uname(2) tells.
-# TYPE node_uname_info gauge
-node_uname_info{instance="n2",node="2",release="6.1.0",machine="x86_64",nodename="n2",sysname="Linux"} 1
-# HELP node_network_receive_bytes_total bytes of /proc/net/dev.
-# TYPE node_network_receive_bytes_total counter
-node_network_receive_bytes_total{instance="n2",node="2",device="lo"} 104503
-node_network_receive_bytes_total{instance="n2",node="2",device="eth0"} 1235461773
-# HELP node_network_receive_packets_total packets of /proc/net/dev.
-# TYPE node_network_receive_packets_total counter
-node_network_receive_packets_total{instance="n2",node="2",device="lo"} 1301
-node_network_receive_packets_total{instance="n2",node="2",device="eth0"} 3510213
-# HELP node_network_receive_errs_total errs of /proc/net/dev.
-# TYPE node_network_receive_errs_total counter
-node_network_receive_errs_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_errs_total{instance="n2",node="2",device="eth0"} 17
-# HELP node_network_receive_drop_total drop of /proc/net/dev.
-# TYPE node_network_receive_drop_total counter
-node_network_receive_drop_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_drop_total{instance="n2",node="2",device="eth0"} 2
-# HELP node_network_receive_fifo_total fifo of /proc/net/dev.
-# TYPE node_network_receive_fifo_total counter
-node_network_receive_fifo_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_fifo_total{instance="n2",node="2",device="eth0"} 1
-# HELP node_network_receive_frame_total frame of /proc/net/dev.
-# TYPE node_network_receive_frame_total counter
-node_network_receive_frame_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_frame_total{instance="n2",node="2",device="eth0"} 3
-# HELP node_network_receive_compressed_total compressed of /proc/net/dev.
-# TYPE node_network_receive_compressed_total counter
-node_network_receive_compressed_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_compressed_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_receive_multicast_total multicast of /proc/net/dev.
-# TYPE node_network_receive_multicast_total counter
-node_network_receive_multicast_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_multicast_total{instance="n2",node="2",device="eth0"} 11
-# HELP node_network_transmit_bytes_total bytes of /proc/net/dev.
-# TYPE node_network_transmit_bytes_total counter
-node_network_transmit_bytes_total{instance="n2",node="2",device="lo"} 104503
-node_network_transmit_bytes_total{instance="n2",node="2",device="eth0"} 4013244571
-# HELP node_network_transmit_packets_total packets of /proc/net/dev.
-# TYPE node_network_transmit_packets_total counter
-node_network_transmit_packets_total{instance="n2",node="2",device="lo"} 1301
-node_network_transmit_packets_total{instance="n2",node="2",device="eth0"} 4120551
-# HELP node_network_transmit_errs_total errs of /proc/net/dev.
-# TYPE node_network_transmit_errs_total counter
-node_network_transmit_errs_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_errs_total{instance="n2",node="2",device="eth0"} 5
-# HELP node_network_transmit_drop_total drop of /proc/net/dev.
-# TYPE node_network_transmit_drop_total counter
-node_network_transmit_drop_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_drop_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_transmit_fifo_total fifo of /proc/net/dev.
-# TYPE node_network_transmit_fifo_total counter
-node_network_transmit_fifo_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_fifo_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_transmit_colls_total colls of /proc/net/dev.
-# TYPE node_network_transmit_colls_total counter
-node_network_transmit_colls_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_colls_total{instance="n2",node="2",device="eth0"} 91
-# HELP node_network_transmit_carrier_total carrier of /proc/net/dev.
-# TYPE node_network_transmit_carrier_total counter
-node_network_transmit_carrier_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_carrier_total{instance="n2",node="2",device="eth0"} 7
-# HELP node_network_transmit_compressed_total compressed of /proc/net/dev.
-# TYPE node_network_transmit_compressed_total counter
-node_network_transmit_compressed_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_compressed_total{instance="n2",node="2",device="eth0"} 0
-# HELP beostat_recvstats_up 1 while recvstats is at work.
-# TYPE beostat_recvstats_up gauge
-beostat_recvstats_up 1
-# HELP beostat_recvstats_datagrams_total What became of datagrams.
-# TYPE beostat_recvstats_datagrams_total counter
-beostat_recvstats_datagrams_total{result="stored"} 15
-beostat_recvstats_datagrams_total{result="late"} 0
-beostat_recvstats_datagrams_total{result="repeated"} 0
-beostat_recvstats_datagrams_total{result="stale"} 0
-beostat_recvstats_datagrams_total{result="conflict"} 0
-beostat_recvstats_datagrams_total{result="clock_wrong"} 0
-beostat_recvstats_datagrams_total{result="short"} 0
-beostat_recvstats_datagrams_total{result="long"} 0
-beostat_recvstats_datagrams_total{result="magic_wrong"} 0
-beostat_recvstats_datagrams_total{result="version_wrong"} 0
-beostat_recvstats_datagrams_total{result="crc_wrong"} 0
-beostat_recvstats_datagrams_total{result="header_wrong"} 0
-beostat_recvstats_datagrams_total{result="number_wrong"} 0
-beostat_recvstats_datagrams_total{result="unnumbered"} 0
-beostat_recvstats_datagrams_total{result="not_allowed"} 0
-beostat_recvstats_datagrams_total{result="unsigned"} 0
-beostat_recvstats_datagrams_total{result="signature_wrong"} 0
-beostat_recvstats_datagrams_total{result="no_space"} 0
-beostat_recvstats_datagrams_total{result="requests"} 0
-beostat_recvstats_datagrams_total{result="kernel_drops"} 0
-beostat_recvstats_datagrams_total{result="log_drops"} 0
-""",
-    '--ganglia 2,6 --cluster blue': """\
-<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
-<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
-<CLUSTER NAME="blue" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
-<HOST NAME="n2" IP="10.0.0.2" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="load_one" VAL="0.200" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_five" VAL="0.180" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_fifteen" VAL="0.120" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_run" VAL="0" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_total" VAL="80" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_num" VAL="1" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_speed" VAL="863" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="256232.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="7980.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_buffers" VAL="20608.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_cached" VAL="146152.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="swap_total" VAL="524248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="swap_free" VAL="520248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="1062191376" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-<HOST NAME="\\x1b[31m&quot;&lt;&amp;&gt;\\\\n\\u202e\\x9b" IP="10.0.0.6" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="load_one" VAL="2.750" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_five" VAL="0.010" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_fifteen" VAL="0.050" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_run" VAL="3" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_total" VAL="77" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_num" VAL="2" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="24684092.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="24598216.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_shared" VAL="8856.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_buffers" VAL="432.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_cached" VAL="13512.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="swap_total" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="swap_free" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="1795226462" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-</CLUSTER>
-</GANGLIA_XML>
-""",
-    '--ganglia 5': """\
-<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
-<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
-<CLUSTER NAME="beostat" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
-<HOST NAME="n5" IP="10.0.0.5" TAGS="" REPORTED="1000000001" TN="600" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="2097152.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="1048576.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="0" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-</CLUSTER>
-</GANGLIA_XML>
-""",
-}
+"""}
 
 
 @pytest.mark.parametrize("words", sorted(GOLDEN))
@@ -3782,10 +3251,163 @@ def test_view(seven, words):
     assert shown(seven, *words.split()) == GOLDEN[words]
 
 
-def test_json_is_stable_and_evil_names_are_harmless(seven):
+def test_all_texts_are_each_text(seven):
+    banner, each = "", []
+    for letter in "cmlnsf":
+        banner, text = shown(seven, "-" + letter, "2").split("\n\n", 1)
+        each.append(text)
+    assert shown(seven, "-a", "2") == "\n\n".join([banner, "".join(each)])
+    *_, rates = shown(seven, "-CR", "2").split("\n\n", 1)
+    assert shown(seven, "-aCR", "2").endswith("".join(each) + rates)
+
+
+ROOT = ',device="root",fstype="unknown",mountpoint="/"'
+METRICS = (
+    # name, help, further labels, what node 2 has
+    ("beostat_node_up", "1 while the node's samples arrive.", "", "1"),
+    ("beostat_node_state", "1 of the state that the node is in.",
+     ',state="up"', "1"),
+    ("beostat_node_age_seconds", "Time since the last sample arrived.", "",
+     "0.5"),
+    ("beostat_node_received_messages_total", "Messages received.", "", "1"),
+    ("beostat_node_lost_messages_total", "Messages that never came.", "",
+     "0"),
+    ("beostat_node_agent_restarts_total", "Starts but the first.", "", "0"),
+    ("beostat_node_info", "What the node is, and where.",
+     ',vendor="GenuineIntel",model="Pentium III (Coppermine)",'
+     'address="10.0.0.2"', "1"),
+    *[("node_cpu_seconds_total", "CPU time since boot.",
+       ',cpu="mean",mode="%s"' % mode, seconds) for mode, seconds in (
+           ("user", "11324.3"), ("nice", "31.04"), ("system", "2203.11"),
+           ("idle", "512349.07"))],
+    ("node_boot_time_seconds", "Boot time, since the epoch.", "",
+     "1062191376"),
+    ("node_context_switches_total", "Context switches since boot.", "",
+     "115315"),
+    ("node_intr_total", "Interrupts since boot.", "", "1462898"),
+    ("node_forks_total", "Processes made since boot.", "", "86031"),
+    ("beostat_node_cpu_busy_ratio", "Use of all CPUs over the last period.",
+     "", "0.125"),
+    ("node_load1", "1m load average.", "", "0.2"),
+    ("node_load5", "5m load average.", "", "0.18"),
+    ("node_load15", "15m load average.", "", "0.12"),
+    ("node_processes_threads", "Tasks: threads of all processes.", "", "80"),
+    *[("node_memory_%s_bytes" % name, name + " of /proc/meminfo.", "",
+       "%d" % (kb * 1024)) for name, kb in (
+           ("MemTotal", 256232), ("MemFree", 7980), ("Buffers", 20608),
+           ("Cached", 146152), ("SwapTotal", 524248), ("SwapFree", 520248))],
+    ("node_filesystem_files", "Inodes of /.", ROOT, "65536"),
+    ("node_filesystem_files_free", "Free inodes of /.", ROOT, "60000"),
+    ("node_filesystem_size_bytes", "Size of /.", ROOT, "4096000000"),
+    ("node_filesystem_free_bytes", "Free in /.", ROOT, "1638400000"),
+    ("node_filesystem_avail_bytes", "Free in / to users.", ROOT,
+     "1433600000"),
+    ("beostat_node_agent_cost_seconds", "CPU time of a sample.", "",
+     "0.00035"),
+    ("beostat_node_cpus", "CPUs on line.", "", "1"),
+    ("node_time_seconds", "Time of the sample by the node's clock.", "",
+     "1000000000.0"),
+    ("node_uname_info", "What uname(2) tells.", ',release="6.1.0",'
+     'machine="x86_64",nodename="n2",sysname="Linux"', "1"),
+    *[("node_network_%s_total" % name,
+       name.partition("_")[2] + " of /proc/net/dev.", ',device="%s"' % device,
+       value) for name, *values in (
+           ("receive_bytes", "104503", "1235461773"),
+           ("receive_packets", "1301", "3510213"),
+           ("receive_errs", "0", "17"), ("receive_drop", "0", "2"),
+           ("receive_fifo", "0", "1"), ("receive_frame", "0", "3"),
+           ("receive_compressed", "0", "0"),
+           ("receive_multicast", "0", "11"),
+           ("transmit_bytes", "104503", "4013244571"),
+           ("transmit_packets", "1301", "4120551"),
+           ("transmit_errs", "0", "5"), ("transmit_drop", "0", "0"),
+           ("transmit_fifo", "0", "0"), ("transmit_colls", "0", "91"),
+           ("transmit_carrier", "0", "7"), ("transmit_compressed", "0", "0"))
+      for device, value in zip(("lo", "eth0"), values)])
+
+
+def test_metrics_of_a_node(seven):
+    """And of recvstats, whose counters are those that README shows."""
+    series = [(name, text, '{instance="n2",node="2"%s}' % labels, value)
+              for name, text, labels, value in METRICS]
+    series.append(("beostat_recvstats_up", "1 while recvstats is at work.",
+                   "", "1"))
+    counters = README_VIEWS["--daemon"].partition("received  ")[2]
+    series += [("beostat_recvstats_datagrams_total", "What became of "
+                "datagrams.", '{result="%s"}' % name, value) for name, value
+               in re.findall(r"^(\w+) +(\d+)$", counters, re.M)]
+    want, headed = [], None
+    for name, text, labels, value in series:
+        if name != headed:
+            headed = name
+            want += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (
+                name, "counter" if name.endswith("_total") else "gauge")]
+        want.append("%s%s %s" % (name, labels, value))
+    assert shown(seven, "--prometheus", "2").splitlines() == want
+
+
+HOST = """\
+<HOST NAME="%s" IP="10.0.0.%d" TAGS="" REPORTED="1000000001" TN="%s" \
+TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
+%s</HOST>
+"""
+METRIC = ('<METRIC NAME="%s" VAL="%s" TYPE="%s" UNITS="%s" TN="%s" TMAX="20" '
+          'DMAX="0" SLOPE="%s" SOURCE="gmond"/>\n')
+GANGLIA = (
+    # name, type, units, slope, what nodes 6 and 5 have, which is down
+    ("load_one", "float", " ", "both", "2.750", None),
+    ("load_five", "float", " ", "both", "0.010", None),
+    ("load_fifteen", "float", " ", "both", "0.050", None),
+    ("proc_run", "uint32", " ", "both", "3", None),
+    ("proc_total", "uint32", " ", "both", "77", None),
+    ("cpu_num", "uint16", "CPUs", "zero", "2", None),
+    ("cpu_speed", "uint32", "MHz", "zero", "2596", "2596"),
+    ("cpu_user", "float", "%", "both", "10.000", "10.000"),
+    ("cpu_nice", "float", "%", "both", "0.000", "0.000"),
+    ("cpu_system", "float", "%", "both", "2.500", "2.500"),
+    ("cpu_wio", "float", "%", "both", "5.000", "5.000"),
+    ("cpu_idle", "float", "%", "both", "82.500", "82.500"),
+    ("mem_total", "float", "KB", "zero", "24684092.000", "2097152.000"),
+    ("mem_free", "float", "KB", "both", "24598216.000", "1048576.000"),
+    ("mem_shared", "float", "KB", "both", "8856.000", None),
+    ("mem_buffers", "float", "KB", "both", "432.000", None),
+    ("mem_cached", "float", "KB", "both", "13512.000", None),
+    ("swap_total", "float", "KB", "zero", "0.000", None),
+    ("swap_free", "float", "KB", "both", "0.000", None),
+    ("bytes_in", "float", "bytes/sec", "both", "0", None),
+    ("bytes_out", "float", "bytes/sec", "both", "0", None),
+    ("disk_total", "double", "GB", "zero", "4.096", "4.096"),
+    ("disk_free", "double", "GB", "both", "1.638", "1.638"),
+    ("part_max_used", "float", "%", "both", "63.158", "63.158"),
+    ("boottime", "uint32", "s", "zero", "1795226462", "0"),
+    ("sys_clock", "uint32", "s", "zero", "1000000000", "1000000000"),
+    ("machine_type", "string", "", "zero", "x86_64", "x86_64"),
+    ("os_name", "string", "", "zero", "Linux", "Linux"),
+    ("os_release", "string", "", "zero", "6.1.0", "6.1.0"))
+
+
+def test_ganglia(seven):
+    hosts = ""
+    for number, name, age_s, column in ((5, "n5", "600", 5), (
+            6, NAME_6.replace("&", "&amp;").replace("<", "&lt;").replace(
+                ">", "&gt;").replace('"', "&quot;"), "0", 4)):
+        hosts += HOST % (name, number, age_s, "".join([
+            METRIC % (row[0], row[column], *row[1:3], age_s, row[3])
+            for row in GANGLIA if row[column]]))
+    assert shown(seven, "--ganglia", "5,6", "--cluster", '<"&').replace(
+        'CLUSTER NAME="&lt;&quot;&amp;"', "CLUSTER") == (
+            '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
+            '<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">\n<CLUSTER '
+            'LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified"'
+            ' URL="unspecified">\n%s</CLUSTER>\n</GANGLIA_XML>\n' % hosts)
+    assert '<CLUSTER NAME="beostat" ' in shown(seven, "--ganglia")
+
+
+def test_json_is_stable(seven):
     document = json.loads(shown(seven, "--json"))
     assert list(document) == ["path", "time_s", "recvstats", "nodes",
                               "never", "refused"]
+    assert (document["never"], document["refused"]) == ([7, 8], {})
     node = document["nodes"][6]
     assert list(node) == [
         "number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
@@ -3793,26 +3415,6 @@ def test_json_is_stable_and_evil_names_are_harmless(seven):
         "restarts", "signature", *libbeostat.PARTS, "cpus", "interfaces"]
     assert node["host"]["hostname"] == EVIL
     assert document["nodes"][5]["load"]["one"] is None
-    for words in ("", "-a", "-b", "--dots", "--daemon", "--prometheus",
-                  "--ganglia", "--json", "-lCRb"):
-        text = shown(seven, *words.split())
-        assert not set(text) & set("\x1b\x9b\u202e\r"), words
-
-
-def test_xml_parses_and_names_every_host(seven):
-    import xml.etree.ElementTree
-    tree = xml.etree.ElementTree.fromstring(
-        shown(seven, "--ganglia", "--cluster", '<"&'))
-    cluster, = tree
-    assert cluster.get("NAME") == '<"&'
-    hosts = {host.get("IP"): host for host in cluster}
-    assert len(hosts) == 7 and hosts["10.0.0.5"].get("TN") == "600"
-    metrics = {metric.get("NAME"): metric.get("VAL")
-               for metric in hosts["10.0.0.1"]}
-    assert metrics["load_one"] == "2.060" and metrics["cpu_num"] == "2"
-    assert metrics["cpu_user"] == "80.000" and metrics["cpu_idle"] == "5.000"
-    assert "cpu_speed" not in {metric.get("NAME")
-                               for metric in hosts["10.0.0.3"]}
 
 
 def installed(program):
