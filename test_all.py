@@ -543,9 +543,10 @@ def body_of(folder, texts, **fields):
     sampler = sendstats.Sampler(write_proc(folder, texts), 0, 1.0)
     body = last_sample(sampler)[40:-4]
     names = sendstats.layout(sendstats.NODE)[1]
-    values = dict(zip(names, sendstats.NODE_STRUCT.unpack(body[:566])))
+    values = dict(zip(names, sendstats.NODE_STRUCT.unpack_from(body)))
     values.update(fields)
-    return sendstats.NODE_STRUCT.pack(*values.values()) + body[566:]
+    return (sendstats.NODE_STRUCT.pack(*values.values())
+            + body[sendstats.NODE_STRUCT.size:])
 
 
 def body_with(**fields):
@@ -2899,8 +2900,7 @@ def test_beostat_without_its_library(tmp_path):
 # ---- end to end on loopback --------------------------------------------
 
 
-def test_the_line_of_the_readme(running):
-    """Daemons, started one after the other, then the command at once."""
+def test_daemons_one_after_the_other_and_the_command_at_once(running):
     files = [os.path.join(running.folder, name) for name in ("r", "s")]
     line = ("{0} recvstats.py -p {1} --table {2} --pid-file {3} && "
             "{0} sendstats.py -p {1} --pid-file {4} 0 127.0.0.1 && "
@@ -3157,7 +3157,7 @@ def test_default_view(seven, words, rows, totals, last):
 
 GOLDEN = {
     # what README does not show
-    '-cn 1': """\
+    '-aCR 1': """\
 =============== Node: n1 (index 1) ===============
 
  *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
@@ -3170,6 +3170,17 @@ sockets\t\t: 2
 cpu cores\t: 2
 bogomips\t: 5989.50
 
+ *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
+MemTotal:        4043516 kB
+MemFree:          211344 kB
+Buffers:          316292 kB
+Cached:          2884532 kB
+SwapTotal:       2031608 kB
+SwapFree:        2031504 kB
+
+ *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
+2.06 2.01 1.73 3/131 20712
+
  *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
 Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
@@ -3177,6 +3188,33 @@ Inter-|   Receive                                                |  Transmit
   eth0: 3121110921 22301117    0    0    0     0          0         0 2001222333 21010101    0    0    0     0       0          0
   eth1:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
   sit0:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+
+ *** /proc/stat *** Sun Sep 09 01:46:40 2001
+cpu  17005 41 6102 1400211 2103 51 330 7
+cpu0 8601 20 3284 701304
+cpu1 8404 21 3206 701010
+intr 7523133
+ctxt 9312345
+btime 1184240113
+processes 20712
+procs_running 2
+procs_blocked 1
+
+ *** statfs of / *** Sun Sep 09 01:46:40 2001
+f_bsize: 4096
+f_blocks: 1000000
+f_bfree: 400000
+f_bavail: 350000
+f_files: 65536
+f_ffree: 60000
+f_namelen: 255
+
+ *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
+cpu0 0.0000
+cpu1 0.0000
+
+ *** network rate *** Sun Sep 09 01:46:40 2001
+Network rate 123457788 bytes/second
 
 """,
     '-l 2,5': """\
@@ -3191,9 +3229,25 @@ Inter-|   Receive                                                |  Transmit
  *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
 
 """,
+    '-c 3': """\
+=============== Node: n3 (index 3) ===============
+*** left, last heard 0.5 s ago ***
+
+ *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
+processors\t: 4
+vendor_id\t: 0x41
+bogomips\t: 50.00
+
+""",
     '-cb 3': "3 processors : 4 vendor_id : 0x41 bogomips : 50.00\n",
     '-lRb 1,5': "1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 "
                 "bytes/second\n5\n",
+    '-Cb 0-3': """\
+0.0000 0.0000 0
+0.0000 0.0000 1
+0.0000 2
+0.0000 0.0000 0.0000 0.0000 3
+""",
     '--dots --up': """\
 0 :%: @ :NN
 .:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
@@ -3206,13 +3260,11 @@ def test_view(seven, words):
 
 
 def test_all_texts_are_each_text(seven):
-    banner, each = "", []
-    for letter in "cmlnsf":
-        banner, text = shown(seven, "-" + letter, "2").split("\n\n", 1)
-        each.append(text)
-    assert shown(seven, "-a", "2") == "\n\n".join([banner, "".join(each)])
-    *_, rates = shown(seven, "-CR", "2").split("\n\n", 1)
-    assert shown(seven, "-aCR", "2").endswith("".join(each) + rates)
+    texts = [shown(seven, "-" + letter, "1").split("\n\n", 1)
+             for letter in "cmlnsfCR"]
+    for words, count in ("-a", 6), ("-aCR", 8):
+        assert shown(seven, words, "1") == "%s\n\n%s" % (
+            texts[0][0], "".join([text for _, text in texts[:count]]))
 
 
 METRICS = """\
@@ -3262,7 +3314,7 @@ FAMILY = r"# HELP (\w+) .+\.\n# TYPE \1 (counter|gauge)\n((?:\1[{ ].*\n)+)"
 
 
 def test_metrics_of_a_node(seven):
-    """README shows its interfaces' columns, and recvstats' counters."""
+    """README shows its interfaces' columns."""
     want, devices = METRICS, [
         line.split()[1:] for line in README_VIEWS["-nb 2"].splitlines()]
     for name, *values in zip(COLUMNS, *[columns for _, *columns in devices]):
@@ -3271,9 +3323,9 @@ def test_metrics_of_a_node(seven):
                 name, device, value)
     want = want.replace("{", '{instance="n2",node="2"')
     want += "beostat_recvstats_up 1\n"
-    counters = README_VIEWS["--daemon"].partition("received  ")[2]
-    for counter in re.findall(r"^(\w+) +(\d+)$", counters, re.M):
-        want += 'beostat_recvstats_datagrams_total{result="%s"} %s\n' % counter
+    for name in recvstats.COUNTER_NAMES[1:]:
+        want += 'beostat_recvstats_datagrams_total{result="%s"} %d\n' % (
+            name, 15 if name == "stored" else 0)
     text = shown(seven, "--prometheus", "2")
     families = re.findall(FAMILY, text)
     assert "".join(samples for *_, samples in families) == want
@@ -7105,12 +7157,17 @@ def test_fault_does_not_end_a_watcher(running, words):
 # ---- README ------------------------------------------------------------
 
 
+NAMES_SHOWN = 12                # of a row; of more, the first and the last
+
+
 def describe(rows):
     """Return a record's table as README shows it."""
     record, offset = sendstats.layout(rows)
     lines = ["Offset  Type  Unit     Fields: meaning"]
     for fields, code, unit, meaning in rows:
-        first = fields.split()[0]
+        first, *others = fields.split()
+        if len(others) > NAMES_SHOWN:
+            fields = "%s ... %s" % (first, others[-1])
         lines += textwrap.wrap(
             "%s: %s" % (fields, meaning), 79, break_long_words=False,
             initial_indent="%6d  %-4s  %-8s " % (offset[first], code,
@@ -7330,13 +7387,26 @@ README_VIEWS = dict(re.findall(
 
 @pytest.mark.parametrize("words", sorted(README_VIEWS))
 def test_readme_shows_what_is_printed(seven, words):
-    assert README_VIEWS[words] == shown(seven, *words.split())
+    words, _, pipe = words.partition(" | ")
+    text = shown(seven, *words.split())
+    if pipe:
+        words += " | " + pipe
+        text = subprocess.check_output(["sh", "-c", pipe], input=text,
+                                       universal_newlines=True)
+    assert README_VIEWS[words] == text
+
+
+def test_daemon_shows_every_counter(seven):
+    names = [line.split()[0] for line in
+             shown(seven, "--daemon").splitlines()]
+    assert [name for name in names if name in recvstats.COUNTER_NAMES
+            ] == list(recvstats.COUNTER_NAMES)
 
 
 def test_readme_names_every_function_of_the_original():
     table = readme().split("returns\n")[1]
     for name in {name for name, *_ in CALLS}:
-        assert re.search(r"^    %s +%s\(" % (name, name), table, re.M)
+        assert re.search(r"^    %s\(" % name, table, re.M)
 
 
 @pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
