@@ -4504,7 +4504,8 @@ def original(seven, monkeypatch):
     """libbeostat, whose functions read the table of seven nodes."""
     monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
     libbeostat.cluster.cache_clear()
-    return libbeostat
+    yield libbeostat
+    libbeostat.cluster.cache_clear()    # and so close it
 
 
 CALLS = (
