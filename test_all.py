@@ -3939,6 +3939,10 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
                         (b"\033[6~", 18), (b"G", 38), (b"g", 0)):
         screen.type(keys)
         wait_for(lambda: screen.frame()[3].split()[0] == "%d" % first)
+    for columns, bars in (105, False), (106, True):     # as README has it
+        screen.resize(20, columns)
+        wait_for(lambda: bool(re.search("cpus {9}", screen.frame()[2]))
+                 == bars)
     screen.resize(9, 20)
     wait_for(lambda: len(screen.frame()) == 9)
     assert max(map(len, screen.frame())) <= 20
