@@ -2610,6 +2610,13 @@ def test_daemons_one_after_the_other_and_the_command_at_once(running):
     assert node.split()[3] == "%d" % os.sysconf("SC_NPROCESSORS_ONLN")
     assert node.split()[-1] == os.uname().nodename
     assert total.startswith("total 1 up")
+    document = json.loads(running.beostat("--json", "0").stdout)
+    assert document["path"] == running.table
+    assert document["recvstats"]["running"] is True
+    node, = document["nodes"]
+    assert (node["number"], node["state"]) == (0, "up")
+    assert len(node["cpus"]) == node["agent"]["cpus"]
+    assert node["processor"]["ticks_per_s"] == os.sysconf("SC_CLK_TCK")
     for pid, path in zip(reversed(running.pids), reversed(files)):
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not os.path.exists(path), 1.5)
@@ -2628,85 +2635,75 @@ def slow_agent_that_is_killed_is_down_after_three_periods(running):
     killed = time.monotonic()
     with running.open() as cluster:
         wait_for(lambda: cluster[2].state == "down")
-    assert 2.5 < time.monotonic() - killed < 4.5
+    assert 2.5 < time.monotonic() - killed < 6
     shown = running.beostat()
     assert shown.returncode == 1 and "down: n2\n" in shown.stdout
 
 
-def test_farewell_is_seen_at_once(running):
-    running.recvstats()
-    agent = running.sendstats(2, "127.0.0.1", "-r", "60")
-    running.wait_up(2)
-    agent.terminate()
-    assert agent.wait(1.0) == 0
-    with running.open() as cluster:
-        wait_for(lambda: cluster[2].state == "left", 1.0)
-    assert "left: n2\n" in running.beostat().stdout
-
-
-def test_recvstats_killed_and_started_again(running):
+def slow_recvstats_killed_and_started_again(running):
+    """Its agents go on, at the phase that each has."""
     first = running.recvstats()
-    for number in range(5):
-        running.sendstats(number, "127.0.0.1", "-r", "0.2")
-    for number in range(5):
+    for number in range(3):
+        running.sendstats(number, "127.0.0.1", "-r", "0.5")
+    for number in range(3):
         running.wait_up(number)
+    times = set()
+    with running.open() as cluster:
+        wait_for(lambda: times.add(cluster[1].time_s) or len(times) > 5)
     first.kill()
     first.wait()
     assert running.beostat().returncode in (0, 1)   # its heartbeat is new
     running.recvstats()
     with running.open() as cluster:
-        assert [node.number for node in cluster] == list(range(5))
+        assert [node.number for node in cluster] == [0, 1, 2]
         before = cluster[0].sequence
         wait_for(lambda: cluster[0].sequence > before + 1)
         assert cluster.status.stale == cluster.status.repeated == 0
+    _, first, *rest = sorted(times)
+    for other in rest:
+        periods = (other - first) / 0.5
+        assert abs(periods - round(periods)) < 0.2
 
 
-def test_several_masters_and_one_that_refuses_until_it_is_there(running):
+def slow_several_masters_and_one_that_refuses_until_it_is_there(running):
     other = Running(running.folder)
     other.table += "2"
     try:
         running.recvstats()
         running.sendstats("-r", "0.1", 3, "127.0.0.1",
                           "127.0.0.1:%d" % other.port, "no.such.name")
-        running.wait_up(3)
-        time.sleep(0.2)
-        other.recvstats()
-        node = other.wait_up(3)
-        assert node.sequence > 1
-        assert node.agent.send_errors > 0           # the name
+        first = running.wait_up(3).sequence
         with running.open() as cluster:
+            wait_for(lambda: cluster[3].sequence > first + 1)
+            other.recvstats()
+            node = other.wait_up(3)
+            assert node.sequence > first + 1
+            assert node.agent.send_errors > 0       # the name
             assert cluster[3].lost == 0
     finally:
         other.end()
 
 
 def test_number_of_the_environment_or_by_address(running):
-    running.recvstats("--iprange", "127.0.0.1-127.0.0.9")
-    running.sendstats("--once", "127.0.0.1", env=dict(os.environ, NODE="6"))
+    """And what -d says is sent and received."""
+    receiver = running.recvstats("-d", "--iprange", "127.0.0.1-127.0.0.9")
+    unset = {key: value for key, value in os.environ.items() if key != "NODE"}
+    agents = [running.sendstats("-d", "--once", *words, "127.0.0.1", env=env)
+              for words, env in (((), dict(unset, NODE="6")),
+                                 (("-a", "127.0.0.5"), unset), ((-1,), unset))]
     running.wait_up(6)
-    running.sendstats("--once", "127.0.0.1", "-a", "127.0.0.5",
-                      env={key: value for key, value in os.environ.items()
-                           if key != "NODE"})
     assert running.wait_up(4).address == "127.0.0.5"
-    running.sendstats("--once", -1, "127.0.0.1")
     running.wait_up(-1)
-    shown = running.beostat("master", "-1")
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
-        "node", "-1", "total"]
-
-
-def test_debug_says_what_is_sent_and_received(running):
-    receiver = running.start("recvstats.py", "-d", "-p", running.port,
-                             "--table", running.table)
-    wait_for(lambda: os.path.exists(running.table))
-    agent = tool("sendstats.py", "-d", "--once", "-p", running.port, 7,
-                 "127.0.0.1")
-    assert re.fullmatch(r"sequence 1, \d+ bytes to 127.0.0.1:%d: sent\n"
-                        % running.port, agent.stdout)
-    running.wait_up(7)
-    receiver.terminate()
-    _, log = receiver.communicate()
-    assert re.search(r"127.0.0.1:\d+: node 7, \d+ bytes: stored", log)
+    _, output, _ = answer(running.table, "-b", "master", "-1")
+    assert [line.split()[0] for line in output.splitlines()] == ["-1"]
+    for agent in agents:
+        assert re.fullmatch(r"sequence 1, \d+ bytes to 127.0.0.1:%d: sent\n"
+                            % running.port, agent.communicate()[0])
+    stop(receiver)
+    log = receiver.stderr.read()
+    for number in 6, -1:
+        assert re.search(r"127.0.0.1:\d+: node %d, \d+ bytes: stored"
+                         % number, log)
 
 
 def test_once_is_good_for_three_of_its_periods(running, master):
@@ -2718,47 +2715,22 @@ def test_once_is_good_for_three_of_its_periods(running, master):
         master.recv(65536)
 
 
-def test_once_that_cannot_send_fails():
-    shown = subprocess.run(
-        [sys.executable, "-S", "-c", "import sys; sys.path[:0] = [%r]; "
-         "import sendstats; sendstats.ONCE_S = 0.5; sys.exit(sendstats.main("
-         "['--once', '0', 'no.such.name']))" % HERE],
-        stderr=subprocess.PIPE, universal_newlines=True)
-    assert shown.returncode == 1
-    assert re.fullmatch(r"sendstats: no.such.name:5545: .+\n", shown.stderr)
-
-
-def test_refusal_is_said(running):
-    """It said `sent` for ever where nobody listens, and exited 0."""
-    where = "127.0.0.1:%d" % free_port()
-    shown = tool("sendstats.py", "--once", "-d", 7, where)
-    assert shown.returncode == 1
-    assert re.fullmatch(r"sequence 1, \d+ bytes to %s: refused: nobody "
-                        r"listens there\n" % where, shown.stdout)
-    assert shown.stderr == "sendstats: %s: refused: nobody listens there\n" % (
-        where)
-    agent = running.start("sendstats.py", "-d", "-r", "0.1", 7, where)
-    for _ in range(3):
-        assert ": refused: " in agent.stdout.readline()
+def slow_once_tells_what_became_of_its_message(running):
+    nobody = "127.0.0.1:%d" % free_port()
+    refused = "%s: refused: nobody listens there\n" % nobody
     running.recvstats()
-    shown = tool("sendstats.py", "--once", "-d", "-p", running.port, 7, where,
-                 "127.0.0.1")
-    assert (shown.returncode, shown.stderr) == (
-        0, "sendstats: %s: refused: nobody listens there\n" % where)
+    for words, status, output, error in (
+            (["no.such.name"], 1, "", r"sendstats: no.such.name:5545: .+\n"),
+            (["-d", nobody], 1, r"sequence 1, \d+ bytes to " + refused,
+             "sendstats: " + refused),
+            (["-d", nobody, "127.0.0.1:%d" % running.port], 0,
+             r"(sequence 1, \d+ bytes to .*(: sent|: refused: .*)\n){2}",
+             "sendstats: " + refused)):
+        shown = tool("sendstats.py", "--once", 7, *words)
+        assert shown.returncode == status
+        assert re.fullmatch(output, shown.stdout), shown.stdout
+        assert re.fullmatch(error, shown.stderr), shown.stderr
     assert shown.stdout.count(": sent\n") == 1
-
-
-def test_samples_keep_a_fixed_phase(running):
-    running.recvstats()
-    running.sendstats(1, "127.0.0.1", "-r", "0.15")
-    running.wait_up(1)
-    times = set()
-    with running.open() as cluster:
-        wait_for(lambda: times.add(cluster[1].time_s) or len(times) > 5)
-    first, *rest = sorted(times)[1:]
-    for other in rest:
-        periods = (other - first) / 0.15
-        assert abs(periods - round(periods)) < 0.2
 
 
 @pytest.mark.parametrize("period_s", [0.1, 1.0, 60.0])
@@ -2779,8 +2751,7 @@ def test_next_due(period_s):
 @pytest.mark.parametrize("name", ["sendstats.py", "recvstats.py",
                                   "libbeostat.py"])
 def test_file_alone_in_an_empty_folder(tmp_path, name):
-    with open(os.path.join(HERE, name)) as source:
-        (tmp_path / name).write_text(source.read())
+    shutil.copy(os.path.join(HERE, name), str(tmp_path))
     command = [sys.executable, "-I", "-S", name]
     option = [] if name == "libbeostat.py" else ["--help"]
     shown = subprocess.run(command + option, cwd=str(tmp_path), timeout=20,
@@ -2791,56 +2762,14 @@ def test_file_alone_in_an_empty_folder(tmp_path, name):
 
 def test_agent_needs_only_modules_of_a_minimal_python():
     """Those that Debian's python3-minimal has not may not be loaded."""
-    code = ("import sys; sys.argv = ['sendstats', '--once', '0', "
-            "'127.0.0.1:9']; sys.path.insert(0, %r); import sendstats; "
-            "sendstats.main(); print(*sys.modules)" % HERE)
-    shown = subprocess.run([sys.executable, "-I", "-S", "-c", code],
-                           stdout=subprocess.PIPE, timeout=20,
-                           universal_newlines=True)
+    code = ("import sys; sys.path.insert(0, %r); import sendstats; "
+            "sendstats.main(['--once', '0', '127.0.0.1:9']); "
+            "print(*sys.modules)" % HERE)
+    shown = subprocess.check_output(
+        [sys.executable, "-I", "-S", "-c", code], timeout=20,
+        stderr=subprocess.DEVNULL, universal_newlines=True)
     missing = {"mmap", "json", "shutil", "hmac", "encodings.idna"}
-    assert not missing & set(shown.stdout.split())
-
-
-def test_json(running):
-    running.recvstats("-N", "3")
-    running.sendstats(1, "127.0.0.1")
-    running.wait_up(1)
-    shown = running.beostat("--json")
-    document = json.loads(shown.stdout)
-    assert document["path"] == running.table
-    assert document["recvstats"]["running"] is True
-    assert document["never"] == [0, 2] and document["refused"] == {}
-    node, = document["nodes"]
-    assert (node["number"], node["state"]) == (1, "up")
-    assert node["host"]["hostname"] == os.uname().nodename
-    assert len(node["cpus"]) == node["agent"]["cpus"]
-    assert node["processor"]["ticks_per_s"] == os.sysconf("SC_CLK_TCK")
-    named = json.loads(running.beostat("--json", "1").stdout)["nodes"]
-    assert named[0]["kernel"]["boot_time_s"] == node["kernel"]["boot_time_s"]
-
-
-def test_watch_says_what_is_missing(running):
-    running.recvstats()
-    running.send(message(0))
-    running.wait_up(0)
-    watcher = running.start("beostat.py", "--table", running.table, "-w",
-                            "0.1", "-b", "0,99")
-    assert " 0 up " in watcher.stdout.readline()
-    assert watcher.stdout.readline() == "node 99: not in the table\n"
-
-
-def test_exit_status(running):
-    running.recvstats("-N", "2")
-    running.send(message(0), message(1, kind=sendstats.FAREWELL))
-    running.wait_up(0)
-    for nodes, status in (["0"], 0), (["0-1"], 1), ([], 1), (["1"], 1), (
-            ["7"], 1), (["0", os.uname().nodename], 1), (["5-3"], 2), (
-            ["no-such-host"], 1), (["[x"], 2):
-        shown = running.beostat(*nodes)
-        assert shown.returncode == status, nodes
-        assert "Traceback" not in shown.stderr
-    shown = running.beostat("0,99")
-    assert shown.stderr == "beostat: node 99: not in the table\n"
+    assert not missing & set(shown.split())
 
 
 # ---- views -------------------------------------------------------------
@@ -2862,6 +2791,31 @@ def shown(receiver, *words):
     return beostat.format_lines(args.view.format(picture, args), args).decode()
 
 
+def answer(table, *words, encoding="utf-8"):
+    """Return (exit status, standard output, standard error) of a beostat
+    that is a fork of this process: a fifth of the cost of a start."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as said:
+        pid, status = os.fork(), 70
+        if not pid:
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.stdout, sys.stderr = [
+                    open(fd, "w", encoding=encoding,
+                         errors="backslashreplace") for fd in (1, 2)]
+                status = beostat.main(["--table", table, *words])
+            except SystemExit as end:
+                status = end.code
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        status = os.waitpid(pid, 0)[1] >> 8
+        texts = [os.pread(file.fileno(), 1 << 20, 0).decode(
+            "utf-8", "surrogateescape") for file in (output, said)]
+    return (status, *texts)
+
+
 @pytest.fixture(autouse=True)
 def plain_surroundings(monkeypatch):
     """Nothing of the caller's terminal and time zone may show."""
@@ -2871,86 +2825,39 @@ def plain_surroundings(monkeypatch):
     time.tzset()
 
 
+NAME_6 = r'\x1b[31m"<&>\\n\u202e\x9b'           # EVIL, made harmless
+ROW_6 = ("    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0"
+         "     0 " + NAME_6)
+NOT_UP = ["down: n5", "left: n3", "never heard: n[7-8]"]
+ROWS = (
+    # words, the rows, the totals, the last lines
+    ("", range(7), "5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2"
+     "  123M   999", NOT_UP),
+    ("-b", range(7), "", []),
+    ("--down", (3, 5), "0 up", NOT_UP),
+    ("--sort load --top 3", (4, 6, 1), "3 up        196 99.0 196.31  198"
+     "  4221 97.6   0.0  63.2  123M   999", NOT_UP),
+    ("--sort -name --top 2", (4, 2), "2 up        193 99.5 191.70  192  4093"
+     " 98.8   0.8  63.2     0     0", NOT_UP),
+    ("--reverse 0-2", (2, 1, 0), "3 up          5 43.5   2.51    4   288  3.1"
+     "   0.2  63.2  123M   999", []),
+    ("6", (6,), "1 up          2 12.5   2.75    3    77  0.8        63.2"
+     "     0     0", []))
+
+
+@pytest.mark.parametrize("words, rows, totals, last", ROWS)
+def test_default_view(seven, words, rows, totals, last):
+    """Its rows are those of README."""
+    heading, *lines = README_VIEWS["0-5"].splitlines()[:7] + [ROW_6]
+    want = [lines[row] for row in rows]
+    if totals:
+        want = [heading] + want + ["total " + totals] + last
+    assert shown(seven, *words.split()).splitlines() == want
+
+
 GOLDEN = {
-    '': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2  123M   999
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '-b': """\
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-""",
-    '-b --down': """\
-n[3,5,7-8]
-""",
-    '--down': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-total 0 up
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--sort load --top 3': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-total 3 up        196 99.0 196.31  198  4221 97.6   0.0  63.2  123M   999
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--sort -name --top 2': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-total 2 up        193 99.5 191.70  192  4093 98.8   0.8  63.2     0     0
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--reverse 0-2': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-total 3 up          5 43.5   2.51    4   288  3.1   0.2  63.2  123M   999
-""",
-    '6': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 1 up          2 12.5   2.75    3    77  0.8        63.2     0     0
-""",
-    '-c 0-3': """\
-=============== Node: n0 (index 0) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 2
-vendor_id\t: AuthenticAMD
-model name\t: AMD EPYC
-cpu MHz\t\t: 2596.118
-cache size\t: 1024 KB
-sockets\t\t: 1
-cpu cores\t: 2
-bogomips\t: 5192.23
-
+    # what README does not show
+    '-cmnC 1': """\
 =============== Node: n1 (index 1) ===============
 
  *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
@@ -2963,503 +2870,59 @@ sockets\t\t: 2
 cpu cores\t: 2
 bogomips\t: 5989.50
 
-=============== Node: n2 (index 2) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Pentium III (Coppermine)
-cpu MHz\t\t: 863.872
-cache size\t: 256 KB
-bogomips\t: 1723.59
-
-=============== Node: n3 (index 3) ===============
-*** left, last heard 0.5 s ago ***
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 4
-vendor_id\t: 0x41
-bogomips\t: 50.00
-
-""",
-    '-c 3 -b': """\
-3 processors : 4 vendor_id : 0x41 bogomips : 50.00
-""",
-    '-m 2': """\
-=============== Node: n2 (index 2) ===============
-
  *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:         256232 kB
-MemFree:            7980 kB
-Buffers:           20608 kB
-Cached:           146152 kB
-SwapTotal:        524248 kB
-SwapFree:         520248 kB
+MemTotal:        4043516 kB
+MemFree:          211344 kB
+Buffers:          316292 kB
+Cached:          2884532 kB
+SwapTotal:       2031608 kB
+SwapFree:        2031504 kB
+
+ *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 94105221  331211    0    0    0     0          0         0 94105221  331211    0    0    0     0       0          0
+  eth0: 3121110921 22301117    0    0    0     0          0         0 2001222333 21010101    0    0    0     0       0          0
+  eth1:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+  sit0:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+
+ *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
+cpu0 0.0000
+cpu1 0.0000
 
 """,
-    '-l 5': """\
+    '-sfb 1': (
+        "1 cpu 17005 41 6102 1400211 2103 51 330 7 cpu0 8601 20 3284 "
+        "701304 cpu1 8404 21 3206 701010 intr 7523133 ctxt 9312345 "
+        "btime 1184240113 processes 20712 procs_running 2 "
+        "procs_blocked 1 f_bsize: 4096 f_blocks: 1000000 f_bfree: "
+        "400000 f_bavail: 350000 f_files: 65536 f_ffree: 60000 "
+        "f_namelen: 255\n"),
+    '-l 2,5': """\
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
+0.20 0.18 0.12 0/80 11206
+
 =============== Node: n5 (index 5) ===============
 *** down, last heard 600.0 s ago ***
 
  *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
 
 """,
-    '-n 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
-  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
-
-""",
-    '-s 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/stat *** Sun Sep 09 01:46:40 2001
-cpu  1132430 3104 220311 51234907
-cpu0 1132430 3104 220311 51234907
-intr 1462898
-ctxt 115315
-btime 1062191376
-processes 86031
-
-""",
-    '-f 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** statfs of / *** Sun Sep 09 01:46:40 2001
-f_bsize: 4096
-f_blocks: 1000000
-f_bfree: 400000
-f_bavail: 350000
-f_files: 65536
-f_ffree: 60000
-f_namelen: 255
-
-""",
-    '-C 3': """\
-=============== Node: n3 (index 3) ===============
-*** left, last heard 0.5 s ago ***
-
- *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
-cpu0 0.0000
-cpu1 0.0000
-cpu2 0.0000
-cpu3 0.0000
-
-""",
+    '-cb 3': "3 processors : 4 vendor_id : 0x41 bogomips : 50.00\n",
+    '-lRb 1,5': "1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 "
+                "bytes/second\n5\n",
     '-Cb 0-3': """\
 0.0000 0.0000 0
 0.0000 0.0000 1
 0.0000 2
 0.0000 0.0000 0.0000 0.0000 3
 """,
-    '-nb 1,2': """\
-1 lo 94105221 331211 0 0 0 0 0 0 94105221 331211 0 0 0 0 0 0
-1 eth0 3121110921 22301117 0 0 0 0 0 0 2001222333 21010101 0 0 0 0 0 0
-1 eth1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-1 sit0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-2 lo 104503 1301 0 0 0 0 0 0 104503 1301 0 0 0 0 0 0
-2 eth0 1235461773 3510213 17 2 1 3 0 11 4013244571 4120551 5 0 0 91 7 0
-""",
-    '--names --up': """\
-n[0-2,4,6]
-""",
-    '-R 1': """\
-=============== Node: n1 (index 1) ===============
-
- *** network rate *** Sun Sep 09 01:46:40 2001
-Network rate 123457788 bytes/second
-
-""",
-    '-Rb': """\
-0 Network rate 0 bytes/second
-1 Network rate 123457788 bytes/second
-2 Network rate 0 bytes/second
-3 Network rate 0 bytes/second
-4 Network rate 0 bytes/second
-5
-6 Network rate 0 bytes/second
-""",
-    '-a 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Pentium III (Coppermine)
-cpu MHz\t\t: 863.872
-cache size\t: 256 KB
-bogomips\t: 1723.59
-
- *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:         256232 kB
-MemFree:            7980 kB
-Buffers:           20608 kB
-Cached:           146152 kB
-SwapTotal:        524248 kB
-SwapFree:         520248 kB
-
- *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
-0.20 0.18 0.12 0/80 11206
-
- *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
-  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
-
- *** /proc/stat *** Sun Sep 09 01:46:40 2001
-cpu  1132430 3104 220311 51234907
-cpu0 1132430 3104 220311 51234907
-intr 1462898
-ctxt 115315
-btime 1062191376
-processes 86031
-
- *** statfs of / *** Sun Sep 09 01:46:40 2001
-f_bsize: 4096
-f_blocks: 1000000
-f_bfree: 400000
-f_bavail: 350000
-f_files: 65536
-f_ffree: 60000
-f_namelen: 255
-
-""",
-    '-lRb 1': """\
-1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 bytes/second
-""",
-    '--dots': """\
-0 :%:L@D:NN
-.:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-""",
     '--dots --up': """\
 0 :%: @ :NN
 .:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-""",
-    '--daemon': """\
-recvstats        running, pid 812
-uptime           60m
-port             5545
-messages/s       15
-last request     none
-table            /dev/shm/beostat, 282k bytes used
-expected         9 nodes
-received         15
-stored           15
-late             0
-repeated         0
-stale            0
-conflict         0
-clock_wrong      0
-short            0
-long             0
-magic_wrong      0
-version_wrong    0
-crc_wrong        0
-header_wrong     0
-number_wrong     0
-unnumbered       0
-not_allowed      0
-unsigned         0
-signature_wrong  0
-no_space         0
-requests         0
-kernel_drops     0
-log_drops        0
-lost             2 of 17 (11.7647 %)
-lost by node 1   2 of 11 (18.1818 %)
-agent's cost     median 350 us a sample, worst 2120 us (node 4)
-clock skew       at most 1.0 s (node 6)
-""",
-    '--prometheus 2': """\
-# HELP beostat_node_up 1 while the node's samples arrive.
-# TYPE beostat_node_up gauge
-beostat_node_up{instance="n2",node="2"} 1
-# HELP beostat_node_state 1 of the state that the node is in.
-# TYPE beostat_node_state gauge
-beostat_node_state{instance="n2",node="2",state="up"} 1
-# HELP beostat_node_age_seconds Time since the last sample arrived.
-# TYPE beostat_node_age_seconds gauge
-beostat_node_age_seconds{instance="n2",node="2"} 0.5
-# HELP beostat_node_received_messages_total Messages received.
-# TYPE beostat_node_received_messages_total counter
-beostat_node_received_messages_total{instance="n2",node="2"} 1
-# HELP beostat_node_lost_messages_total Messages that never came.
-# TYPE beostat_node_lost_messages_total counter
-beostat_node_lost_messages_total{instance="n2",node="2"} 0
-# HELP beostat_node_agent_restarts_total Starts but the first.
-# TYPE beostat_node_agent_restarts_total counter
-beostat_node_agent_restarts_total{instance="n2",node="2"} 0
-# HELP beostat_node_info What the node is, and where.
-# TYPE beostat_node_info gauge
-beostat_node_info{instance="n2",node="2",vendor="GenuineIntel",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
-# HELP node_cpu_seconds_total CPU time since boot.
-# TYPE node_cpu_seconds_total counter
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="user"} 11324.3
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="nice"} 31.04
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="system"} 2203.11
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="idle"} 512349.07
-# HELP node_boot_time_seconds Boot time, since the epoch.
-# TYPE node_boot_time_seconds gauge
-node_boot_time_seconds{instance="n2",node="2"} 1062191376
-# HELP node_context_switches_total Context switches since boot.
-# TYPE node_context_switches_total counter
-node_context_switches_total{instance="n2",node="2"} 115315
-# HELP node_intr_total Interrupts since boot.
-# TYPE node_intr_total counter
-node_intr_total{instance="n2",node="2"} 1462898
-# HELP node_forks_total Processes made since boot.
-# TYPE node_forks_total counter
-node_forks_total{instance="n2",node="2"} 86031
-# HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
-# TYPE beostat_node_cpu_busy_ratio gauge
-beostat_node_cpu_busy_ratio{instance="n2",node="2"} 0.125
-# HELP node_load1 1m load average.
-# TYPE node_load1 gauge
-node_load1{instance="n2",node="2"} 0.2
-# HELP node_load5 5m load average.
-# TYPE node_load5 gauge
-node_load5{instance="n2",node="2"} 0.18
-# HELP node_load15 15m load average.
-# TYPE node_load15 gauge
-node_load15{instance="n2",node="2"} 0.12
-# HELP node_processes_threads Tasks: threads of all processes.
-# TYPE node_processes_threads gauge
-node_processes_threads{instance="n2",node="2"} 80
-# HELP node_memory_MemTotal_bytes MemTotal of /proc/meminfo.
-# TYPE node_memory_MemTotal_bytes gauge
-node_memory_MemTotal_bytes{instance="n2",node="2"} 262381568
-# HELP node_memory_MemFree_bytes MemFree of /proc/meminfo.
-# TYPE node_memory_MemFree_bytes gauge
-node_memory_MemFree_bytes{instance="n2",node="2"} 8171520
-# HELP node_memory_Buffers_bytes Buffers of /proc/meminfo.
-# TYPE node_memory_Buffers_bytes gauge
-node_memory_Buffers_bytes{instance="n2",node="2"} 21102592
-# HELP node_memory_Cached_bytes Cached of /proc/meminfo.
-# TYPE node_memory_Cached_bytes gauge
-node_memory_Cached_bytes{instance="n2",node="2"} 149659648
-# HELP node_memory_SwapTotal_bytes SwapTotal of /proc/meminfo.
-# TYPE node_memory_SwapTotal_bytes gauge
-node_memory_SwapTotal_bytes{instance="n2",node="2"} 536829952
-# HELP node_memory_SwapFree_bytes SwapFree of /proc/meminfo.
-# TYPE node_memory_SwapFree_bytes gauge
-node_memory_SwapFree_bytes{instance="n2",node="2"} 532733952
-# HELP node_filesystem_files Inodes of /.
-# TYPE node_filesystem_files gauge
-node_filesystem_files{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 65536
-# HELP node_filesystem_files_free Free inodes of /.
-# TYPE node_filesystem_files_free gauge
-node_filesystem_files_free{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 60000
-# HELP node_filesystem_size_bytes Size of /.
-# TYPE node_filesystem_size_bytes gauge
-node_filesystem_size_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 4096000000
-# HELP node_filesystem_free_bytes Free in /.
-# TYPE node_filesystem_free_bytes gauge
-node_filesystem_free_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1638400000
-# HELP node_filesystem_avail_bytes Free in / to users.
-# TYPE node_filesystem_avail_bytes gauge
-node_filesystem_avail_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1433600000
-# HELP beostat_node_agent_cost_seconds CPU time of a sample.
-# TYPE beostat_node_agent_cost_seconds gauge
-beostat_node_agent_cost_seconds{instance="n2",node="2"} 0.00035
-# HELP beostat_node_cpus CPUs on line.
-# TYPE beostat_node_cpus gauge
-beostat_node_cpus{instance="n2",node="2"} 1
-# HELP node_time_seconds Time of the sample by the node's clock.
-# TYPE node_time_seconds gauge
-node_time_seconds{instance="n2",node="2"} 1000000000.0
-# HELP node_uname_info What uname(2) tells.
-# TYPE node_uname_info gauge
-node_uname_info{instance="n2",node="2",release="6.1.0",machine="x86_64",nodename="n2",sysname="Linux"} 1
-# HELP node_network_receive_bytes_total bytes of /proc/net/dev.
-# TYPE node_network_receive_bytes_total counter
-node_network_receive_bytes_total{instance="n2",node="2",device="lo"} 104503
-node_network_receive_bytes_total{instance="n2",node="2",device="eth0"} 1235461773
-# HELP node_network_receive_packets_total packets of /proc/net/dev.
-# TYPE node_network_receive_packets_total counter
-node_network_receive_packets_total{instance="n2",node="2",device="lo"} 1301
-node_network_receive_packets_total{instance="n2",node="2",device="eth0"} 3510213
-# HELP node_network_receive_errs_total errs of /proc/net/dev.
-# TYPE node_network_receive_errs_total counter
-node_network_receive_errs_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_errs_total{instance="n2",node="2",device="eth0"} 17
-# HELP node_network_receive_drop_total drop of /proc/net/dev.
-# TYPE node_network_receive_drop_total counter
-node_network_receive_drop_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_drop_total{instance="n2",node="2",device="eth0"} 2
-# HELP node_network_receive_fifo_total fifo of /proc/net/dev.
-# TYPE node_network_receive_fifo_total counter
-node_network_receive_fifo_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_fifo_total{instance="n2",node="2",device="eth0"} 1
-# HELP node_network_receive_frame_total frame of /proc/net/dev.
-# TYPE node_network_receive_frame_total counter
-node_network_receive_frame_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_frame_total{instance="n2",node="2",device="eth0"} 3
-# HELP node_network_receive_compressed_total compressed of /proc/net/dev.
-# TYPE node_network_receive_compressed_total counter
-node_network_receive_compressed_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_compressed_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_receive_multicast_total multicast of /proc/net/dev.
-# TYPE node_network_receive_multicast_total counter
-node_network_receive_multicast_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_multicast_total{instance="n2",node="2",device="eth0"} 11
-# HELP node_network_transmit_bytes_total bytes of /proc/net/dev.
-# TYPE node_network_transmit_bytes_total counter
-node_network_transmit_bytes_total{instance="n2",node="2",device="lo"} 104503
-node_network_transmit_bytes_total{instance="n2",node="2",device="eth0"} 4013244571
-# HELP node_network_transmit_packets_total packets of /proc/net/dev.
-# TYPE node_network_transmit_packets_total counter
-node_network_transmit_packets_total{instance="n2",node="2",device="lo"} 1301
-node_network_transmit_packets_total{instance="n2",node="2",device="eth0"} 4120551
-# HELP node_network_transmit_errs_total errs of /proc/net/dev.
-# TYPE node_network_transmit_errs_total counter
-node_network_transmit_errs_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_errs_total{instance="n2",node="2",device="eth0"} 5
-# HELP node_network_transmit_drop_total drop of /proc/net/dev.
-# TYPE node_network_transmit_drop_total counter
-node_network_transmit_drop_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_drop_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_transmit_fifo_total fifo of /proc/net/dev.
-# TYPE node_network_transmit_fifo_total counter
-node_network_transmit_fifo_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_fifo_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_transmit_colls_total colls of /proc/net/dev.
-# TYPE node_network_transmit_colls_total counter
-node_network_transmit_colls_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_colls_total{instance="n2",node="2",device="eth0"} 91
-# HELP node_network_transmit_carrier_total carrier of /proc/net/dev.
-# TYPE node_network_transmit_carrier_total counter
-node_network_transmit_carrier_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_carrier_total{instance="n2",node="2",device="eth0"} 7
-# HELP node_network_transmit_compressed_total compressed of /proc/net/dev.
-# TYPE node_network_transmit_compressed_total counter
-node_network_transmit_compressed_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_compressed_total{instance="n2",node="2",device="eth0"} 0
-# HELP beostat_recvstats_up 1 while recvstats is at work.
-# TYPE beostat_recvstats_up gauge
-beostat_recvstats_up 1
-# HELP beostat_recvstats_datagrams_total What became of datagrams.
-# TYPE beostat_recvstats_datagrams_total counter
-beostat_recvstats_datagrams_total{result="stored"} 15
-beostat_recvstats_datagrams_total{result="late"} 0
-beostat_recvstats_datagrams_total{result="repeated"} 0
-beostat_recvstats_datagrams_total{result="stale"} 0
-beostat_recvstats_datagrams_total{result="conflict"} 0
-beostat_recvstats_datagrams_total{result="clock_wrong"} 0
-beostat_recvstats_datagrams_total{result="short"} 0
-beostat_recvstats_datagrams_total{result="long"} 0
-beostat_recvstats_datagrams_total{result="magic_wrong"} 0
-beostat_recvstats_datagrams_total{result="version_wrong"} 0
-beostat_recvstats_datagrams_total{result="crc_wrong"} 0
-beostat_recvstats_datagrams_total{result="header_wrong"} 0
-beostat_recvstats_datagrams_total{result="number_wrong"} 0
-beostat_recvstats_datagrams_total{result="unnumbered"} 0
-beostat_recvstats_datagrams_total{result="not_allowed"} 0
-beostat_recvstats_datagrams_total{result="unsigned"} 0
-beostat_recvstats_datagrams_total{result="signature_wrong"} 0
-beostat_recvstats_datagrams_total{result="no_space"} 0
-beostat_recvstats_datagrams_total{result="requests"} 0
-beostat_recvstats_datagrams_total{result="kernel_drops"} 0
-beostat_recvstats_datagrams_total{result="log_drops"} 0
-""",
-    '--ganglia 2,6 --cluster blue': """\
-<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
-<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
-<CLUSTER NAME="blue" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
-<HOST NAME="n2" IP="10.0.0.2" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="load_one" VAL="0.200" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_five" VAL="0.180" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_fifteen" VAL="0.120" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_run" VAL="0" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_total" VAL="80" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_num" VAL="1" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_speed" VAL="863" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="256232.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="7980.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_buffers" VAL="20608.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_cached" VAL="146152.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="swap_total" VAL="524248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="swap_free" VAL="520248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="1062191376" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-<HOST NAME="\\x1b[31m&quot;&lt;&amp;&gt;\\\\n\\u202e\\x9b" IP="10.0.0.6" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="load_one" VAL="2.750" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_five" VAL="0.010" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_fifteen" VAL="0.050" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_run" VAL="3" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_total" VAL="77" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_num" VAL="2" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="24684092.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="24598216.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_shared" VAL="8856.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_buffers" VAL="432.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_cached" VAL="13512.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="swap_total" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="swap_free" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="1795226462" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-</CLUSTER>
-</GANGLIA_XML>
-""",
-    '--ganglia 5': """\
-<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
-<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
-<CLUSTER NAME="beostat" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
-<HOST NAME="n5" IP="10.0.0.5" TAGS="" REPORTED="1000000001" TN="600" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="2097152.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="1048576.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="0" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-</CLUSTER>
-</GANGLIA_XML>
-""",
-}
+"""}
 
 
 @pytest.mark.parametrize("words", sorted(GOLDEN))
@@ -3467,10 +2930,143 @@ def test_view(seven, words):
     assert shown(seven, *words.split()) == GOLDEN[words]
 
 
-def test_json_is_stable_and_evil_names_are_harmless(seven):
+def test_all_texts_are_each_text(seven):
+    texts = [shown(seven, "-" + letter, "1").split("\n\n", 1)
+             for letter in "cmlnsfCR"]
+    for words, count in ("-a", 6), ("-aCR", 8):
+        assert shown(seven, words, "1") == "%s\n\n%s" % (
+            texts[0][0], "".join([text for _, text in texts[:count]]))
+
+
+METRICS = """\
+beostat_node_up{} 1
+beostat_node_state{,state="up"} 1
+beostat_node_age_seconds{} 0.5
+beostat_node_received_messages_total{} 1
+beostat_node_lost_messages_total{} 0
+beostat_node_agent_restarts_total{} 0
+beostat_node_info{,vendor="GenuineIntel",model="Pentium III (Coppermine)",\
+address="10.0.0.2"} 1
+node_cpu_seconds_total{,cpu="mean",mode="user"} 11324.3
+node_cpu_seconds_total{,cpu="mean",mode="nice"} 31.04
+node_cpu_seconds_total{,cpu="mean",mode="system"} 2203.11
+node_cpu_seconds_total{,cpu="mean",mode="idle"} 512349.07
+node_boot_time_seconds{} 1062191376
+node_context_switches_total{} 115315
+node_intr_total{} 1462898
+node_forks_total{} 86031
+beostat_node_cpu_busy_ratio{} 0.125
+node_load1{} 0.2
+node_load5{} 0.18
+node_load15{} 0.12
+node_processes_threads{} 80
+node_memory_MemTotal_bytes{} 262381568
+node_memory_MemFree_bytes{} 8171520
+node_memory_Buffers_bytes{} 21102592
+node_memory_Cached_bytes{} 149659648
+node_memory_SwapTotal_bytes{} 536829952
+node_memory_SwapFree_bytes{} 532733952
+node_filesystem_files{ROOT} 65536
+node_filesystem_files_free{ROOT} 60000
+node_filesystem_size_bytes{ROOT} 4096000000
+node_filesystem_free_bytes{ROOT} 1638400000
+node_filesystem_avail_bytes{ROOT} 1433600000
+beostat_node_agent_cost_seconds{} 0.00035
+beostat_node_cpus{} 1
+node_time_seconds{} 1000000000.0
+node_uname_info{,release="6.1.0",machine="x86_64",nodename="n2",\
+sysname="Linux"} 1
+""".replace("ROOT", ',device="root",fstype="unknown",mountpoint="/"')
+COLUMNS = """receive_bytes receive_packets receive_errs receive_drop
+    receive_fifo receive_frame receive_compressed receive_multicast
+    transmit_bytes transmit_packets transmit_errs transmit_drop transmit_fifo
+    transmit_colls transmit_carrier transmit_compressed""".split()
+FAMILY = r"# HELP (\w+) .+\.\n# TYPE \1 (counter|gauge)\n((?:\1[{ ].*\n)+)"
+
+
+def test_metrics_of_a_node(seven):
+    """README shows its interfaces' columns."""
+    want, devices = METRICS, [
+        line.split()[1:] for line in README_VIEWS["-nb 2"].splitlines()]
+    for name, *values in zip(COLUMNS, *[columns for _, *columns in devices]):
+        for (device, *_), value in zip(devices, values):
+            want += 'node_network_%s_total{,device="%s"} %s\n' % (
+                name, device, value)
+    want = want.replace("{", '{instance="n2",node="2"')
+    want += "beostat_recvstats_up 1\n"
+    for name in recvstats.COUNTER_NAMES[1:]:
+        want += 'beostat_recvstats_datagrams_total{result="%s"} %d\n' % (
+            name, 15 if name == "stored" else 0)
+    text = shown(seven, "--prometheus", "2")
+    families = re.findall(FAMILY, text)
+    assert "".join(samples for *_, samples in families) == want
+    assert re.sub(FAMILY, "", text) == ""
+    for name, kind, _ in families:
+        assert (kind == "counter") == name.endswith("_total")
+
+
+HOST = """\
+<HOST NAME="%s" IP="10.0.0.%d" TAGS="" REPORTED="1000000001" TN="%s" \
+TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
+%s</HOST>
+"""
+METRIC = ('<METRIC NAME="%s" VAL="%s" TYPE="%s" UNITS="%s" TN="%s" TMAX="20" '
+          'DMAX="0" SLOPE="%s" SOURCE="gmond"/>\n')
+GANGLIA = (
+    # name, type, units, slope, what nodes 6 and 5 have, which is down
+    ("load_one", "float", " ", "both", "2.750", None),
+    ("load_five", "float", " ", "both", "0.010", None),
+    ("load_fifteen", "float", " ", "both", "0.050", None),
+    ("proc_run", "uint32", " ", "both", "3", None),
+    ("proc_total", "uint32", " ", "both", "77", None),
+    ("cpu_num", "uint16", "CPUs", "zero", "2", None),
+    ("cpu_speed", "uint32", "MHz", "zero", "2596", "2596"),
+    ("cpu_user", "float", "%", "both", "10.000", "10.000"),
+    ("cpu_nice", "float", "%", "both", "0.000", "0.000"),
+    ("cpu_system", "float", "%", "both", "2.500", "2.500"),
+    ("cpu_wio", "float", "%", "both", "5.000", "5.000"),
+    ("cpu_idle", "float", "%", "both", "82.500", "82.500"),
+    ("mem_total", "float", "KB", "zero", "24684092.000", "2097152.000"),
+    ("mem_free", "float", "KB", "both", "24598216.000", "1048576.000"),
+    ("mem_shared", "float", "KB", "both", "8856.000", None),
+    ("mem_buffers", "float", "KB", "both", "432.000", None),
+    ("mem_cached", "float", "KB", "both", "13512.000", None),
+    ("swap_total", "float", "KB", "zero", "0.000", None),
+    ("swap_free", "float", "KB", "both", "0.000", None),
+    ("bytes_in", "float", "bytes/sec", "both", "0", None),
+    ("bytes_out", "float", "bytes/sec", "both", "0", None),
+    ("disk_total", "double", "GB", "zero", "4.096", "4.096"),
+    ("disk_free", "double", "GB", "both", "1.638", "1.638"),
+    ("part_max_used", "float", "%", "both", "63.158", "63.158"),
+    ("boottime", "uint32", "s", "zero", "1795226462", "0"),
+    ("sys_clock", "uint32", "s", "zero", "1000000000", "1000000000"),
+    ("machine_type", "string", "", "zero", "x86_64", "x86_64"),
+    ("os_name", "string", "", "zero", "Linux", "Linux"),
+    ("os_release", "string", "", "zero", "6.1.0", "6.1.0"))
+
+
+def test_ganglia(seven):
+    hosts = ""
+    for number, name, age_s, column in ((5, "n5", "600", 5), (
+            6, NAME_6.replace("&", "&amp;").replace("<", "&lt;").replace(
+                ">", "&gt;").replace('"', "&quot;"), "0", 4)):
+        hosts += HOST % (name, number, age_s, "".join([
+            METRIC % (row[0], row[column], *row[1:3], age_s, row[3])
+            for row in GANGLIA if row[column]]))
+    assert shown(seven, "--ganglia", "5,6", "--cluster", '<"&').replace(
+        'CLUSTER NAME="&lt;&quot;&amp;"', "CLUSTER") == (
+            '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
+            '<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">\n<CLUSTER '
+            'LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified"'
+            ' URL="unspecified">\n%s</CLUSTER>\n</GANGLIA_XML>\n' % hosts)
+    assert '<CLUSTER NAME="beostat" ' in shown(seven, "--ganglia")
+
+
+def test_json_is_stable(seven):
     document = json.loads(shown(seven, "--json"))
     assert list(document) == ["path", "time_s", "recvstats", "nodes",
                               "never", "refused"]
+    assert (document["never"], document["refused"]) == ([7, 8], {})
     node = document["nodes"][6]
     assert list(node) == [
         "number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
@@ -3478,26 +3074,6 @@ def test_json_is_stable_and_evil_names_are_harmless(seven):
         "restarts", "signature", *libbeostat.PARTS, "cpus", "interfaces"]
     assert node["host"]["hostname"] == EVIL
     assert document["nodes"][5]["load"]["one"] is None
-    for words in ("", "-a", "-b", "--dots", "--daemon", "--prometheus",
-                  "--ganglia", "--json", "-lCRb"):
-        text = shown(seven, *words.split())
-        assert not set(text) & set("\x1b\x9b\u202e\r"), words
-
-
-def test_xml_parses_and_names_every_host(seven):
-    import xml.etree.ElementTree
-    tree = xml.etree.ElementTree.fromstring(
-        shown(seven, "--ganglia", "--cluster", '<"&'))
-    cluster, = tree
-    assert cluster.get("NAME") == '<"&'
-    hosts = {host.get("IP"): host for host in cluster}
-    assert len(hosts) == 7 and hosts["10.0.0.5"].get("TN") == "600"
-    metrics = {metric.get("NAME"): metric.get("VAL")
-               for metric in hosts["10.0.0.1"]}
-    assert metrics["load_one"] == "2.060" and metrics["cpu_num"] == "2"
-    assert metrics["cpu_user"] == "80.000" and metrics["cpu_idle"] == "5.000"
-    assert "cpu_speed" not in {metric.get("NAME")
-                               for metric in hosts["10.0.0.3"]}
 
 
 def installed(program):
@@ -3518,78 +3094,91 @@ def test_promtool_accepts_the_text(seven):
                 if not re.match("node_memory_.*'camelCase'", line)]
 
 
-def test_gmetad_lists_the_nodes(seven, running):
-    gmetad = installed("gmetad")
+GMETAD = """\
+data_source "blue" 1 127.0.0.1:%d
+xml_port %d
+interactive_port %d
+rrd_rootdir "%s"
+setuid off
+all_trusted on
+"""
+
+
+def test_gmetad_lists_the_nodes(seven, running, tmp_path):
+    port, config = free_tcp_port(), tmp_path / "gmetad.conf"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(5)
-        ports = free_port(), free_port()
-        config = os.path.join(running.folder, "gmetad.conf")
-        os.mkdir(os.path.join(running.folder, "rrd"))
-        with open(config, "w") as file:
-            file.write('data_source "blue" 1 127.0.0.1:%d\nxml_port %d\n'
-                       'interactive_port %d\nsetuid off\n'
-                       'rrd_rootdir "%s/rrd"\nall_trusted on\n' % (
-                           (listener.getsockname()[1],) + ports
-                           + (running.folder,)))
+        config.write_text(GMETAD % (listener.getsockname()[1], port,
+                                    free_tcp_port(), tmp_path))
         running.processes.append(subprocess.Popen(
-            [gmetad, "-d", "1", "-c", config], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL))
+            [installed("gmetad"), "-d", "1", "-c", str(config)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         listener.settimeout(LIMIT_S)
         for _ in range(2):              # as inetd would
             with listener.accept()[0] as connection:
                 connection.sendall(shown(seven, "--ganglia", "--cluster",
                                          "blue").encode())
 
-        def answer():
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", ports[0])):
-                    return False
-                data = b"".join(iter(lambda: sock.recv(65536), b""))
-                return b"</GANGLIA_XML>" in data and data.count(
-                    b"<HOST ") == 7 and b'NAME="n4"' in data
-        wait_for(answer)
-        written = os.path.join(running.folder, "rrd", "blue", "n4")
-        wait_for(lambda: os.path.exists(written + "/sys_clock.rrd"))
+        def told():
+            with contextlib.suppress(OSError), socket.create_connection(
+                    ("127.0.0.1", port)) as sock:
+                return b"".join(iter(lambda: sock.recv(65536), b""))
+        wait_for(lambda: sorted(re.findall(
+            b'<HOST NAME="(n.)"', told() or b"")) == [
+                b"n%d" % number for number in range(6)])
+        wait_for((tmp_path / "blue" / "n4" / "sys_clock.rrd").exists)
 
 
-@pytest.mark.parametrize("words", [
-    "--sort zip", "--top 0", "--top x", "-w 0.01", "--json -c",
-    "5-3", "0-99999999999", "n[1", "--sort", "--daemon 0"])
-def test_wrong_words_are_a_usage_error(seven, words):
-    shown = tool("beostat.py", "--table", seven.table.path, *words.split())
-    assert shown.returncode == 2 and "Traceback" not in shown.stderr
+WRONG = (
+    # words, how the last line ends
+    ("--sort zip", "--sort zip: choose from node state age cpus cpu load "
+     "running tasks mem swap disk in out name"),
+    ("--sort", "--sort: expected one argument"),
+    ("--top 0", "--top 0: at least 1"), ("--top x", "value: 'x'"),
+    ("-w 0.01", "--watch: 0.1 to 1e+06 seconds"),
+    ("-w 1e7", "--watch: 0.1 to 1e+06 seconds"),
+    ("--daemon 0", "--daemon is about recvstats: no NODES"),
+    *[(words, "one view at a time") for words in (
+        "--json -c", "--json --dots", "--html --json", "--names --dots",
+        "--json --events --dots", "-l --events", "--dots --events")],
+    *[(words, "--events: no --sort, --reverse, --top or --brief")
+      for words in ("--events --sort cpu", "--events --reverse",
+                    "--events -b", "--events --top 3")],
+    *[(words, "--cluster goes with --ganglia, --html, or --serve")
+      for words in ("--cluster blue", "--json --cluster blue")],
+    *[(words, "--serve goes with --per-cpu, --cluster and --table alone")
+      for words in ("--serve 9545 --json", "--serve 9545 7")],
+    ("--serve 99999", "99999 is not [ADDRESS:]PORT"),
+    ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
+    ("--http", "--http goes before one document"),
+    ("--html --http -w", "--http goes before one document"),
+    ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
+    *[(words, words + " ends before it begins, or is too long")
+      for words in ("5-3", "0-99999999999")],
+    *[(words, "%r is no node and no list of nodes" % words)
+      for words in ("n[1", "[x")],
+)
 
 
-def test_unknown_nodes_are_named_and_the_others_shown(seven):
-    shown = tool("beostat.py", "--table", seven.table.path, "-b", "0,99",
-                 "7", "n2")
-    assert shown.returncode == 1
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
-        "0", "2"]
-    assert shown.stderr == ("beostat: node 99: not in the table\n"
-                            "beostat: node 7: never heard\n")
+@pytest.mark.parametrize("words, says", WRONG)
+def test_wrong_words_are_a_usage_error(seven, words, says):
+    status, output, error = answer(seven.table.path, *words.split())
+    assert (status, output) == (2, "") and error.endswith(says + "\n")
 
 
-def test_closed_pipe_is_silent(seven):
-    shown = subprocess.run(
-        "%s %s/beostat.py --table %s -w 0.1 --json | head -c 100" % (
-            sys.executable, HERE, seven.table.path), shell=True, timeout=20,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert len(shown.stdout) == 100 and shown.stderr == b""
-
-
-def test_four_thousand_dots_fit_a_screen(receiver, monkeypatch):
-    for number in range(4000):
+def test_dots_fill_the_screens_width(receiver, monkeypatch):
+    """By tens: 190 of 200 columns; 4,000 nodes are on one screen."""
+    for number in range(400):
         feed(receiver, message(number), now=time.monotonic() - 9
-             * (number == 1234))
+             * (number == 234))
     monkeypatch.setenv("COLUMNS", "200")
-    lines = shown(receiver, "--dots").splitlines()
-    assert len(lines) <= 24 and max(map(len, lines)) <= 200
-    numbers = [int(line.split()[0]) for line in lines[:-1]]
-    assert numbers == list(range(0, 4000, 190))
-    row = lines[1234 // 190].split()[1]
-    assert row.count("D") == 1 and row[1234 % 190] == "D"
+    *lines, legend = shown(receiver, "--dots").splitlines()
+    assert [(int(first), len(cells)) for first, cells in map(
+        str.split, lines)] == [(0, 190), (190, 190), (380, 20)]
+    _, cells = lines[1].split()
+    assert (cells.count("D"), cells.index("D")) == (1, 234 - 190)
+    assert len(legend) < 80
     monkeypatch.setenv("COLUMNS", "20")
     assert max(map(len, shown(receiver, "--dots").splitlines()[:-1])) <= 20
 
@@ -3598,20 +3187,14 @@ def test_four_thousand_dots_fit_a_screen(receiver, monkeypatch):
 def test_encoding_of_the_terminal_does_not_matter(receiver, encoding):
     """Documents are UTF-8 in all of them."""
     feed(receiver, message(0, body=body_with(hostname="k\xf6ln".encode())))
-
-    def output(*words):
-        shown = subprocess.run(
-            [sys.executable, "-S", os.path.join(HERE, "beostat.py"), *words,
-             "--table", receiver.table.path], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(os.environ, PYTHONIOENCODING=encoding))
-        assert b"Traceback" not in shown.stderr
-        return shown.stdout
-    assert "k\xf6ln".encode(encoding, "backslashreplace") in output()
-    for view in "--prometheus", "--ganglia", "--html":
-        assert "k\xf6ln" in output(view).decode("utf-8")
-    assert json.loads(output("--json"))["nodes"][0]["host"][
-        "hostname"] == "k\xf6ln"
+    for words, want in (
+            ("-b", "k\xf6ln".encode(encoding, "backslashreplace").decode(
+                "utf-8", "surrogateescape")), ("--json", r"k\u00f6ln"),
+            *[(view, "k\xf6ln") for view in (
+                "--prometheus", "--ganglia", "--html")]):
+        status, output, error = answer(receiver.table.path, words,
+                                       encoding=encoding)
+        assert (status, error, want in output) == (0, "", True), words
 
 
 CLOSED = (
@@ -3638,25 +3221,32 @@ def test_closed_descriptors(seven, words, status, output, error):
 
 
 HOSTS = (
-    # host names of nodes 0, 1 ..., the names of Ganglia's HOSTs
-    (["a", "b.example"], ["a", "b.example"]),
-    (["..", ".", "", "/etc", "a/../../b", "__SummaryInfo__"],
-     ["n0", "n1", "n2", "n3", "n4", "n5"]),
-    (["a", "a", "b"], ["n0", "n1", "b"]),
-    (["n1", "..", "n1_"], ["n1", "n1__", "n1_"]),
-    (["n07", "n1"], ["n07", "n1"]),
-    (["a\x01", "a\\x01"], ["n0", "n1"]),      # alike once escaped
+    # host names of nodes 0, 1 ..., Ganglia's names, Prometheus' instances
+    (["a", "b.example"], ["a", "b.example"], ["a", "b.example"]),
+    (["a", "a", ""], ["n0", "n1", "n2"], ["n0", "n1", "n2"]),
+    (["a", "a", "b"], ["n0", "n1", "b"], ["n0", "n1", "b"]),
+    (["..", "/etc", "a/../../b"], ["n0", "n1", "n2"],
+     ["..", "/etc", "a/../../b"]),
+    ([".", "__SummaryInfo__"], ["n0", "n1"], [".", "__SummaryInfo__"]),
+    (["n1", "b"], ["n1", "b"], ["n0", "b"]),    # as node 1 could be called
+    (["n1", "..", "n1_"], ["n1", "n1__", "n1_"], ["n0", "..", "n1_"]),
+    (["n07", "n1"], ["n07", "n1"], ["n07", "n1"]),
+    (["a\x01", "a\\x01"], ["n0", "n1"], ["n0", "n1"]),     # as shown
+    (["n0", 'q"\\%s\n'], ["n0", r'q"\%s\n'], ["n0", r'q\"\\%s\\n']),
 )
 
 
-@pytest.mark.parametrize("hosts, names", HOSTS)
-def test_ganglia_names_are_folders_of_one_host_each(receiver, hosts, names):
+@pytest.mark.parametrize("hosts, names, instances", HOSTS)
+def test_name_is_one_nodes(receiver, hosts, names, instances):
+    """For Ganglia it is a folder's as well."""
     import xml.etree.ElementTree
     for number, host in enumerate(hosts):
         feed(receiver, message(number, body=body_with(
             hostname=host.encode())))
     tree = xml.etree.ElementTree.fromstring(shown(receiver, "--ganglia"))
     assert [host.get("NAME") for host in tree.iter("HOST")] == names
+    assert re.findall(r'node_load1{instance="(.*)",node="\d"} ',
+                      shown(receiver, "--prometheus")) == instances
 
 
 def test_message_too_small_for_all_is_said(receiver):
@@ -3689,15 +3279,14 @@ def test_unknown_is_not_0_and_in_no_total(receiver, field):
     """Node 1, which knows it, makes the total alone."""
     code, = [code for fields, code, *_ in libbeostat.NODE
              if field in fields.split()]
-    known = body_of(os.path.join(os.path.dirname(receiver.table.path), "p"),
-                    XEON, **FIXED)
-    values = list(libbeostat.NODE_STRUCT.unpack_from(known))
-    place = list(libbeostat.NODE_AT).index(field)
-    values[place] = 0 if field == "cpus" else libbeostat.ABSENT[code]
-    tail = known[libbeostat.NODE_STRUCT.size:]
-    if field == "cpus":
-        tail = tail[2 * libbeostat.CPU_STRUCT.size:]
-    unknown = libbeostat.NODE_STRUCT.pack(*values) + tail
+    unset = 0 if field == "cpus" else libbeostat.ABSENT[code]
+    known, unknown = [
+        body_of(receiver.table.path + "-proc", XEON, **dict(FIXED, **more))
+        for more in ({}, {field: unset})]
+    if field == "cpus":                 # of which no record then follows
+        end = libbeostat.NODE_STRUCT.size
+        unknown = (unknown[:end]
+                   + unknown[end + 2 * libbeostat.CPU_STRUCT.size:])
     feed(receiver, message(0, body=unknown))
     feed(receiver, message(1, body=known), "10.0.0.2")
     head, first, second, totals = [
@@ -3725,7 +3314,7 @@ EVERY_VIEW = (
     "", "-b", "-b --up", "-b --down", "--sort name", "--sort mem --reverse",
     "-cmlnsf", "-aCR", "-aCRb", "--dots", "--daemon", "--json",
     "--prometheus", "--prometheus --per-cpu", "--ganglia", "--html",
-    "--html --dots")
+    "--html --dots", "--html 0")
 
 
 def edge_bodies():
@@ -3761,28 +3350,28 @@ def check_views(receiver):
     with libbeostat.open(receiver.table.path) as cluster:
         numbers = {node.number for node in cluster}
         refused = set(cluster.refused)
-    for words in EVERY_VIEW:
-        text = shown(receiver, *words.split())
-        assert all(char == "\n" or char == "\t" or char.isprintable()
+    texts = {words: shown(receiver, *words.split()) for words in EVERY_VIEW}
+    for words, text in texts.items():
+        assert all(char in "\n\t" or char.isprintable()
                    for char in text), words
         assert "None" not in text and "nan" not in text.split(), words
-    document = json.loads(shown(receiver, "--json"), parse_constant=int)
+        if "--html" in words:
+            assert Page(text).tags <= PAGE_TAGS
+        if "--prometheus" in words:
+            series = [line.rpartition(" ")[0] for line in text.splitlines()
+                      if line[0] != "#"]
+            assert len(series) == len(set(series))
+            for each in series:
+                assert re.fullmatch(
+                    r'[A-Za-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?',
+                    each), each
+    document = json.loads(texts["--json"], parse_constant=int)
     assert {node["number"] for node in document["nodes"]} == numbers
     assert set(map(int, document["refused"])) == refused
-    hosts = xml.etree.ElementTree.fromstring(shown(receiver, "--ganglia"))
+    hosts = xml.etree.ElementTree.fromstring(texts["--ganglia"])
     names = [host.get("NAME") for host in hosts.iter("HOST")]
     assert len(names) == len(set(names)) == len(numbers)
     assert not {"", ".", ".."} & set(names)
-    for words in ("--prometheus",), ("--prometheus", "--per-cpu"):
-        series = [line.rpartition(" ")[0] for line in shown(
-            receiver, *words).splitlines() if line[0] != "#"]
-        assert len(series) == len(set(series))
-        for each in series:
-            assert re.fullmatch(
-                r'[A-Za-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?',
-                each), each
-    for words in ("--html",), ("--html", "--dots"), ("--html", "0"):
-        assert Page(shown(receiver, *words)).tags <= PAGE_TAGS
 
 
 def test_every_value_of_every_field_through_every_view(receiver):
@@ -3834,26 +3423,27 @@ WORDS = (
     ("up", [-1, 0, 1, 2, 3, 4, 7, 8], ""), ("down", [5, 6], ""),
     (".-1", [-1], ""), ("-1,0", [-1, 0], ""), ("-1", [-1], ""),
     ("head,up,1", [-1, 0, 1, 2, 3, 4, 7, 8], ""),
-    ("0-70000", [0, 1, 2, 3, 4, 5, 6, 7, 8],
+    ("0-7000", [0, 1, 2, 3, 4, 5, 6, 7, 8],
      "beostat: nodes n[9-10]: never heard\n"
-     "beostat: nodes n[11-70000]: not in the table\n"),
+     "beostat: nodes n[11-7000]: not in the table\n"),
     ("8-12", [8], "beostat: nodes n[9-10]: never heard\n"
      "beostat: nodes n[11-12]: not in the table\n"),
-    ("0,77", [0], "beostat: node 77: not in the table\n"),
+    ("0,77 9 n2", [0, 2], "beostat: node 77: not in the table\n"
+     "beostat: node 9: never heard\n"),
     ("compute-009", [], "beostat: compute-009: no node's name\n"),
     ("login,compute-[007-011],2,master,down", [0, 4, 5, 2, -1, 6],
      "beostat: compute-[009-011]: no node's name\n"),
 )
 
 
-@pytest.mark.parametrize("words, rows, error", WORDS)
-def test_words_for_nodes(named, words, rows, error):
-    """A host name is itself before it is a number."""
-    shown = tool("beostat.py", "--table", named.table.path, "-b",
-                 *words.split())
-    assert [int(line.split()[0]) for line in shown.stdout.splitlines()
-            ] == rows
-    assert shown.stderr == error
+@pytest.mark.parametrize("words, rows, says", WORDS)
+def test_words_for_nodes(named, words, rows, says):
+    """A host name is itself before it is a number; the exit status is 1 if
+    a node is not up, or there is none."""
+    status, output, error = answer(named.table.path, "-b", *words.split())
+    assert [int(line.split()[0]) for line in output.splitlines()] == rows
+    assert error == says
+    assert status == (1 if says or {5, 6} & set(rows) else 0)
 
 
 FOLDED = (
@@ -3881,35 +3471,17 @@ def test_nodeset_expands_the_names(named):
 
 def test_damaged_sample_is_named(receiver):
     feed(receiver, message(3, body=body_with(one=float("nan"))))
-    shown = tool("beostat.py", "--table", receiver.table.path, "3")
-    assert shown.stderr.startswith("beostat: node 3: sample ")
-    text = tool("beostat.py", "--table", receiver.table.path).stdout
-    assert "\nrefused: node 3: sample " in text
+    status, output, error = answer(receiver.table.path, "3")
+    assert status == 1 and error.startswith("beostat: node 3: sample ")
+    status, output, error = answer(receiver.table.path)
+    assert (status, error) == (1, "") and (
+        "\nrefused: node 3: sample " in output)
 
 
 def test_master_is_in_loads_only_when_named(named):
     loads = [line.split()[-1] for line in shown(named, "-Cb").splitlines()]
     assert loads == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
     assert shown(named, "-Cb", "master").split()[-1] == "-1"
-
-
-@pytest.mark.parametrize("words", [
-    "--json --dots", "-c --json", "--json --events --dots", "-l --events",
-    "--dots --events", "--names --dots"])
-def test_views_exclude_each_other(words):
-    shown = tool("beostat.py", *words.split())
-    assert shown.returncode == 2
-    assert shown.stderr.endswith("error: one view at a time\n")
-
-
-@pytest.mark.parametrize("words, says", [
-    ("--events --sort cpu", "--events: no --sort, --reverse, --top or "
-     "--brief"), ("--events -b", "--brief"), ("--events --top 3", "--brief"),
-    ("--cluster blue", "--cluster goes with --ganglia, --html, or --serve"),
-    ("--json --cluster blue", "--cluster goes with --ganglia, --html, or --serve")])
-def test_no_option_is_taken_and_ignored(words, says):
-    shown = tool("beostat.py", *words.split())
-    assert shown.returncode == 2 and shown.stderr.endswith(says + "\n")
 
 
 def test_dropped_datagrams_are_said(running):
@@ -3919,8 +3491,8 @@ def test_dropped_datagrams_are_said(running):
     running.wait_up(0)
     wait_for(lambda: "\n4 datagrams dropped in the last minute: magic_wrong 1"
              ", unnumbered 3 (--daemon tells more)\n"
-             in running.beostat().stdout)
-    assert "dropped" not in running.beostat("-b").stdout
+             in answer(running.table)[1])
+    assert "dropped" not in answer(running.table, "-b")[1]
 
 
 def stop(master):
@@ -3934,11 +3506,13 @@ def test_document_is_complete_when_recvstats_is_gone(running):
     running.send(message(0))
     running.wait_up(0)
     stop(master)
-    for view in "--json", "--prometheus", "--ganglia", "--html":
-        shown = running.beostat(view)
-        assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout
-        assert running.beostat(view, "99").returncode == 1
-    assert running.beostat("--dots").returncode == 3
+    for view, says in (("--json", '"running": false'), (
+            "--prometheus", "recvstats_up 0\n"), ("--ganglia", "TMAX="), (
+                "--html", "is gone: start it again with recvstats.py")):
+        status, output, error = answer(running.table, view)
+        assert (status, error, says in output) == (0, "", True), view
+        assert answer(running.table, view, "99")[0] == 1
+    assert answer(running.table, "--dots")[0] == 3
     watcher = running.start("beostat.py", "--table", running.table, "-w")
     assert "recvstats is gone\n" in itertools.islice(
         iter(watcher.stdout.readline, ""), 5)
@@ -3951,12 +3525,15 @@ def lines_of(process):
         yield process.stdout.readline()
 
 
-def test_events(running):
+def slow_events(running):
     """A line for each kind of change, folded, as it comes."""
     def start(*words):
-        return lines_of(running.start(
-            "beostat.py", "--table", running.table, "--events", "-w", "0.1",
-            *words, bufsize=0))
+        process = running.start("beostat.py", "--table", running.table,
+                                "--events", "-w", "0.1", *words, bufsize=0)
+        folder = "/proc/%d/fd/" % process.pid
+        wait_for(lambda: running.table in [
+            os.path.realpath(folder + fd) for fd in os.listdir(folder)])
+        return lines_of(process)
 
     def send(numbers, kind, sequence):
         running.send(*[message(number, sequence, kind=kind, period_s=60.0,
@@ -3986,74 +3563,72 @@ def test_events(running):
 
 
 class Terminal:
-    """A program in a pseudo-terminal."""
+    """A program in a pseudo-terminal, ended when nobody needs it."""
 
     def __init__(self, lines, columns, command, **environment):
-        self.pid, self.fd = pty.fork()
-        if not self.pid:
-            os.execvpe(command[0], command, dict(os.environ, **environment))
-        self.resize(lines, columns)
         self.text = ""
+        self.pid, self.fd = pty.fork()
+        self.resize(lines, columns)     # before the program can look
+        if not self.pid:
+            os.execvpe(command[0], command, dict(dict(
+                os.environ, TERM="xterm", PYTHONIOENCODING="utf-8"),
+                **environment))
 
     def resize(self, lines, columns):
         """Give the window another size."""
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ,
+        fcntl.ioctl(self.fd if self.pid else 0, termios.TIOCSWINSZ,
                     struct.pack("HHHH", lines, columns, 0, 0))
 
     def wait_text(self, text):
         """Return all that was drawn since the last call, up to text."""
-        def look():
-            if select.select([self.fd], [], [], 0.01)[0]:
-                with contextlib.suppress(OSError):
-                    self.text += os.read(self.fd, 65536).decode()
-            return text in self.text
-        try:
-            wait_for(look)
-        except AssertionError:
-            raise AssertionError("no %r in %r" % (text, self.text))
+        end = time.monotonic() + LIMIT_S
+        while text not in self.text:
+            assert time.monotonic() < end, "no %r in %r" % (text, self.text)
+            if select.select([self.fd], [], [], LIMIT_S)[0]:
+                self.text += os.read(self.fd, 65536).decode(errors="replace")
         seen, self.text = self.text, ""
         return seen
 
     def frame(self):
         """Return the lines of the next whole frame, without colours."""
-        self.text = ""
-        for _ in range(2):
-            seen = self.wait_text("\033[J")
-        frame = seen[seen.rindex("\033[H"):].replace("\033[J", "")
-        return re.sub(r"\033\[[0-9;]*[A-Za-z]", "", frame).split("\r\n")
+        frames, self.text = [], ""
+        while not frames:
+            frames = re.findall(r"\033\[H(.*?)\033\[J",
+                                self.wait_text("\033[J"), re.S)
+        return re.sub(r"\033\[[0-9;]*[A-Za-z]", "", frames[-1]).split("\r\n")
 
     def type(self, keys):
         """Press keys."""
         os.write(self.fd, keys)
 
     def status(self):
-        """Return the exit status of the program."""
-        status = []
+        """Return the exit status of the program, once it has ended."""
+        with contextlib.suppress(OSError):      # it has closed its end
+            while select.select([self.fd], [], [], LIMIT_S)[0]:
+                os.read(self.fd, 65536)
+        status, self.pid = os.waitpid(self.pid, 0)[1] >> 8, 0
+        return status
 
-        def look():
-            with contextlib.suppress(OSError):
-                if select.select([self.fd], [], [], 0)[0]:
-                    self.text += os.read(self.fd, 65536).decode()
-            pid, code = os.waitpid(self.pid, os.WNOHANG)
-            return pid and (status.append(code) or True)
-        wait_for(look)
+    def __del__(self):
         os.close(self.fd)
-        return status[0] >> 8 if not status[0] & 127 else -status[0]
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 def watch(receiver, *words, lines=20, columns=120, **environment):
     """Return a Terminal in which beostat watches a table."""
     return Terminal(lines, columns, [
         sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-        receiver.table.path, "-w", "0.1", *words],
-        **dict(dict(TERM="xterm", PYTHONIOENCODING="utf-8"), **environment))
+        receiver.table.path, "-w", "0.1", *words], **environment)
 
 
 def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     for number in range(53):
         feed(receiver, message(number))
     screen = watch(receiver)
-    assert "\033[?1049h" in screen.wait_text("q quits")
+    drawn = screen.wait_text("q quits")
+    assert "\033[?1049h" in drawn and re.search(r"\033\[[0-9;]+m", drawn)
     frame = screen.frame()
     assert len(frame) == 20 and max(map(len, frame)) <= 120
     assert "53 nodes" in frame[0] and frame[1].startswith("cpu ")
@@ -4064,6 +3639,10 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
                         (b"\033[6~", 18), (b"G", 38), (b"g", 0)):
         screen.type(keys)
         wait_for(lambda: screen.frame()[3].split()[0] == "%d" % first)
+    for columns, bars in (105, False), (106, True):     # as README has it
+        screen.resize(20, columns)
+        wait_for(lambda: bool(re.search("cpus {9}", screen.frame()[2]))
+                 == bars)
     screen.resize(9, 20)
     wait_for(lambda: len(screen.frame()) == 9)
     assert max(map(len, screen.frame())) <= 20
@@ -4098,20 +3677,11 @@ def test_watch_helps_sorts_and_filters(named):
     wait_for(lambda: "only n[0-1]" in screen.frame()[-1])
     screen.type(b"/\r")
     wait_for(lambda: len(first_rows()) > 9)
-    screen.type(b"q")
-    screen.status()
 
 
 def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
     feed(receiver, message(0))
-    pid, fd = pty.fork()
-    if not pid:                         # a shell with job control
-        os.execvpe("bash", ["bash", "--norc", "-i"],
-                   dict(os.environ, PS1="ready$ ", TERM="xterm",
-                        PYTHONIOENCODING="utf-8"))
-    shell = Terminal.__new__(Terminal)
-    shell.pid, shell.fd, shell.text = pid, fd, ""
-    shell.resize(20, 100)
+    shell = Terminal(20, 100, ["bash", "--norc", "-i"], PS1="ready$ ")
     shell.wait_text("ready$ ")
     shell.type(b"%s %s/beostat.py --table %s -w 0.1\r" % tuple(map(
         os.fsencode, (sys.executable, HERE, receiver.table.path))))
@@ -4123,46 +3693,39 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
     shell.type(b"fg\r")
     assert "\033[?1049h" in shell.wait_text("? helps")
     shell.type(b"q")
-    shell.wait_text("ready$ ")
-    shell.type(b"exit\r")
-    shell.status()
+    assert "\033[?1049l" in shell.wait_text("ready$ ")
 
 
 def test_terminal_of_no_size_has_80_columns(receiver):
+    """And none of its lines a colour, if so wanted."""
     for number in range(40):
         feed(receiver, message(number, body=body_with(hostname=b"h" * 60)))
-    screen = watch(receiver, lines=0, columns=0)
-    screen.wait_text("? helps")
+    screen = watch(receiver, lines=0, columns=0, NO_COLOR="1")
+    assert not re.search(r"\033\[[0-9;]+m", screen.wait_text("? helps"))
     frame = screen.frame()
     assert len(frame) == 24 and max(map(len, frame)) == 80
-    screen.type(b"q")
-    screen.status()
 
 
-@pytest.mark.parametrize("columns, shown_columns", [(80, 80), (100, 100),
-                                                    (40, 138)])
+@pytest.mark.parametrize("columns, length", [(80, 80), (40, 138)])
 def test_long_name_is_cut_on_a_terminal_and_whole_in_a_pipe(
-        receiver, columns, shown_columns):
+        receiver, columns, length):
     feed(receiver, message(0, body=body_with(hostname=b"h" * 64)))
     screen = Terminal(24, columns, [
-        "sh", "-c", "sleep 0.1; exec %s -S %s/beostat.py --table %s" % (
-            sys.executable, HERE, receiver.table.path)],
-        TERM="xterm", PYTHONIOENCODING="utf-8")
+        sys.executable, "-S", os.path.join(HERE, "beostat.py"), "--table",
+        receiver.table.path])
     row = screen.wait_text("total").split("\r\n")[1]
-    screen.status()
-    assert len(row) == shown_columns
+    assert len(row) == length
     assert row.endswith("h\u2026") == (columns > 74)
     assert "h" * 64 in shown(receiver)
 
 
-@pytest.mark.parametrize("words", [[], ["-c"], ["5"], ["-w", "1"]])
+@pytest.mark.parametrize("words", ["", "-c 5"])
 def test_beostatus_is_the_live_view(receiver, tmp_path, words):
     feed(receiver, message(5))
     link = str(tmp_path / "beostatus")
     os.symlink(os.path.join(HERE, "beostat.py"), link)
     screen = Terminal(20, 100, [sys.executable, "-S", link, "--table",
-                                receiver.table.path, *words],
-                      TERM="xterm", PYTHONIOENCODING="utf-8")
+                                receiver.table.path, *words.split()])
     assert "1 node: 1 up" in screen.wait_text("? helps")
     screen.type(b"q")
     assert screen.status() in (0, 3)
@@ -4172,8 +3735,7 @@ def test_beostatus_is_the_live_view(receiver, tmp_path, words):
 def test_watch_gives_the_terminal_back_however_it_ends(receiver, end):
     feed(receiver, message(0))
     screen = watch(receiver, "--dots")
-    before = screen.wait_text("q quits")
-    assert "\033[?1049h" in before
+    screen.wait_text("q quits")
     if end == b"\x03":
         screen.type(end)
     else:
@@ -4182,33 +3744,21 @@ def test_watch_gives_the_terminal_back_however_it_ends(receiver, end):
     assert screen.status() == 1
 
 
-def test_watch_without_colours(receiver):
-    feed(receiver, message(0))
-    screen = watch(receiver, NO_COLOR="1")
-    screen.wait_text("q quits")
-    assert not re.search(r"\033\[[0-9;]+m", screen.wait_text("q quits"))
-    screen.type(b"q")
-    screen.status()
-
-
 def test_watch_on_a_dumb_terminal_is_plain(receiver):
     feed(receiver, message(0))
     screen = watch(receiver, TERM="dumb")
     text = "".join(screen.wait_text("total") for _ in range(3))
     assert "\033" not in text
-    os.kill(screen.pid, signal.SIGINT)
-    screen.status()
 
 
-def test_watch_of_documents_is_a_line_per_tick(seven):
-    with subprocess.Popen(
-            [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-             seven.table.path, "--json", "--watch", "0.1", "0-2"],
-            stdout=subprocess.PIPE, universal_newlines=True) as process:
-        for _ in range(3):
-            document = json.loads(process.stdout.readline())
-            assert len(document["nodes"]) == 3
-        process.terminate()
+@pytest.mark.parametrize("words, lines", [
+    ("-b 0,99", [" +0 up .*", "node 99: not in the table", ""]),
+    ("--json 0,1", ['{.*"number": 0.*"number": 1.*}'])])
+def test_watch_in_a_pipe(seven, running, words, lines):
+    watcher = running.start("beostat.py", "--table", seven.table.path,
+                            *words.split(), "--watch", "0.1")
+    for line in lines * 3:
+        assert re.fullmatch(line + "\n", watcher.stdout.readline())
 
 
 def test_words_behind_watch_may_be_nodes(seven):
@@ -4259,38 +3809,20 @@ def test_metrics_of_the_server_are_those_of_the_command(scraped):
         "text/plain; version=0.0.4; charset=utf-8")
 
 
-INSTANCES = (
-    # host names of nodes 0, 1 ..., the instances of their metrics
-    (["a", "b.example"], ["a", "b.example"]),
-    (["a", "a", ""], ["n0", "n1", "n2"]),
-    (["n1", "b"], ["n0", "b"]),         # n1 is how node 1 could be called
-    (["n0", 'q"\\%s\n'], ["n0", r'q\"\\%s\\n']),
-)
-
-
-@pytest.mark.parametrize("hosts, instances", INSTANCES)
-def test_instance_of_a_metric_is_one_nodes(receiver, hosts, instances):
-    for number, host in enumerate(hosts):
-        feed(receiver, message(number, body=body_with(
-            hostname=host.encode())))
-    assert re.findall(r'node_load1{instance="(.*)",node="\d"} ',
-                      shown(receiver, "--prometheus")) == instances
-
-
 def test_metrics_of_each_state(running):
     """Only what is up is measured, and nothing while recvstats is gone."""
     master = running.recvstats("-N", "3")
     running.send(message(0), message(1, kind=sendstats.FAREWELL), message(
         4, body=body_with(one=float("nan"))))
     running.wait_count("stored", 3)
-    text = running.beostat("--prometheus").stdout
+    text = answer(running.table, "--prometheus")[1]
     assert re.findall(r'node_state{.*node="(\d)",state="(.*)"} 1', text) == [
         ("0", "up"), ("1", "left"), ("2", "never"), ("4", "refused")]
     assert re.findall(r'node_up{.*node="(\d)"} (\d)', text) == [
         ("0", "1"), ("1", "0"), ("2", "0"), ("4", "0")]
     assert re.findall(r'node_load1{.*node="(\d)"', text) == ["0"]
     stop(master)
-    text = running.beostat("--prometheus").stdout
+    text = answer(running.table, "--prometheus")[1]
     assert "\nbeostat_recvstats_up 0\n" in text
     assert 'state="up"} 1\n' in text and "node_load1" not in text
 
@@ -4368,6 +3900,7 @@ def test_page_of_dots_has_a_cell_for_every_node(seven):
     assert [kind for kind, _ in page.cells] == [
         "s1", "s8", "s1", "off", "s9", "down", "s1", "never", "never"]
     assert page.cells[1][1].startswith("n1 n1, up, cpu% 90.0, load 2.06, ")
+    assert page.cells[6][1].startswith("n6 " + NAME_6 + ", up, ")
     assert len(page.rows) == 2          # heading and totals
 
 
@@ -4389,19 +3922,12 @@ def test_page_of_many_nodes_shows_the_first_thousand(receiver):
 
 
 class Served:
-    """A beostat.py --serve, and what it answers."""
+    """A process of beostat.py --serve, and what it answers."""
 
-    def __init__(self, running, *words, seconds=None):
-        self.running = running
-        self.process = running.start(
-            "beostat.py", "--serve", "0", "--table", running.table, *words,
-            bufsize=0) if seconds is None else subprocess.Popen(
-                [sys.executable, "-S", "-c", "import beostat, os\n"
-                 "beostat.CHILD_S = %d\nos._exit(beostat.main([%s]))" % (
-                     seconds, "'--serve', '0', '--table', %r"
-                     % running.table)], cwd=HERE, universal_newlines=True,
-                stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        running.processes.append(self.process)
+    def __init__(self, running, *words, program="beostat.py"):
+        self.running, self.process = running, running.start(
+            program, "--serve", "0", "--table", running.table, *words,
+            bufsize=0)
         line = self.process.stderr.readline()
         self.port = int(re.fullmatch(
             r"beostat: serving http://127.0.0.1:(\d+)/\n", line).group(1))
@@ -4409,8 +3935,7 @@ class Served:
 
     def connect(self):
         """Return a new connection."""
-        sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
-        return sock
+        return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
 
     def answer(self, data):
         """Return the bytes that a request gets."""
@@ -4433,9 +3958,10 @@ def children_of(pid):
     return read_text("/proc/%d/task/%d/children" % (pid, pid)).split()
 
 
-@pytest.fixture
-def served(running):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
     """A server of three nodes, of which 2 has left."""
+    running = Running(tmp_path_factory.mktemp("served"))
     running.recvstats("-N", "5")
     running.send(*[message(
         number, period_s=60.0, kind=sendstats.FAREWELL if number == 2 else
@@ -4443,7 +3969,8 @@ def served(running):
             hostname=[b"login", b"<script>alert(1)</script>", b"c2"][number],
             one=float(number))) for number in range(3)])
     running.wait_count("stored", 3)
-    return Served(running, "--cluster", "blue")
+    yield Served(running, "--cluster", "blue")
+    running.end()
 
 
 REQUESTS = (
@@ -4483,7 +4010,8 @@ REQUESTS = (
 
 
 def test_requests(served):
-    digest = hashlib.sha256(beostat.SHEET.encode()).digest()
+    sheet, = re.findall("<style>(.*)</style>", served.get("/")[2], re.S)
+    digest = hashlib.sha256(sheet.encode()).digest()
     for method, target, host, status, part in REQUESTS:
         found, headers, body = served.get(target, method, host)
         assert (found, part in body) == (status, True), (target, host, body)
@@ -4525,9 +4053,8 @@ def test_server_without_a_table(running):
     assert status == 503 and "start it with recvstats.py" in body
     running.recvstats()
     assert served.get("/metrics")[0] == 200
-    again = running.beostat("--serve", served.port)
-    assert (again.returncode, again.stderr) == (
-        3, "beostat: --serve 127.0.0.1:%d: Address already in use\n"
+    assert answer(running.table, "--serve", "%d" % served.port) == (
+        3, "", "beostat: --serve 127.0.0.1:%d: Address already in use\n"
         % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
@@ -4538,10 +4065,13 @@ def test_server_without_a_table(running):
             .readline() == "beostat: serving %s/\n" % served.url
 
 
-def test_clients_that_hold_the_server_up(running):
+def slow_clients_that_hold_the_server_up(running):
     """Endless, idle and many: each ends, and others are served."""
     running.recvstats()
-    served = Served(running, seconds=1)
+    program = os.path.join(running.folder, "hasty.py")
+    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
+               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
+    served = Served(running, program=program)
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
     assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
@@ -4561,10 +4091,10 @@ def test_clients_that_hold_the_server_up(running):
 
 def test_document_with_the_header_of_http(served):
     """As inetd has it: with a request unread, its end would be lost."""
-    head, _, body = served.running.beostat("--html", "--http").stdout \
-        .partition("\n\n")
-    assert head.startswith("HTTP/1.0 200 OK\nContent-Type: text/html")
-    assert "Content-Length: %d\n" % len(body) in head
+    _, text, _ = answer(served.running.table, "--html", "--http")
+    head, _, body = text.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.0 200 OK\r\nContent-Type: text/html")
+    assert "Content-Length: %d\r\n" % len(body) in head
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
@@ -4581,80 +4111,29 @@ def test_document_with_the_header_of_http(served):
     assert data.endswith(b'{result="log_drops"} 0\n')
 
 
-WORDS_OF_SERVE = (
-    ("--serve 9545 --json", "--serve goes with --per-cpu, --cluster and "
-     "--table alone"),
-    ("--serve 9545 7", "--serve goes with --per-cpu, --cluster and --table "
-     "alone"),
-    ("--serve 99999", "99999 is not [ADDRESS:]PORT"),
-    ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
-    ("--http", "--http goes before one document"),
-    ("--html --http -w", "--http goes before one document"),
-    ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
-    ("--html --json", "one view at a time"),
-)
-
-
-@pytest.mark.parametrize("words, error", WORDS_OF_SERVE)
-def test_words_that_do_not_go_together(words, error):
-    shown = tool("beostat.py", *words.split())
-    assert (shown.returncode, shown.stdout) == (2, "")
-    assert shown.stderr.endswith(": %s\n" % error)
-
-
 CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
             "--no-first-run --disable-background-networking --disable-sync "
             "--disable-component-update --dump-dom --user-data-dir=").split()
 
 
 def test_page_in_a_browser(served, tmp_path):
-    """The sheet is taken, the name of node 1 stays text, links are pages."""
-    chromium = installed("chromium")
-    os.mkdir(str(tmp_path / "gone"))
-    gone = new_receiver(tmp_path / "gone")
-    feed(gone, message(3))
-    close(gone)
-    (tmp_path / "gone.html").write_text(tool(
-        "beostat.py", "--html", "--table", gone.table.path).stdout)
-    browsers = [subprocess.Popen(
-        [chromium, *CHROMIUM[1:-1], CHROMIUM[-1] + str(tmp_path / str(place)),
-         url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        universal_newlines=True) for place, url in enumerate([
-            served.url + "/?sort=-load", served.url + "/?node=1",
-            served.url + "/?view=dots&state=up",
-            "file://%s/gone.html" % tmp_path])]
-    try:
-        pages = [Page(browser.communicate(timeout=30)[0])
-                 for browser in browsers]
-    finally:
-        for browser in browsers:
-            browser.kill()
-    rows, node, dots, gone = pages
-    for page in pages:
-        assert page.tags <= PAGE_TAGS | {"head", "body"}
-    assert [row[1:4] for row in rows.rows[2:]] == [
-        ["0", "login", "up"], ["1", "<script>alert(1)</script>", "up"],
-        ["2", "c2", rows.rows[4][3]]]
-    assert rows.rows[4][0] == "left off"
-    assert [title.split(",")[0] for _, title in dots.cells] == [
-        "n0 login", "n1 <script>alert(1)</script>", "n3 never", "n4 never"]
-    assert "/proc/meminfo" in node.text and "MemTotal:" in node.text
-    assert "is gone: start it again with recvstats.py" in gone.text
-    assert [row[1] for row in gone.rows[2:]] == ["3"]
+    """The name of node 1 stays text."""
+    page = Page(subprocess.check_output(
+        [installed("chromium"), *CHROMIUM[1:-1], CHROMIUM[-1] + str(tmp_path),
+         served.url + "/?sort=-load"], stderr=subprocess.DEVNULL, timeout=30,
+        universal_newlines=True))
+    assert page.tags <= PAGE_TAGS | {"head", "body"}
+    assert [row[:3] for row in page.rows[2:]] == [
+        ["up", "0", "login"], ["up", "1", "<script>alert(1)</script>"],
+        ["left off", "2", "c2"]]
 
 
 QUERIES = (
     # of the usual dashboards, and what the files of node 1 make of them
     ("node_load1", "2.06"),
     ("node_load1 / on(instance) beostat_node_cpus", "1.03"),
-    ("node_memory_MemTotal_bytes", 4043516 * 1024),
     ("node_memory_MemTotal_bytes - node_memory_MemFree_bytes - "
      "node_memory_Cached_bytes - node_memory_Buffers_bytes", 631348 * 1024),
-    ("node_memory_SwapTotal_bytes - node_memory_SwapFree_bytes", 104 * 1024),
-    ("node_boot_time_seconds", 1184240113),
-    ("node_context_switches_total", 9312345),
-    ("node_forks_total", 20712),
-    ("node_procs_blocked", 1),
     ('sum by (instance) (node_network_receive_bytes_total{device!="lo"})',
      3121110921),
     ('sum by (instance) (node_cpu_seconds_total{mode!="idle"})', 128.195),
@@ -4685,11 +4164,7 @@ def test_prometheus_scrapes_two_nodes(scraped):
         found = query(text)
         assert set(found) == {"n0", "n1"}, text
         assert abs(found["n1"] - float(want)) < 1e-6 * float(want), text
-    kb, = re.findall(r"MemTotal: +(\d+)", read_text("/proc/meminfo"))
-    booted, = re.findall(r"\nbtime (\d+)", read_text("/proc/stat"))
     ticks = read_text("/proc/stat").split()[1:9]
-    assert query("node_memory_MemTotal_bytes")["n0"] == int(kb) * 1024
-    assert query("node_boot_time_seconds")["n0"] == int(booted)
     passed = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") / os.cpu_count()
     assert 0 <= passed - query("sum by (instance) (node_cpu_seconds_total)")[
         "n0"] < 60
@@ -4705,7 +4180,8 @@ def original(seven, monkeypatch):
     """libbeostat, whose functions read the table of seven nodes."""
     monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
     libbeostat.cluster.cache_clear()
-    return libbeostat
+    yield libbeostat
+    libbeostat.cluster.cache_clear()    # and so close it
 
 
 CALLS = (
@@ -4736,12 +4212,20 @@ CALLS = (
     ("get_cpuinfo_x86", (2,), ("GenuineIntel", "Pentium III (Coppermine)",
                                863.872, 256, 1723.59)),
     ("get_last_multicast", (), 0.0),
+    # where the original returned -1
+    *[(*call, libbeostat.BeostatError) for call in (
+        ("get_cpu_percent", (0, 2)), ("get_name", (99,)), ("get_name", (7,)),
+        ("set_last_multicast", (1,)))],
 )
 
 
 @pytest.mark.parametrize("name, arguments, want", CALLS)
 def test_function_of_the_original(original, name, arguments, want):
-    assert getattr(original, name)(*arguments) == want
+    try:
+        found = getattr(original, name)(*arguments)
+    except original.BeostatError:
+        found = original.BeostatError
+    assert found == want
 
 
 def test_net_dev_has_the_originals_fields(original):
@@ -4752,26 +4236,23 @@ def test_net_dev_has_the_originals_fields(original):
                             "colls", "carrier")
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("get_cpu_percent", (0, 2)), ("get_name", (99,)), ("get_name", (7,)),
-    ("set_last_multicast", (1,))])
-def test_function_raises_where_the_original_returned_minus_one(
-        original, name, arguments):
-    with pytest.raises(original.BeostatError):
-        getattr(original, name)(*arguments)
+GROWTH = """
+import sys
+sys.path.insert(0, %r)
+import libbeostat
+cluster = libbeostat.open(%r)
+for turn in range(600):
+    for node in cluster:
+        node.load, node.cpus, node.interfaces
+    if turn %% 200 == 199:
+        print(open("/proc/self/statm").read().split()[1])
+"""
 
 
 def test_script_that_iterates_for_days_does_not_grow(seven):
-    def resident_kb():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4
-    with libbeostat.open(seven.table.path) as cluster:
-        for turn in range(600):
-            for node in cluster:
-                node.load, node.cpus, node.interfaces
-            if turn == 200:
-                before = resident_kb()
-        assert resident_kb() - before <= 256
+    pages = subprocess.check_output([sys.executable, "-S", "-c", GROWTH % (
+        HERE, seven.table.path)], universal_newlines=True).split()
+    assert (int(pages[2]) - int(pages[0])) * resource.getpagesize() < 1 << 18
 
 
 # ---- requests and multicast --------------------------------------------
