@@ -7318,9 +7318,8 @@ SLOW = {name[5:]: function for name, function in list(globals().items())
 SLOW_AT_ONCE = 6
 
 
-def run_scenario(scenario, folder):
-    """Return what a scenario does, with processes of its own."""
-    running = Running(folder)
+def play_scenario(scenario, running):
+    """Return what a scenario does; end its processes."""
     try:
         return scenario(running)
     finally:
@@ -7330,15 +7329,16 @@ def run_scenario(scenario, folder):
 @pytest.fixture(scope="session", autouse=True)
 def scenarios(request, tmp_path_factory):
     """{name: Future} of the scenarios that are selected."""
-    names = [item.callspec.params["name"] for item in request.session.items
-             if item.name.startswith("test_slow[")]
+    played = {item.callspec.params["name"]: Running(tmp_path_factory.mktemp(
+        "slow")) for item in request.session.items
+              if item.name.startswith("test_slow[")}
     with concurrent.futures.ThreadPoolExecutor(SLOW_AT_ONCE) as pool:
-        futures = {name: pool.submit(run_scenario, SLOW[name],
-                                     tmp_path_factory.mktemp("slow"))
-                   for name in names}
+        futures = {name: pool.submit(play_scenario, SLOW[name], running)
+                   for name, running in played.items()}
         yield futures
-        for future in futures.values():
-            future.cancel()
+        for name, running in played.items():
+            if not futures[name].cancel():
+                running.end()           # one that hangs hears no more
 
 
 @pytest.mark.parametrize("name", SLOW)
