@@ -5731,12 +5731,12 @@ def test_hostile_clients_are_dropped_and_refused(procstatd, running):
 
 def slow_client_that_is_idle_or_does_not_read_is_dropped(running):
     """Who dribbles a command's bytes is, too."""
-    port = free_tcp_port()
+    root, port = write_proc(running.folder + "/proc", EPYC), free_tcp_port()
+    write_processes(root, 200, [LONG_LINE])     # few replies fill a buffer
     start_changed(running, "sendstats", dict(IDLE_S=0.3, LINE_BYTES=9999),
-                  "-d", "--procstatd", port)
+                  "-d", "--procstatd", port, "--proc", root)
     wait_for(lambda: listens(port))
     _, dribbler, deaf = [Client(port) for _ in range(3)]
-    deaf.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     deaf.sock.sendall(b"jobs\n" * 500)
 
     def are_gone():
