@@ -7039,26 +7039,26 @@ def test_output_that_another_has_set_not_to_block(running):
 def slow_syslog_that_is_full_and_one_that_vanishes(running):
     swept = Swept(running, None)
 
-    def said(number):
-        """Return whether news of a node are logged; count lost lines."""
-        wait_for(lambda: swept.hears(number))
+    def drops(number):
+        """Return how many lines were lost, behind a node's message."""
         with running.open() as cluster:
-            drops.append(cluster.status.log_drops)
-        return "up: n%d" % number in "".join(swept.errors())
+            return swept.hears(number) and cluster.status.log_drops
 
-    drops = []
-    wait_for(lambda: said(5))
+    def is_said(number):
+        return "up: n%d" % number in "".join(swept.errors())
+    wait_for(lambda: swept.hears(5) and is_said(5))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
         filler.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 filler.sendto(b"<30>Jan  1 filler: x", swept.log_path)
-    wait_for(lambda: not said(7) and drops[-1] == 1)
+    lost = wait_for(lambda: drops(7))
+    assert not is_said(7)
     swept.log.close()
     os.unlink(swept.log_path)
-    wait_for(lambda: not said(8) and drops[-1] == 2)
+    wait_for(lambda: drops(8) > lost)
     swept.open_log()
-    wait_for(lambda: said(9))
+    wait_for(lambda: swept.hears(9) and is_said(9))
     os.kill(swept.pid, signal.SIGTERM)
     wait_for(lambda: not is_alive(swept.pid))
     swept.log.close()
