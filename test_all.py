@@ -1167,7 +1167,9 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("why, data, more", STEPS)
+# Its name, which the environment holds, is not to hold the message.
+@pytest.mark.parametrize("why, data, more", STEPS, ids=[
+    why for why, *_ in STEPS])
 def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
                                                        more):
     """Each step in a process of its own, which ends there; readers see all
@@ -4307,7 +4309,7 @@ def agent_of(running, master, *words):
     return master.recvfrom(65536)
 
 
-def answer(master, agent, *datagrams, wait_s=LIMIT_S):
+def reply_to(master, agent, *datagrams, wait_s=LIMIT_S):
     """Return the header of what an agent answers to datagrams, {} when it
     is silent."""
     for datagram in datagrams:
@@ -4329,24 +4331,24 @@ def slow_agent_obeys_its_master_and_nobody_else(running):
     with played_master() as master, played_master() as other:
         _, agent = agent_of(running, master, 7)
         other.sendto(request(), agent)          # refused by the kernel
-        assert not answer(master, agent, *FORGED, wait_s=0.3)
+        assert not reply_to(master, agent, *FORGED, wait_s=0.3)
         for sequence, node in (2, 7), (3, -2), (4, -2):
-            header = answer(master, agent, request(node))
+            header = reply_to(master, agent, request(node))
             assert (header["sequence"], header["kind"],
                     header["period_s"]) == (sequence, sendstats.SAMPLE, 3600)
         master.sendto(request(period_s=0.1), agent)
         for _ in range(3):              # no more requests needed
             header = header_of(master.recv(65536))
         assert header["period_s"] == pytest.approx(0.1)
-        wait_for(lambda: answer(master, agent, request())[
+        wait_for(lambda: reply_to(master, agent, request())[
             "period_s"] == 3600)
         started = time.monotonic()
         for _ in range(5):              # of which one may be under way
-            assert answer(master, agent, *[request()] * 11)
+            assert reply_to(master, agent, *[request()] * 11)
         assert time.monotonic() - started >= 0.6
         first, agent = agent_of(running, other)
         assert header_of(first)["node"] == -2   # has no number
-        assert answer(other, agent, request(node=31))["sequence"] == 2
+        assert reply_to(other, agent, request(node=31))["sequence"] == 2
 
 
 def slow_agent_with_a_key_obeys_signed_requests(running):
@@ -4360,14 +4362,14 @@ def slow_agent_with_a_key_obeys_signed_requests(running):
             request(sequence=sequence, agent_start_us=start_us)
             for sequence in (5, 6, 7)]
         signed = sign(good, b"one")
-        assert not answer(
+        assert not reply_to(
             master, agent, later, sign(later, b"bad"), signed[:-1],
             signed + b"x", sign(request(sequence=7), b"one"),
             sign(request(sequence=7, agent_start_us=start_us - 1), b"one"),
             wait_s=0.3)
-        assert answer(master, agent, signed)["sequence"] == 2
-        assert not answer(master, agent, signed, wait_s=0.3)    # replayed
-        assert answer(master, agent, sign(later, b"one"))["sequence"] == 3
+        assert reply_to(master, agent, signed)["sequence"] == 2
+        assert not reply_to(master, agent, signed, wait_s=0.3)    # replayed
+        assert reply_to(master, agent, sign(later, b"one"))["sequence"] == 3
         found = os.stat(path)
         with open(path, "r+b") as file:
             file.write(b"two")
@@ -5027,7 +5029,7 @@ def slow_procstatd_beside_an_agent(running):
 
 JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
 NO_LIST = "answer is not a list of processes"
-ANSWERS = (
+LIES = (
     # what a node's procstatd sends, what beostat says of it
     (JOB % b"\xff\x1b[31m", None),
     (None, "Connection refused"),
@@ -5065,7 +5067,7 @@ def slow_jobs_of_nodes_that_lie(running):
     receiver = new_receiver(running.folder)
     with contextlib.ExitStack() as stack:
         stack.callback(close, receiver)
-        for number, (answer, _) in enumerate(ANSWERS):
+        for number, (answer, _) in enumerate(LIES):
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             if answer is not None:
@@ -5084,7 +5086,7 @@ def slow_jobs_of_nodes_that_lie(running):
         "    0      11 root     S    1   1.0M   0.0 \ufffd\\x1b[31m"]
     *errors, last = shown.stderr.splitlines()
     assert errors == ["beostat: node %d: 127.0.0.1: %s" % (number, error)
-                      for number, (_, error) in enumerate(ANSWERS) if error]
+                      for number, (_, error) in enumerate(LIES) if error]
     assert last.startswith("beostat: node 99: 255.255.255.255: ")
     assert shown.returncode == 1
 
@@ -6392,9 +6394,11 @@ def slow_readme_mail_script(running):
                   env=dict(os.environ, BEOSTAT_TABLE=running.table, PATH=(
                       running.folder + ":" + os.environ["PATH"])))
     time.sleep(1)                       # until it has had a first look
+    running.masters[0].send_signal(signal.SIGSTOP)      # then all at once
     running.send(*[message(number, 2, kind=sendstats.FAREWELL, body=
                            body_with(hostname=b"c%03d" % number))
                    for number in range(40)])
+    running.masters[0].send_signal(signal.SIGCONT)
     sent = os.path.join(running.folder, "sent")
     wait_for(lambda: os.path.exists(sent))
     os.killpg(shell.pid, signal.SIGKILL)
