@@ -1032,7 +1032,7 @@ def node_formatter(encode):
     encode  gives the JSON of a text
     """
     parts = {part: tuple(" ".join(fields for fields, *_ in rows).split())
-             for part, (rows, *_) in libbeostat.PARTS.items()}
+             for part, rows in libbeostat.PARTS.items()}
     form = node_template(parts)
     pick = libbeostat.picker(["%s.%s" % (part, field) for part in parts
                               for field in parts[part]])

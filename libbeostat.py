@@ -483,29 +483,35 @@ SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
 
+# Of a slot, and its message in it.
 HEADER_STRUCT, _ = layout(HEADER)
 SLOT_STRUCT, _ = layout(SLOT)
 NODE_STRUCT, NODE_AT = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
-ABSENTS = frozenset(ABSENT.values())
 MESSAGE_AT, BODY = SLOT_STRUCT.size, HEADER_STRUCT.size
-CPUS_AT = BODY + NODE_STRUCT.size
+RECORDS_AT = MESSAGE_AT + BODY
+CPUS_AT = RECORDS_AT + NODE_STRUCT.size
 
-# What a look at a sample needs of it, and no more.
+# What a look at one needs of it, and no more.
+FLOATS = [field for fields, code, *_ in HEADER + NODE if code in "df"
+          for field in fields.split()]
+FRACTIONS = slice(FLOATS.index("busy_fraction"),
+                  FLOATS.index("iowait_fraction") + 1)
+HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
 HEARD, _ = layout(SLOT + HEADER, (
-    "heard_s", "silent_from_s", "length", "kind", "period_s"))
-SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
+    "heard_s", "silent_from_s", "kind", "period_s"))
+SHAPE, _ = layout(SLOT + HEADER + NODE, (
+    "version", *FLOATS, "cpus", "interfaces"))
 BUSY, _ = layout(ONE_CPU, ("busy",))
-FLOAT_NAMES = [field for fields, code, *_ in HEADER + NODE if code in "df"
-               for field in fields.split()]
-FLOATS, _ = layout(HEADER + NODE, FLOAT_NAMES)
-FRACTIONS = slice(FLOAT_NAMES.index("busy_fraction"),
-                  FLOAT_NAMES.index("iowait_fraction") + 1)
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
     ("busy_fraction", "", "", "0 to 1, of the last period")) + ONE_CPU[2:]
+PARTS = {"host": HOST, "processor": PROCESSOR, "kernel": KERNEL, "cpu": CPU,
+         "load": LOAD, "memory": MEMORY, "disk": DISK, "network": NETWORK,
+         "agent": AGENT}
+LISTS = "cpus", "interfaces"
 
 
 def unpack_text(data):
@@ -520,7 +526,6 @@ def rounded(value):
     return round(value, 3)
 
 
-
 def without(absent):
     """Return the conversion of a number that makes one value None."""
     return lambda value: None if value == absent else value
@@ -533,22 +538,6 @@ CONVERSIONS = {                 # of a code's value to what a user gets
     "Q": without(ABSENT["Q"])}
 
 
-def part_of_node(rows):
-    """Return how to unpack one of the records that make NODE: (its rows,
-    Struct, offset in a message, a conversion for each field)."""
-    first = rows[0][0].split()[0]
-    return rows, layout(rows)[0], BODY + NODE_AT[first], [
-        CONVERSIONS[code[-1]] for fields, code, *_ in rows
-        for _ in fields.split()]
-
-
-PARTS = {name: part_of_node(rows) for name, rows in (
-    ("host", HOST), ("processor", PROCESSOR), ("kernel", KERNEL),
-    ("cpu", CPU), ("load", LOAD), ("memory", MEMORY), ("disk", DISK),
-    ("network", NETWORK), ("agent", AGENT))}
-
-
-@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
 def record(name, rows):
     """Return the namedtuple class of a table of fields, documented by it."""
     made = collections.namedtuple(
@@ -557,6 +546,29 @@ def record(name, rows):
         "%s  %s (%s)" % (fields, meaning, unit or "-")
         for fields, _code, unit, meaning in rows)
     return made
+
+
+@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
+def unpacker(name):
+    """Return the function that gives a record, or a list, of a Node."""
+    if name == "cpus":
+        make = record("OneCpu", ONE_CPU_SHOWN)._make
+        return lambda node: [
+            make((cpu, busy / FULL, *ticks)) for cpu, busy, *ticks
+            in CPU_STRUCT.iter_unpack(node.records()[0])]
+    if name == "interfaces":
+        make = record("Interface", INTERFACE)._make
+        return lambda node: [
+            make((unpack_text(device), *counts)) for device, *counts
+            in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
+    rows = PARTS[name]
+    place = RECORDS_AT + NODE_AT[rows[0][0].split()[0]]
+    (struct_, _), make = layout(rows), record(name, rows)._make
+    conversions = [CONVERSIONS[code[-1]] for fields, code, *_ in rows
+                   for _ in fields.split()]
+    return lambda node: make([
+        convert(value) for convert, value
+        in zip(conversions, struct_.unpack_from(node.slot, place))])
 
 
 def picker(names):
@@ -570,37 +582,37 @@ def picker(names):
     struct_, _ = layout(NODE, fields)
     codes = {field: code for each, code, *_ in NODE for field in each.split()}
     absents = [ABSENT.get(codes[field]) for field in fields]
+    none = frozenset(absents)
 
     def pick(node):
-        values = struct_.unpack_from(node.message, BODY)
-        if ABSENTS.isdisjoint(values):
+        values = struct_.unpack_from(node.slot, RECORDS_AT)
+        if none.isdisjoint(values):
             return values
         return [None if value == absent else value
                 for value, absent in zip(values, absents)]
     return pick
 
 
-def check(message):
-    """See that a message whose CRC is right says what can be.
+def check(slot):
+    """See that a slot, whose message is whole, says what can be.
 
     Raises  BadSample, OtherVersion
     """
-    if len(message) < CPUS_AT + CRC_BYTES:
+    if len(slot) < CPUS_AT + CRC_BYTES:
         raise BadSample("sample is cut off")
-    version, cpus, interfaces = SHAPE.unpack_from(message)
+    version, *floats, cpus, interfaces = SHAPE.unpack_from(slot)
     if version != RECORDS_VERSION:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
                            "update the master's tools, which come first"
                            % (version, RECORDS_VERSION))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
-    if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
-                        + CRC_BYTES):
+    if len(slot) != (names_at + interfaces * INTERFACE_STRUCT.size
+                     + CRC_BYTES):
         raise BadSample("sample does not hold the records it counts")
-    floats = FLOATS.unpack_from(message)
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
+    shares = BUSY.iter_unpack(slot[CPUS_AT:names_at])
     if (max(floats[FRACTIONS]) > 1
             or max(shares, default=(0,)) > (FULL,)):
         raise BadSample("sample with a CPU that is over 100 % busy")
@@ -624,13 +636,10 @@ class Node:
     """
 
     def __init__(self, number, slot, now, clock_s):
-        heard_s, silent_from_s, length, kind, period_s = HEARD.unpack_from(
-            slot)
-        self.number, self.slot = number, slot[:MESSAGE_AT]
-        self.message = slot[MESSAGE_AT:MESSAGE_AT + length]
+        self.number, self.slot, self.state = number, slot, "up"
+        heard_s, silent_from_s, kind, period_s = HEARD.unpack_from(slot)
         self.age_s = max(now - heard_s, 0.0)
         silent_s = clock_s - silent_from_s
-        self.state = "up"
         if kind == FAREWELL:
             self.state = "left"
         elif silent_s > SILENT_S and silent_s > SILENT_PERIODS * period_s:
@@ -638,49 +647,33 @@ class Node:
 
     def __getattr__(self, name):
         """Unpack what is asked for, the first time that it is."""
-        if name in PARTS:
-            value = self.unpack(name)
-        elif name in HEADS:
+        if name in HEADS:
             self.unpack_heads()
             return getattr(self, name)
-        elif name == "cpus":
-            made = record("OneCpu", ONE_CPU_SHOWN)
-            value = [made(cpu, busy / FULL, *ticks) for cpu, busy, *ticks
-                     in CPU_STRUCT.iter_unpack(self.records()[0])]
-        elif name == "interfaces":
-            made = record("Interface", INTERFACE)
-            value = [made(unpack_text(name), *values) for name, *values
-                     in INTERFACE_STRUCT.iter_unpack(self.records()[1])]
-        else:
+        if name not in PARTS and name not in LISTS:
             raise AttributeError("a node has no " + name)
+        value = unpacker(name)(self)
         setattr(self, name, value)
         return value
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
         (_, _, self.heard_time_s, _, _, self.received, self.lost, address, _,
-         _, _, self.restarts, self.port, flags, _) = SLOT_STRUCT.unpack(
+         _, _, self.restarts, self.port, flags, _) = SLOT_STRUCT.unpack_from(
              self.slot)
         (_, _, _, _, _, start_us, self.sequence, period_s, self.time_s
-         ) = HEADER_STRUCT.unpack_from(self.message)
+         ) = HEADER_STRUCT.unpack_from(self.slot, MESSAGE_AT)
         self.address = "%d.%d.%d.%d" % tuple(address)
         self.signature = SIGNATURES[flags & (SIGNED | VERIFIED)]
         self.start_time_s = start_us / 1e6
         self.period_s = rounded(period_s)
 
-    def unpack(self, name):
-        """Return one of the records, values that are absent as None."""
-        rows, struct_, offset, conversions = PARTS[name]
-        values = struct_.unpack_from(self.message, offset)
-        return record(name, rows)(*[
-            convert(value) for convert, value in zip(conversions, values)])
-
     def records(self):
         """Return the bytes of the CPU and of the interface records."""
-        _, cpus, _ = SHAPE.unpack_from(self.message)
-        middle = CPUS_AT + cpus * CPU_STRUCT.size
-        return (self.message[CPUS_AT:middle],
-                self.message[middle:-CRC_BYTES])
+        *_, cpus, _ = SHAPE.unpack_from(self.slot)
+        interfaces_at = CPUS_AT + cpus * CPU_STRUCT.size
+        return (self.slot[CPUS_AT:interfaces_at],
+                self.slot[interfaces_at:-CRC_BYTES])
 
 
 # ---- table -------------------------------------------------------------
@@ -694,10 +687,11 @@ REFRESH_S = 0.1                 # header and index are read again after it
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
 READ_BYTES = 2048               # most slots are shorter
 SLOT_MOST_BYTES = 2**17         # and none is longer
+CHUNK_BYTES = 2**18             # of slots that are read together
+LASTING_S = 1.0                 # and used while they are no older
 NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-VERSION_AT, WORD_BYTES = TABLE_AT["version"], 8
-HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
+VERSION_AT = TABLE_AT["version"]
 TIMES, _ = layout(TABLE_HEADER, [
     field for fields, code, *_ in STATUS if code == "d"
     for field in fields.split()])
@@ -789,6 +783,14 @@ def read_index(fd, path, header):
 
 
 # ---- cluster -----------------------------------------------------------
+
+
+def is_whole(slot, number):
+    """Return whether a slot is a node's, with all of a message."""
+    owner, held_bytes, length = HOLDS.unpack_from(slot)
+    return (owner == number and BODY <= length <= held_bytes
+            and len(slot) == MESSAGE_AT + length
+            and zlib.crc32(slot[MESSAGE_AT:]) == CRC_RESIDUE)
 
 
 def open(path=None):
@@ -905,58 +907,84 @@ class Cluster:
         raise NoSuchNode("node %d: not in the table" % number)
 
     def read_slot(self, number, place):
-        """Return the bytes of a slot that holds a whole sample.
+        """Return a slot up to the end of its message.
 
-        It is one when nobody wrote meanwhile and the CRC is right.  The
-        word is read before and after: within one read a processor may copy
-        the end of a slot before its beginning.  A word that stays odd was
-        left so by a writer that was killed.
+        It was read twice, nobody wrote between, and the CRC is right.  One
+        look is not enough: a processor may copy the end of a slot before
+        its beginning.  A word that stays odd was left so by a writer that
+        was killed.
         Raises  NeverHeard, BadSample, SampleChanging
         """
-        last = b""
+        last, size = b"", READ_BYTES
         for turn in range(TRIES):
-            before = os.pread(self.fd, WORD_BYTES, place)
-            slot = os.pread(self.fd, READ_BYTES, place)
-            if len(slot) < MESSAGE_AT + BODY:
+            data = os.pread(self.fd, size, place)
+            if len(data) < RECORDS_AT:
                 raise BadSample("node %d: cut off in the table" % number)
-            owner, size, length = HOLDS.unpack_from(slot)
-            if READ_BYTES - MESSAGE_AT < size < SLOT_MOST_BYTES:
-                slot = os.pread(self.fd, MESSAGE_AT + size, place)
-            settled = slot[0] % 2 == 0 or slot == last and turn > QUICK_TRIES
-            if (settled and owner == number and BODY <= length <= size
-                    and before == os.pread(self.fd, WORD_BYTES, place)
-                    and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
-                    == CRC_RESIDUE):
-                return slot
-            if slot == last and slot[0] % 2 == 0:   # nobody is writing
-                if not size:
+            _, held_bytes, length = HOLDS.unpack_from(data)
+            slot, is_even = data[:MESSAGE_AT + length], data[0] % 2 == 0
+            if slot == last and (is_even or turn > QUICK_TRIES):
+                if is_whole(slot, number):
+                    return slot
+                if is_even and not held_bytes:
                     raise NeverHeard("node %d: not heard again yet" % number)
-                raise BadSample("node %d: damaged in the table" % number)
-            last = slot
-            time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
+                if is_even:
+                    raise BadSample("node %d: damaged in the table" % number)
+            last, size = slot, min(max(READ_BYTES, MESSAGE_AT + held_bytes),
+                                   SLOT_MOST_BYTES)
+            if turn:
+                time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
-    def read_node(self, number, place):
-        """Return the Node whose slot is at a place.
+    def read_slots(self):
+        """Return {number: slot} of those that nobody was writing.
+
+        Each is as read_slot() gives it, from chunks that were read twice.
+        """
+        slots, begin, first, again = {}, 0, b"", b""
+        for place, number in sorted(zip(self.index.tolist(),
+                                        range(MASTER, len(self.index)))):
+            at = place * UNIT_BYTES - begin
+            if place and at + READ_BYTES > len(first):
+                begin, at = begin + at, 0
+                first, again = [os.pread(self.fd, CHUNK_BYTES, begin)
+                                for _ in range(2)]
+            if place and at + RECORDS_AT <= len(first):
+                *_, length = HOLDS.unpack_from(first, at)
+                slot = first[at:at + MESSAGE_AT + length]
+                if (slot[0] % 2 == 0 and again.startswith(slot, at)
+                        and is_whole(slot, number)):
+                    slots[number] = slot
+        return slots
+
+    def make_node(self, number, place, slot=None):
+        """Return the Node whose slot, which may be read already, is at a
+        place.
 
         Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
         """
         try:
-            slot = self.read_slot(number, place)
+            slot = slot or self.read_slot(number, place)
         except OSError as error:
             raise BadSample("node %d: cannot be read: %s"
                             % (number, error.strerror))
-        node = Node(number, slot, time.monotonic(), self.clock_s)
-        check(node.message)
-        return node
+        check(slot)
+        return Node(number, slot, time.monotonic(), self.clock_s)
 
     def __iter__(self):
-        self.refresh(time.monotonic())
-        self.refused = {}
+        now = time.monotonic()
+        self.refresh(now)
+        self.refused, slots = {}, {}
+        try:
+            slots = self.read_slots()
+        except OSError:
+            pass                        # it is said of each node
         for number, place in enumerate(self.index.tolist(), MASTER):
             if place:
+                slot = slots.pop(number, None)
+                if time.monotonic() > now + LASTING_S:
+                    slot = None
                 try:
-                    yield self.read_node(number, place * UNIT_BYTES)
+                    yield self.make_node(number, place * UNIT_BYTES, slot)
                 except BeostatError as error:
                     self.refused[number] = error
 
@@ -969,11 +997,11 @@ class Cluster:
         now = time.monotonic()
         if now < self.refresh_due:
             try:
-                return self.read_node(number, self.find(number))
+                return self.make_node(number, self.find(number))
             except NoSuchNode:
                 pass                    # it may have come just now
         self.refresh(now)
-        return self.read_node(number, self.find(number))
+        return self.make_node(number, self.find(number))
 
     __getitem__ = node
 
