@@ -503,7 +503,6 @@ HEARD, _ = layout(SLOT + HEADER, (
     "heard_s", "silent_from_s", "kind", "period_s"))
 SHAPE, _ = layout(SLOT + HEADER + NODE, (
     "version", *FLOATS, "cpus", "interfaces"))
-BUSY, _ = layout(ONE_CPU, ("busy",))
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
@@ -520,10 +519,11 @@ def unpack_text(data):
 
 
 def rounded(value):
-    """Return a 32-bit float in as many decimals as it holds."""
+    """Return a 32-bit float in as many decimals as it holds, None below 0.
+    """
     if 0 <= value < ROUND:
         return int(value * 1e4 + 0.5) / 1e4     # a third of round's time
-    return round(value, 3)
+    return round(value, 3) if value >= 0 else None
 
 
 def without(absent):
@@ -532,10 +532,8 @@ def without(absent):
 
 
 CONVERSIONS = {                 # of a code's value to what a user gets
-    "s": unpack_text,
-    "f": lambda value: rounded(value) if value >= 0 else None,
-    "H": without(ABSENT["H"]), "I": without(ABSENT["I"]),
-    "Q": without(ABSENT["Q"])}
+    "s": unpack_text, "f": rounded, "H": without(ABSENT["H"]),
+    "I": without(ABSENT["I"]), "Q": without(ABSENT["Q"])}
 
 
 def record(name, rows):
@@ -593,6 +591,12 @@ def picker(names):
     return pick
 
 
+@functools.lru_cache(None)      # most nodes are alike
+def shares(cpus):
+    """Return the Struct of the shares of so many CPUs."""
+    return layout(ONE_CPU * cpus, ("busy",))[0]
+
+
 def check(slot):
     """See that a slot, whose message is whole, says what can be.
 
@@ -612,9 +616,8 @@ def check(slot):
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = BUSY.iter_unpack(slot[CPUS_AT:names_at])
     if (max(floats[FRACTIONS]) > 1
-            or max(shares, default=(0,)) > (FULL,)):
+            or max(shares(cpus).unpack_from(slot, CPUS_AT) or (0,)) > FULL):
         raise BadSample("sample with a CPU that is over 100 % busy")
 
 
@@ -647,14 +650,13 @@ class Node:
 
     def __getattr__(self, name):
         """Unpack what is asked for, the first time that it is."""
+        if name in PARTS or name in LISTS:
+            value = self.__dict__[name] = unpacker(name)(self)
+            return value
         if name in HEADS:
             self.unpack_heads()
-            return getattr(self, name)
-        if name not in PARTS and name not in LISTS:
-            raise AttributeError("a node has no " + name)
-        value = unpacker(name)(self)
-        setattr(self, name, value)
-        return value
+            return self.__dict__[name]
+        raise AttributeError("a node has no " + name)
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
@@ -685,10 +687,9 @@ TRIES, QUICK_TRIES = 200, 20    # to find a slot that nobody is writing
 PAUSE_S = 0.0005                # after the quick ones: its writer waits
 REFRESH_S = 0.1                 # header and index are read again after it
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
-READ_BYTES = 2048               # most slots are shorter
+READ_BYTES = 4096               # most slots are shorter
 SLOT_MOST_BYTES = 2**17         # and none is longer
 CHUNK_BYTES = 2**18             # of slots that are read together
-LASTING_S = 1.0                 # and used while they are no older
 NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 VERSION_AT = TABLE_AT["version"]
@@ -785,12 +786,18 @@ def read_index(fd, path, header):
 # ---- cluster -----------------------------------------------------------
 
 
-def is_whole(slot, number):
-    """Return whether a slot is a node's, with all of a message."""
-    owner, held_bytes, length = HOLDS.unpack_from(slot)
-    return (owner == number and BODY <= length <= held_bytes
-            and len(slot) == MESSAGE_AT + length
-            and zlib.crc32(slot[MESSAGE_AT:]) == CRC_RESIDUE)
+def find_slot(first, again, place, number):
+    """Return a node's slot up to the end of its message, None unless that
+    is whole, and the same in two looks at the table."""
+    if len(first) < place + RECORDS_AT:
+        return None
+    owner, held_bytes, length = HOLDS.unpack_from(first, place)
+    slot = first[place:place + MESSAGE_AT + length]
+    if (owner == number and BODY <= length <= held_bytes
+            and again.startswith(slot, place)
+            and zlib.crc32(slot[MESSAGE_AT:]) == CRC_RESIDUE):
+        return slot
+    return None
 
 
 def open(path=None):
@@ -805,7 +812,8 @@ def open(path=None):
 class Cluster:
     """The nodes of a table; every access reads it anew.
 
-    for node in cluster     each node heard of, as one whole sample
+    for node in cluster     each node heard of, as one whole sample, all read
+                            when the loop begins
     cluster[7]              one node; the same as cluster.node(7)
     7 in cluster            whether it was heard
     len(cluster)            how many were
@@ -906,87 +914,67 @@ class Cluster:
             raise NeverHeard("node %d: never heard" % number)
         raise NoSuchNode("node %d: not in the table" % number)
 
+    def look_twice(self, size, place):
+        """Return bytes of the table, and the same read again.
+
+        What has one even word in both was not written between the two, and
+        is whole where they are the same.  One look would not be enough: a
+        processor may copy the end of a slot before its beginning.
+        Raises  BadSample
+        """
+        try:
+            return (os.pread(self.fd, size, place),
+                    os.pread(self.fd, size, place))
+        except OSError as error:
+            raise BadSample("cannot be read: %s" % error.strerror)
+
     def read_slot(self, number, place):
         """Return a slot up to the end of its message.
 
-        It was read twice, nobody wrote between, and the CRC is right.  One
-        look is not enough: a processor may copy the end of a slot before
-        its beginning.  A word that stays odd was left so by a writer that
-        was killed.
+        A word that stays odd was left so by a writer that was killed.
         Raises  NeverHeard, BadSample, SampleChanging
         """
-        last, size = b"", READ_BYTES
+        last, size = None, READ_BYTES
         for turn in range(TRIES):
-            data = os.pread(self.fd, size, place)
-            if len(data) < RECORDS_AT:
+            first, again = self.look_twice(size, place)
+            if len(first) < RECORDS_AT:
                 raise BadSample("node %d: cut off in the table" % number)
-            _, held_bytes, length = HOLDS.unpack_from(data)
-            slot, is_even = data[:MESSAGE_AT + length], data[0] % 2 == 0
-            if slot == last and (is_even or turn > QUICK_TRIES):
-                if is_whole(slot, number):
-                    return slot
-                if is_even and not held_bytes:
-                    raise NeverHeard("node %d: not heard again yet" % number)
-                if is_even:
-                    raise BadSample("node %d: damaged in the table" % number)
-            last, size = slot, min(max(READ_BYTES, MESSAGE_AT + held_bytes),
-                                   SLOT_MOST_BYTES)
-            if turn:
-                time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
+            slot = find_slot(first, again, 0, number)
+            is_even = first[0] % 2 == 0
+            if slot and (is_even or slot == last and turn > QUICK_TRIES):
+                return slot
+            _, held_bytes, _ = HOLDS.unpack_from(first)
+            if size < MESSAGE_AT + held_bytes <= SLOT_MOST_BYTES:
+                size = MESSAGE_AT + held_bytes
+                continue
+            if is_even and first == again and not held_bytes:
+                raise NeverHeard("node %d: not heard again yet" % number)
+            if is_even and first == again:
+                raise BadSample("node %d: damaged in the table" % number)
+            last = slot
+            time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
-    def read_slots(self):
-        """Return {number: slot} of those that nobody was writing.
-
-        Each is as read_slot() gives it, from chunks that were read twice.
-        """
-        slots, begin, first, again = {}, 0, b"", b""
+    def __iter__(self):
+        self.refresh(time.monotonic())
+        self.refused, nodes, begin, first, again = {}, {}, 0, b"", b""
         for place, number in sorted(zip(self.index.tolist(),
                                         range(MASTER, len(self.index)))):
-            at = place * UNIT_BYTES - begin
-            if place and at + READ_BYTES > len(first):
-                begin, at = begin + at, 0
-                first, again = [os.pread(self.fd, CHUNK_BYTES, begin)
-                                for _ in range(2)]
-            if place and at + RECORDS_AT <= len(first):
-                *_, length = HOLDS.unpack_from(first, at)
-                slot = first[at:at + MESSAGE_AT + length]
-                if (slot[0] % 2 == 0 and again.startswith(slot, at)
-                        and is_whole(slot, number)):
-                    slots[number] = slot
-        return slots
-
-    def make_node(self, number, place, slot=None):
-        """Return the Node whose slot, which may be read already, is at a
-        place.
-
-        Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
-        """
-        try:
-            slot = slot or self.read_slot(number, place)
-        except OSError as error:
-            raise BadSample("node %d: cannot be read: %s"
-                            % (number, error.strerror))
-        check(slot)
-        return Node(number, slot, time.monotonic(), self.clock_s)
-
-    def __iter__(self):
-        now = time.monotonic()
-        self.refresh(now)
-        self.refused, slots = {}, {}
-        try:
-            slots = self.read_slots()
-        except OSError:
-            pass                        # it is said of each node
-        for number, place in enumerate(self.index.tolist(), MASTER):
             if place:
-                slot = slots.pop(number, None)
-                if time.monotonic() > now + LASTING_S:
-                    slot = None
                 try:
-                    yield self.make_node(number, place * UNIT_BYTES, slot)
+                    place *= UNIT_BYTES
+                    if place + READ_BYTES > begin + len(first):
+                        first, again = self.look_twice(CHUNK_BYTES, place)
+                        begin = place
+                    slot = find_slot(first, again, place - begin, number)
+                    if not slot or slot[0] % 2:
+                        slot = self.read_slot(number, place)
+                    check(slot)
+                    nodes[number] = Node(number, slot, time.monotonic(),
+                                         self.clock_s)
                 except BeostatError as error:
                     self.refused[number] = error
+        return iter([nodes[number] for number in sorted(nodes)])
 
     def node(self, number):
         """Return one Node.
@@ -995,13 +983,16 @@ class Cluster:
                 SampleChanging
         """
         now = time.monotonic()
-        if now < self.refresh_due:
-            try:
-                return self.make_node(number, self.find(number))
-            except NoSuchNode:
-                pass                    # it may have come just now
-        self.refresh(now)
-        return self.make_node(number, self.find(number))
+        try:
+            if now >= self.refresh_due:
+                self.refresh(now)
+            place = self.find(number)
+        except NoSuchNode:
+            self.refresh(now)           # it may have come just now
+            place = self.find(number)
+        slot = self.read_slot(number, place)
+        check(slot)
+        return Node(number, slot, time.monotonic(), self.clock_s)
 
     __getitem__ = node
 
