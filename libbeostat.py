@@ -229,8 +229,8 @@ STATUS = (
     ("stopped", "I", "", "1: recvstats was told to stop, and did"),
     ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
     ("uptime_s", "d", "s", "from its start to that"),
-    ("away_s", "d", "s", "in which nobody listened, since the table was "
-     "made: heartbeat_s less away_s is a clock that stands still then"),
+    ("away_s", "d", "s", "time in which nobody listened, since the table "
+     "was made; heartbeat_s less away_s stands still meanwhile"),
     ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
 )
 COUNTERS = (
@@ -262,7 +262,7 @@ COUNTERS = (
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
-    ("log_drops", "Q", "", "lines of log that nobody took"),
+    ("log_drops", "Q", "", "lines of log that syslog did not take"),
 )
 RECENT = (
     (" ".join("recent_" + field for field, *_ in COUNTERS), "Q", "",
@@ -275,10 +275,10 @@ SLOT = (
     ("word", "Q", "", "odd exactly while the slot is being written"),
     ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
     ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
-    ("silent_from_s", "d", "s", "the same, less away_s of the header: the "
+    ("silent_from_s", "d", "s", "heard_s less the away_s of then: the "
      "node is silent for heartbeat_s less away_s less this"),
-    ("window", "Q", "", "bit n: the message n before the last one came, or "
-     "nobody misses it"),
+    ("window", "Q", "", "bit n is 0: the message n before the newest is "
+     "missing"),
     ("received", "Q", "", "messages received from the node"),
     ("lost", "Q", "", "messages that the node sent and that never came"),
     ("address", "4s", "", "IPv4 address of the sender"),
