@@ -199,6 +199,9 @@ INTERFACE = (
     ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "over the last "
      "period"),
 )
+EARLIER = (     # version, the values of NODE that its samples do not have
+    (1, "user_fraction nice_fraction system_fraction iowait_fraction"),
+)
 
 # ---- layout: table -----------------------------------------------------
 # A header, padded to TABLE_BYTES; the index, a u32 for each number from -1
@@ -580,18 +583,40 @@ def picker(names):
     return pick
 
 
-def check(message):
+def renew(message, error):
+    """Return a message of an EARLIER layout as one of today's, what it does
+    not have ABSENT.
+
+    Raises  the error, where it is of none
+    """
+    codes = {field: code for each, code, *_ in NODE for field in each.split()}
+    for version, names in EARLIER:
+        renewed = message
+        for field in names.split():
+            at, code = BODY + NODE_AT[field], codes[field]
+            renewed = (renewed[:at] + struct.pack("<" + code, ABSENT[code])
+                       + renewed[at:])
+        try:
+            check(renewed, version)
+            return renewed
+        except BeostatError:
+            pass
+    raise error
+
+
+def check(message, known=RECORDS_VERSION):
     """See that a message whose CRC is right says what can be.
 
+    known   the version that it is to be of
     Raises  BadSample, OtherVersion
     """
     if len(message) < CPUS_AT + CRC_BYTES:
         raise BadSample("sample is cut off")
     version, cpus, interfaces = SHAPE.unpack_from(message)
-    if version != RECORDS_VERSION:
+    if version != known:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
                            "update the master's tools, which come first"
-                           % (version, RECORDS_VERSION))
+                           % (version, known))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
     if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
                         + CRC_BYTES):
@@ -947,7 +972,10 @@ class Cluster:
             raise BadSample("node %d: cannot be read: %s"
                             % (number, error.strerror))
         node = Node(number, slot, time.monotonic(), self.clock_s)
-        check(node.message)
+        try:
+            check(node.message)
+        except BeostatError as error:
+            node.message = renew(node.message, error)
         return node
 
     def __iter__(self):

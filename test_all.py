@@ -7650,6 +7650,46 @@ def test_fault_does_not_end_a_watcher(running, words):
     assert "Traceback" not in watcher.communicate()[1]
 
 
+# ---- upgrade -----------------------------------------------------------
+
+EARLY = zlib.decompress(base64.b85decode(
+    # A message of version 1 as agents first sent it, of EPYC, a period of
+    # 0.5 s, without the four shares that split busy_fraction.
+    b"c-nJv^=FJ?W?*1vU|?Vb!ps$O7|$lK0a;*RpSPE#rR=~h$2@Zeih!A(p@p7_iEdi"
+    b"5Zkd^xCCU0LEX?A~Ob~p>(vpnSypqghM_(5(-`7RKH6YTNT=zY8RB~ltVPLrKxX6"
+    b"`}fr%l7A?`OrHb_QyArn}Ir3fTU*f}6NpdrMNz=Uej0%i!^{1Ku;4b3J_D9uK|MO"
+    b"@dFZO)$Yu?4YxftVR&?}r(WSU~~`(Rac0hRxT&^Z}@83YVdd>VnV)d$1cW0HNkSe"
+    b"h+r-(%ea4IwRQv<}EPI?DG@M`H#hjLNtFfF+c>~LHQ?uCb0g57*q%~^%;;}{DXlZ"
+    b"Cm&VsS{?{3M<7gyRfi5zOEL^l%n{)RM}xx*M!fnq@EC$=+XbZAcSu7#834LHLPr"))
+
+
+def test_an_earlier_agents_sample_stands_beside_todays(receiver):
+    feed(receiver, EARLY)
+    feed(receiver, message(8), "10.0.0.8")
+    feed(receiver, broken(message(9), version=2), "10.0.0.9")
+    receiver.tick(time.monotonic())
+    early, _ = json.loads(shown(receiver, "--json"))["nodes"]
+    assert (early["number"], early["state"], early["period_s"],
+            early["host"]["hostname"]) == (7, "up", .5, "n7")
+    assert [*early["cpu"].values()] == [
+        608, 0, 928, 127363, 38, 0, 9, 6, 0, 0, 0.0, None, None, None, None]
+    assert early["memory"]["total_bytes"] == 25276510208
+    assert early["agent"]["interfaces"] == 2
+    assert early["cpus"][1]["idle_ticks"] == 63651
+    assert early["interfaces"][1]["name"] == "eth0"
+    with libbeostat.open(receiver.table.path) as cluster:
+        assert (cluster[7].cpu.busy_fraction, cluster[7].load.last_pid,
+                cluster[7].cpus[0].user_ticks) == (0.0, 2051, 238)
+    lines = shown(receiver).splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [
+        ["7", "up"], ["8", "up"]]
+    assert lines[-1] == (
+        "refused: node 9: sample of version 2, this libbeostat knows 1: "
+        "update the master's tools, which come first")
+    for view in "--prometheus", "--ganglia", "--html", "-c", "-s":
+        assert "n7" in shown(receiver, view)
+
+
 # ---- README ------------------------------------------------------------
 
 
