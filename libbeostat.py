@@ -25,7 +25,8 @@ import zlib
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
 CRC_BYTES = 4
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 

@@ -44,7 +44,8 @@ import zlib
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
 PORT = 5545
 TICK_S = 1.0                    # between two heartbeats
 CRC_BYTES, MAC_BYTES = 4, 16
@@ -356,7 +357,8 @@ def claim(path, is_default, entries, log):
                              time.monotonic())
         if (header["version"] == TABLE_VERSION
                 and has_writer(fd, header, found.st_uid)):
-            raise InUse("%s: in use by another recvstats (pid %d, user %s)"
+            raise InUse("%s: in use by another recvstats (pid %d, user %s): "
+                        "end it, or choose another with --table"
                         % (path, header["pid"], read_user_name(uid)))
     finally:
         os.close(fd)
@@ -981,7 +983,7 @@ class Nodes:
         """Log which numbers two addresses send, and which have moved."""
         for pairs, form in (
                 (self.rivals, "node %d: %s sends this number too; it belongs "
-                 "to %s until that is down"),
+                 "to %s until that is down: give one of them another"),
                 (self.moved, "node %d: was up at %s and is now at %s")):
             for node, pair in sorted(pairs.items())[:RIVAL_LINES]:
                 self.log(form % (node, *map(socket.inet_ntoa, pair)))
@@ -1546,7 +1548,8 @@ DROPS = (                       # a line a minute each, with what to do
     ("unsigned", "start its agent with --key-file"),
     ("signature_wrong", "give its agent a key of --key-file"),
     ("clock_wrong", "set its clock"),
-    ("stale", "two agents run there, or its clock went back"),
+    ("stale", "two agents run there, end one; or its clock went back"),
+    ("version_wrong", "it is newer: update the master first"),
 )
 
 
@@ -1801,8 +1804,10 @@ def start(args, log):
     if receiver.is_default and os.geteuid() >= FIRST_USER:
         complain("%s: no other user will believe it: run recvstats as root "
                  "or a system user" % table.path)
-    log("version %s, port %d, %s: %d nodes taken over" % (
-        VERSION, args.port, table.path, held))
+    log("version %s, port %d, %s: %d nodes taken over%s" % (
+        VERSION, args.port, table.path, held,
+        "; it is on a disk: a tmpfs, as /dev/shm, is no work for one"
+        if os.major(os.fstat(table.fd).st_dev) else ""))
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
     if size < BUFFER_BYTES:
         log("receive buffer is %d bytes, not %d: run as root or raise "
@@ -1924,7 +1929,7 @@ def main(argv=None):
         receiver, sock = start(args, Log(args.foreground))
         drain(sock.recvfrom_into, receiver, time.monotonic())
         receiver.tick(time.monotonic())
-        if receiver.group and not receiver.group.index:
+        if receiver.group and not (receiver.group.index or args.foreground):
             complain("%s: waiting for it" % receiver.group.trouble)
         release()
         run(receiver, sock, signals)

@@ -1398,7 +1398,8 @@ def test_second_recvstats_is_refused(running):
         second = tool(*again, *more)
         assert second.returncode == 1
         assert second.stderr == (
-            "recvstats: %s: in use by another recvstats (pid %d, user %s)\n"
+            "recvstats: %s: in use by another recvstats (pid %d, user %s): end "
+            "it, or choose another with --table\n"
             % (running.table, first.pid, user))
     first.kill()
     first.wait()
@@ -1447,7 +1448,8 @@ def test_table_belongs_to_who_made_it(running, users):
     for user in 0, 8:
         refused = users(user, *second)
         assert refused.wait() == 1 and refused.stderr.read() == (
-            "recvstats: %s: in use by another recvstats (pid %d, user lp)\n"
+            "recvstats: %s: in use by another recvstats (pid %d, user lp): end "
+            "it, or choose another with --table\n"
             % (running.table, theirs.pid))
     theirs.kill()
     theirs.wait()
@@ -1732,7 +1734,8 @@ def test_number_belongs_to_its_address_until_the_node_is_down(receiver):
                 now + 2.9) == "conflict"
     listen(receiver, now, 2.95)
     receiver.tick(now + 2.97)
-    text = "node 7: 10.0.0.2 sends this number too; it belongs to 10.0.0.1"
+    text = ("node 7: 10.0.0.2 sends this number too; it belongs to 10.0.0.1 "
+            "until that is down: give one of them another")
     assert sum(text in line for line in receiver.lines) == 1
     assert feed(receiver, message(7, start=3000), "10.0.0.2",
                 now + 3.1) == "stored"
@@ -1917,6 +1920,8 @@ DROPPED = (
     (["--allow", "192.168.0.0/16"], message(3), "not_allowed: 3 datagrams "
      "dropped, the last one from 10.0.0.9:4000: name its network with "
      "--allow, or stop it"),
+    ([], b"BEO\2" + message(3)[4:], "version_wrong: 3 datagrams dropped, the "
+     "last one from 10.0.0.9:4000: it is newer: update the master first"),
     (["--key-file", "{}"], message(3), "unsigned: 3 datagrams dropped, the "
      "last one from 10.0.0.9:4000: start its agent with --key-file"),
     (["--key-file", "{}"], message(3) + bytes(16), "signature_wrong: 3 "
@@ -1950,7 +1955,7 @@ def test_second_agent_on_a_node_is_logged(receiver):
     receiver.tick(now)
     assert receiver.lines[-1] == (
         "stale: 1 datagrams dropped, the last one from 10.0.0.1:4000: two "
-        "agents run there, or its clock went back")
+        "agents run there, end one; or its clock went back")
 
 
 def test_clock_of_the_future_is_refused_when_signed(tmp_path):
@@ -3025,7 +3030,8 @@ def test_once_that_cannot_send_fails():
          "['--once', '0', 'no.such.name']))" % HERE],
         stderr=subprocess.PIPE, universal_newlines=True)
     assert shown.returncode == 1
-    assert re.fullmatch(r"sendstats: no.such.name:5545: .+\n", shown.stderr)
+    assert re.fullmatch("sendstats: no.such.name:5545: .+: name it in /etc/"
+                        "hosts\n", shown.stderr)
 
 
 def test_refusal_is_said(running):
@@ -3035,16 +3041,16 @@ def test_refusal_is_said(running):
     assert shown.returncode == 1
     assert re.fullmatch(r"sequence 1, \d+ bytes to %s: refused: nobody "
                         r"listens there\n" % where, shown.stdout)
-    assert shown.stderr == "sendstats: %s: refused: nobody listens there\n" % (
-        where)
+    said = ("sendstats: %s: refused: nobody listens there: start recvstats, or "
+            "name its port with -p\n" % where)
+    assert shown.stderr == said
     agent = running.start("sendstats.py", "-d", "-r", "0.1", 7, where)
     for _ in range(3):
         assert ": refused: " in agent.stdout.readline()
     running.recvstats()
     shown = tool("sendstats.py", "--once", "-d", "-p", running.port, 7, where,
                  "127.0.0.1")
-    assert (shown.returncode, shown.stderr) == (
-        0, "sendstats: %s: refused: nobody listens there\n" % where)
+    assert (shown.returncode, shown.stderr) == (0, said)
     assert shown.stdout.count(": sent\n") == 1
 
 
@@ -4218,7 +4224,7 @@ def test_dropped_datagrams_are_said(running):
                  b"x" * 99)
     running.wait_up(0)
     wait_for(lambda: "\n4 datagrams dropped in the last minute: magic_wrong 1"
-             ", unnumbered 3 (--daemon tells more)\n"
+             ", unnumbered 3 (journalctl -t recvstats says what to do)\n"
              in running.beostat().stdout)
     assert "dropped" not in running.beostat("-b").stdout
 
@@ -5163,8 +5169,8 @@ def test_refused_agent_says_so_and_keeps_its_port(running):
     """A daemon too, while its terminal is there; a request then finds it."""
     agent = running.sendstats("-r", "0.1", 7, "127.0.0.1")
     assert agent.stderr.readline() == (
-        "sendstats: 127.0.0.1:%d: refused: nobody listens there: trying "
-        "again\n" % running.port)
+        "sendstats: 127.0.0.1:%d: refused: nobody listens there: start "
+        "recvstats, or name its port with -p: trying again\n" % running.port)
     path = os.path.join(running.folder, "pid")
     daemon = tool("sendstats.py", "-p", running.port, "--pid-file", path, 8,
                   "127.0.0.1")
@@ -6862,7 +6868,7 @@ def test_address_that_comes_later(running, namespaces):
                    "-p", running.port, 5, "10.9.0.1")
     assert agent.stderr.readline() == (
         "sendstats: 10.9.0.1:%d: Cannot assign requested address: "
-        "trying again\n" % running.port)
+        "-a is no address of this machine: trying again\n" % running.port)
     assert ip("-n", b, "addr", "add", "10.9.0.5/24", "dev", "v1")
     assert running.wait_up(5).address == "10.9.0.5"
 
@@ -7688,6 +7694,147 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
         "update the master's tools, which come first")
     for view in "--prometheus", "--ganglia", "--html", "-c", "-s":
         assert "n7" in shown(receiver, view)
+
+
+# ---- wrong turns -------------------------------------------------------
+# The mistakes of a first day, and the line that stands where one looks.
+
+UNHEARD = ("no agent was heard on port 5545: start sendstats.py on the nodes; "
+           "to try one here: sendstats.py --once -d -p 5545 0 127.0.0.1")
+TYPED = (
+    # what is typed, its exit status, the last line on the terminal
+    ("sendstats --once 7 127.0.0.1:{free}", 1, "127.0.0.1:{free}: refused: "
+     "nobody listens there: start recvstats, or name its port with -p"),
+    ("sendstats --once -i nope0 7", 1, "239.255.11.224:3040: interface nope0 "
+     "is not there"),
+    ("sendstats 127.0.0.1 7", 2, "error: 7 is not ADDRESS[:PORT]; a node "
+     "number is digits alone, and comes first"),
+    ("sendstats 7 127.0.0.1 --key-file {dir}/none", 1, "{dir}/none: No such "
+     "file or directory"),
+    ("sendstats 7 127.0.0.1 --key-file {dir}/open", 1, "{dir}/open: others "
+     "may read it: chmod o= {dir}/open"),
+    ("recvstats -f --key-file {dir}/empty", 1, "{dir}/empty: must hold keys "
+     "of 1 to 64 bytes, one a line"),
+    ("recvstats -p {used}", 1, "UDP port {used}: Address already in use by "
+     "pid {pid}: end it, or choose another with -p"),
+    ("recvstats -f -p {free} --table {dir}/none/t", 1, "{dir}/none/t: cannot "
+     "be made: No such file or directory: choose another with --table"),
+    ("recvstats -f -p {free} --table {dir}/open", 1, "{dir}/open: is not a "
+     "table: it is left alone: choose another with --table"),
+    ("beostat --table {dir}/none", 3, "{dir}/none: No such file or directory: "
+     "recvstats is not running: start it with recvstats.py, or name its "
+     "table with --table"),
+)
+
+
+@pytest.mark.parametrize("typed, status, line", TYPED)
+def test_wrong_turn_is_said_on_the_terminal(tmp_path, typed, status, line):
+    for name, mode in ("open", 0o644), ("empty", 0o600):
+        (tmp_path / name).write_text("key\n" if name == "open" else "")
+        (tmp_path / name).chmod(mode)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("0.0.0.0", 0))
+        here = dict(dir=tmp_path, free=free_port(), pid=os.getpid(),
+                    used=sock.getsockname()[1])
+        name, *words = typed.format(**here).split()
+        shown = tool(name + ".py", *words)
+    assert (shown.returncode, shown.stderr.splitlines()[-1]) == (
+        status, "%s: %s" % (name, line.format(**here)))
+
+
+HEARD = (
+    # options of recvstats, what comes, what beostat says last
+    ("", [], UNHEARD),
+    ("-N 3", [], UNHEARD),
+    ("", [message(-2)], "all 1 datagrams on port 5545 were dropped: "
+     "journalctl -t recvstats says what to do"),
+    ("--allow 192.0.2.0/24", [message(7), message(7, 2)], "all 2 datagrams on "
+     "port 5545 were dropped: journalctl -t recvstats says what to do"),
+)
+
+
+@pytest.mark.parametrize("options, messages, line", HEARD)
+def test_a_master_that_hears_nobody_says_so(tmp_path, options, messages, line,
+                                            capsys):
+    receiver = new_receiver(tmp_path, *options.split())
+    for data in messages:
+        feed(receiver, data)
+        receiver.table.counts["received"] += 1
+    receiver.tick(time.monotonic())
+    with libbeostat.open(receiver.table.path) as cluster:
+        for view, status in (("", 3), ("-b --up", 3), ("--names", 3),
+                             ("--dots", 3), ("7", 3), ("--json", 0)):
+            args = beostat.parse_args(view.split())
+            picture = beostat.read_picture(cluster, args)
+            assert beostat.report(picture, args) == status, view
+            assert capsys.readouterr().err.endswith(
+                "beostat: %s\n" % line if status else ""), view
+        assert beostat.format_watched(picture, beostat.parse_args([]))[-1] == (
+            line, "red")
+    assert line[:30] in shown(receiver, "--html")
+    close(receiver)
+
+
+def test_beostat_beside_another_library(tmp_path):
+    shutil.copy(os.path.join(HERE, "beostat.py"), str(tmp_path))
+    (tmp_path / "libbeostat.py").write_text("VERSION = '1.0'\n")
+    shown = subprocess.run([sys.executable, "-I", "-S", "beostat.py"],
+                           cwd=str(tmp_path), stderr=subprocess.PIPE,
+                           universal_newlines=True)
+    path = os.path.realpath(str(tmp_path / "libbeostat.py"))
+    assert (shown.returncode, shown.stderr) == (
+        1, "beostat: %s is of version 1.0, beostat of %s: copy both from one "
+        "release\n" % (path, beostat.VERSION))
+
+
+@pytest.mark.parametrize("name", ["sendstats", "recvstats", "libbeostat",
+                                  "beostat"])
+def test_an_older_python_stops_at_the_line_that_tells_why(name):
+    """It knows no f"": only names and imports, which it knows, are before."""
+    import ast
+    with open(os.path.join(HERE, name + ".py")) as source:
+        body = ast.parse(source.read()).body
+    told, = [place for place, each in enumerate(body)
+             if isinstance(each, ast.Expr)
+             and isinstance(each.value, ast.JoinedStr)]
+    assert all(isinstance(each, (ast.Expr, ast.Import, ast.Try))
+               or isinstance(each.value, (ast.Call, ast.Constant))
+               for each in body[:told])
+
+
+def test_a_second_pair_tries_a_node_and_disturbs_nothing(running, tmp_path):
+    """As TROUBLESHOOTING has it."""
+    running.recvstats()
+    running.sendstats("-r", "0.1", 7, "127.0.0.1")
+    running.wait_up(7)
+    port = free_port()
+    second = running.start("recvstats.py", "-d", "-p", port, "--table",
+                           str(tmp_path / "try"))
+    assert "0 nodes taken over" in second.stderr.readline()
+    agent = running.start("sendstats.py", "-d", "-p", port, 7, "127.0.0.1")
+    assert agent.stdout.readline().endswith(": sent\n")
+    assert "node 7, " in second.stderr.readline()
+    with running.open() as cluster:
+        sequence = cluster[7].sequence
+        wait_for(lambda: cluster[7].sequence > sequence + 2)
+        assert (cluster[7].state, cluster[7].restarts, cluster[7].lost,
+                cluster.status.stale + cluster.status.conflict) == (
+                    "up", 0, 0, 0)
+
+
+@pytest.mark.parametrize("folder, said", [
+    ("/dev/shm", "0 nodes taken over\n"),
+    (HERE, "0 nodes taken over; it is on a disk: a tmpfs, as /dev/shm, is no "
+     "work for one\n")])
+def test_table_on_a_disk_is_said(folder, said):
+    if folder == HERE and not os.major(os.stat(folder).st_dev):
+        pytest.skip("no disk here")
+    with tempfile.TemporaryDirectory(dir=folder) as folder:
+        running = Running(folder)
+        process = running.start("recvstats.py", "-f", "-p", running.port,
+                                "--table", running.table)
+        assert process.stderr.readline().endswith(said)
+        running.end()
 
 
 # ---- README ------------------------------------------------------------
