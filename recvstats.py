@@ -152,18 +152,20 @@ LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
 
 
 def check(message, size, header, keys):
-    """Return the counter of a datagram, "stored" for one that may be.
+    """Return the counter of a datagram that may not be stored, else "".
 
     message  the buffer; what is behind size is of an older datagram
     header   what is unpacked of it
     keys     what must have signed it, or None
     """
     magic, length, _, kind, _, _, _, period_s, _ = header
+    if size < LEAST_BYTES:
+        return "short"
     if magic != MAGIC:
         return "version_wrong" if magic[:3] == MAGIC[:3] else "magic_wrong"
     if size < length or length < LEAST_BYTES:
         return "short"
-    if size not in (length, length + MAC_BYTES) or size > MESSAGE_BYTES:
+    if size - length not in (0, MAC_BYTES) or size > MESSAGE_BYTES:
         return "long"
     if not keys and zlib.crc32(message[:length]) != CRC_RESIDUE:
         return "crc_wrong"
@@ -174,7 +176,7 @@ def check(message, size, header, keys):
             return "unsigned"
         if not keys.verify(message[:length], message[length:size]):
             return "signature_wrong"
-    return "stored"
+    return ""
 
 
 def network(text):
@@ -867,11 +869,12 @@ class Nodes:
         window, received, lost, owner, room, restarts, last_start, last = (
             LAST.unpack_from(table.view, place) if place else NOTHING)
         gap = sequence - last & U32
-        if address != owner or start != last_start or not 0 < gap < HALF:
+        follows = start == last_start and 0 < gap < HALF
+        if not follows or address != owner:
             counter = self.judge(node, place, address, start, sequence, now)
             if counter != "stored":
                 return counter
-        if start == last_start and 0 < gap < HALF:
+        if follows:
             window = (window << gap | 1) & U64 if gap < WINDOW_BITS else 1
             lost += gap - 1
         else:
@@ -883,10 +886,11 @@ class Nodes:
                 return "no_space"
         if node in self.silent or kind == FAREWELL or not received:
             self.note(node, kind, received)
-        self.buffer[:SLOT_BODY.size] = SLOT_BODY.pack(
-            now, now + self.wall_s, now - table.status["away_s"], window,
-            received + 1, lost if lost <= U64 else U64, address, node, length,
-            room, restarts, sender[1], self.flags if size > length else 0)
+        SLOT_BODY.pack_into(            # our own memory: nobody sees zeros
+            self.buffer, 0, now, now + self.wall_s,
+            now - table.status["away_s"], window, received + 1,
+            lost if lost <= U64 else U64, address, node, length, room,
+            restarts, sender[1], self.flags if size > length else 0)
         table.publish(place, WORD_BYTES, self.buffer[:HEAD_BYTES + length])
         if place != old:
             table.index[node + 1] = place // UNIT_BYTES
@@ -1259,7 +1263,9 @@ class Keys:
         if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
             raise StartError("%s: must hold keys of 1 to %d bytes, one a "
                              "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
-        self.keys, self.seen = keys, self.version(found)
+        self.states = [self.blake2b(key=key, digest_size=MAC_BYTES)
+                       for key in keys]
+        self.seen = self.version(found)
 
     def version(self, found):
         """Return what of a stat result changes when the file does."""
@@ -1277,21 +1283,19 @@ class Keys:
         except StartError as error:
             self.trouble = str(error)
 
-    def sign(self, data, key=None):
+    def sign(self, data, state=None):
         """Return the MAC_BYTES to put behind a message."""
-        return self.blake2b(data, key=key or self.keys[0],
-                            digest_size=MAC_BYTES).digest()
+        mac = (state or self.states[0]).copy()
+        mac.update(data)
+        return mac.digest()
 
     def verify(self, data, mac):
         """Return whether one of the keys made the MAC.
 
-        The time that whole numbers of one size take to differ in no bit
-        does not tell where they do (hmac is not in a minimal Python).
+        A set looks for a salted hash first: its time does not tell where
+        two MACs differ (hmac is not in a minimal Python).
         """
-        number = int.from_bytes(mac, "little")
-        return len(mac) == MAC_BYTES and any([
-            int.from_bytes(self.sign(data, key), "little") ^ number == 0
-            for key in self.keys])
+        return bytes(mac) in {self.sign(data, state) for state in self.states}
 
 
 # ---- daemon ------------------------------------------------------------
@@ -1406,66 +1410,63 @@ def daemonize(wait_s):
     return release
 
 
-class PidFile:
-    """The file of --pid-file, if one is named: locked while this runs,
-    which tells a stale one, and of a mode that lets nobody else lock it."""
+def is_in_place(fd, path):
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
-    def __init__(self, path):
-        self.path, self.fd = path, -1
 
-    def is_in_place(self, fd):
-        """Return whether the path still names an open file."""
+def lock_pid_file(path):
+    """Return the descriptor of a pid file that is locked, and in place.
+
+    Raises  StartError when it is of another that runs, OSError
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+                     | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self.path))
-        except OSError:
-            return False
-
-    def hold(self):
-        """Lock the file and write this process's number.
-
-        Raises  StartError
-        """
-        fd = -1
-        try:
-            while self.path and self.fd < 0:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_NOFOLLOW | os.O_NONBLOCK
-                             | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.is_in_place(fd):
-                    self.write(fd)
-                else:
-                    os.close(fd)        # its process has just ended
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             text = os.pread(fd, READ_BYTES, 0).strip()
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, text.decode() if text.isdigit() else "unknown"))
-        except OSError as error:
-            raise StartError("%s: %s" % (self.path, error.strerror))
+                path, text.decode() if text.isdigit() else "unknown"))
+        if is_in_place(fd, path):
+            return fd
+        os.close(fd)                    # its process has just ended
 
-    def write(self, fd):
-        """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file of ours, OSError
-        """
-        found, text = os.fstat(fd), b"not a plain file"
+def hold_pid_file(path):
+    """Write this process's number to a file, if one is named; return the
+    function that removes the file, if it still is this one.
+
+    It stays locked while this runs, which tells a stale one, and has a mode
+    that lets nobody else lock it.
+    Raises  StartError, also when the file is not a pid file of ours
+    """
+    if not path:
+        return ignore
+    try:
+        fd, text = lock_pid_file(path), b"not a plain file"
+        found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
-            raise StartError("%s: is not a pid file: name another"
-                             % self.path)
+            raise StartError("%s: is not a pid file: name another" % path)
         if found.st_uid != os.geteuid():
             raise StartError("%s: belongs to another user: remove it, or name "
-                             "another" % self.path)
+                             "another" % path)
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        self.fd = fd
+    except OSError as error:
+        raise StartError("%s: %s" % (path, error.strerror))
 
-    def remove(self):
-        """Remove the file, if it still is this one."""
-        if self.fd >= 0 and self.is_in_place(self.fd):
-            attempt(os.unlink, self.path)
+    def remove():
+        if is_in_place(fd, path):
+            attempt(os.unlink, path)
+    return remove
 
 
 # ---- log ---------------------------------------------------------------
@@ -1537,9 +1538,11 @@ class Log:
 
 NODES = 64                      # for which a new table has room
 CLAIMS = 20                     # of a path that another user wants too
-NAP_S = 0.010                   # datagrams gather meanwhile
+NAP_LEAST_S, NAP_MOST_S = 0.005, 0.050  # datagrams gather meanwhile
+GATHER_BYTES = 16384            # of the buffer for each: most of it is spare
 BATCH = 4096                    # datagrams between two looks at the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened
+NICER = -10                     # than it was started: nobody starves it
 FAULT_S = 0.1                   # a failed call is not tried again before
 DROPS = (                       # a line a minute each, with what to do
     ("unnumbered", "give its node a number, or its address with --iprange"),
@@ -1580,13 +1583,9 @@ class Receiver:
         address = self.admit(sender[0])
         if not address:
             return "not_allowed"
-        if size < LEAST_BYTES:
-            return "short"
         header = HEADER_STRUCT.unpack_from(self.message)
-        counter = check(self.message, size, header, self.keys)
-        if counter != "stored":
-            return counter
-        return self.store(size, sender, address, header, now)
+        return (check(self.message, size, header, self.keys)
+                or self.store(size, sender, address, header, now))
 
     def refuse(self, size, sender, now):
         """Store nothing: the interface to listen to is not there."""
@@ -1706,43 +1705,57 @@ def debugging(receiver, accept):
 
 
 def drain(receive, receiver, now):
-    """Store what the socket holds, up to BATCH datagrams; return whether
-    there may be more.
+    """Store what the socket holds, up to BATCH datagrams; return how many.
 
     receive  the socket's recvfrom_into
     """
     message, examples = receiver.message, receiver.examples
     counts, accept = receiver.table.counts, receiver.choose()
-    for _ in range(BATCH):
+    for count in range(BATCH):
         try:
             size, sender = receive(message)
         except BlockingIOError:
-            return False
+            return count
         counter = accept(size, sender, now)
         counts[counter] += 1
         if counter != "stored":
             examples[counter] = sender
-    return True
+    return BATCH
+
+
+def choose_nap(nap_s, count, gather):
+    """Return how long datagrams are to gather: until there are as many as
+    that, if they come as they did in the last nap.
+
+    count   of datagrams that were found after it
+    """
+    if count == BATCH:
+        return 0.0                      # there may be more
+    return min(max(nap_s * gather / max(count, 1), NAP_LEAST_S), NAP_MOST_S)
 
 
 def run(receiver, sock, signals):
     """Store messages until told to stop.
 
-    Datagrams gather while it naps: one wake-up serves them all.
+    Datagrams gather while it naps: one wake-up serves them all.  It waits
+    for the socket only when none came meanwhile.
     Raises  InUse when another recvstats has taken the table
     """
-    told = b""
+    told, count, nap_s = b"", 0, 0.0
+    gather = sock.getsockopt(socket.SOL_SOCKET,
+                             socket.SO_RCVBUF) // GATHER_BYTES
     now = due = time.monotonic()
     while not set(told) & set(STOP):
         try:
             told = b""
-            if signals in wait_for([sock, signals], due - now):
+            ready = (wait_for([signals], nap_s) if count else
+                     wait_for([sock, signals], due - now))
+            if signals in ready:
                 told = read_signals(signals)
-            attempt(time.sleep, NAP_S)
             now = time.monotonic()
             receiver.wake(now)
-            while drain(sock.recvfrom_into, receiver, now) and now <= due:
-                now = time.monotonic()
+            count = drain(sock.recvfrom_into, receiver, now)
+            nap_s = choose_nap(nap_s, count, gather)
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
             attempt(time.sleep, FAULT_S)
@@ -1918,13 +1931,13 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
-    pid_file, release, log = PidFile(None), ignore, ignore
+    remove_pid_file = release = log = ignore
     try:
         args = parse_args(argv)
-        pid_file = PidFile(args.pid_file)
         if not args.foreground:
             release, log = daemonize(NEVER), Log(False)
-        pid_file.hold()
+        remove_pid_file = hold_pid_file(args.pid_file)
+        attempt(os.nice, NICER)
         signals = open_signals(STOP + (signal.SIGHUP,))
         receiver, sock = start(args, Log(args.foreground))
         drain(sock.recvfrom_into, receiver, time.monotonic())
@@ -1940,7 +1953,7 @@ def main(argv=None):
         log(explain(error))             # the terminal may be gone
         return 1
     finally:
-        pid_file.remove()
+        remove_pid_file()
     return 0
 
 

@@ -120,6 +120,7 @@ GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 RECORDS_VERSION = 1
 ABSENT = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1, "f": -1.0}
+ENDLESS = 1e38                  # from here on no "f" can hold it
 CLIPPED, CPUS_CLIPPED = 1, 2    # flags: some interfaces, CPUs did not fit
 HOST = (("hostname release", "64s"), ("machine", "16s"))
 PROCESSOR = (
@@ -165,8 +166,9 @@ def codes(rows):
 
 
 def kernel_names(rows):
-    """Return what the kernel calls each field of a table, in order."""
-    return " ".join(names for _, _, names in rows).encode().split()
+    """Return what begins the kernel's line of each field of a table."""
+    return [b"\n" + name.encode() for *_, names in rows
+            for name in names.split()]
 
 
 def absent(rows):
@@ -181,7 +183,7 @@ def fitting(code, value):
     no sense, negative or endless, is absent.
     """
     if code == "f":
-        return value if 0 <= value < 1e38 else ABSENT[code]
+        return value if 0 <= value < ENDLESS else ABSENT[code]
     if code in ABSENT:
         return value & ABSENT[code] if value >= 0 else ABSENT[code]
     return value
@@ -198,29 +200,33 @@ CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
     (b"cache size",),
     (b"bogomips", b"BogoMIPS", b"bogomips per cpu"),
 )
+NUMBER_BYTES = 32               # no number and the blanks before it are longer
 FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
+WRAP = ABSENT["I"]              # the ticks of one CPU do
 FULL = 10000                    # the busy share of a CPU that never idles
 
 
-def parse_counts(words, step, keys):
+def parse_counts(text, keys):
     """Return the number behind each key, ABSENT["Q"] where there is none.
 
-    words   a key, its number and what else makes step words, repeated
-    Raises  ValueError when something else follows a key
+    Raises  ValueError, IndexError when something else follows a key
     """
-    found = dict(zip(words[::step], words[1::step]))
-    return [int(found.get(key, ABSENT["Q"])) for key in keys]
+    counts = []
+    for key in keys:
+        place = text.rfind(key) + len(key)
+        counts.append(ABSENT["Q"] if place < len(key) else int(
+            text[place:place + NUMBER_BYTES].split(None, 1)[0]))
+    return counts
 
 
 def parse_meminfo(text):
     """Return the values of MEMORY.
 
-    Raises  ValueError when a word is not a number
+    Raises  ValueError, IndexError when a number is not one
     Source  proc(5), /proc/meminfo, whose unit is the kB of 1,024 bytes
     """
-    return [ABSENT["Q"] if kb == ABSENT["Q"] else kb * 1024
-            for kb in parse_counts(text[text.find(MEMINFO[0]):].split(), 3,
-                                   MEMINFO)]
+    return [kb if kb == ABSENT["Q"] else kb * 1024
+            for kb in parse_counts(b"\n" + text, MEMINFO)]
 
 
 def parse_loadavg(text):
@@ -229,67 +235,60 @@ def parse_loadavg(text):
     Raises  ValueError when these are not the columns we know
     Source  proc(5), /proc/loadavg
     """
-    one, five, fifteen, processes, last_pid = text.split()
+    *means, processes, last_pid = text.split()
+    one, five, fifteen = means = list(map(float, means))
+    if not 0 <= min(means) <= sum(means) < ENDLESS:
+        raise ValueError("/proc/loadavg: a mean that makes no sense")
     active, total = processes.split(b"/")
-    return (*[fitting("f", float(mean)) for mean in (one, five, fifteen)],
-            max(int(active) - 1, 0), int(total), int(last_pid))
+    return (one, five, fifteen, max(int(active) - 1, 0), int(total),
+            int(last_pid))
 
 
 def parse_stat(text):
-    """Return (columns, kernel) of /proc/stat.
+    """Return (lines, kernel) of /proc/stat.
 
-    columns  a list for each column of the cpu lines: first the CPU ids,
-             -1 for the line of their sums, then user, nice, system ...
-    kernel   the values of KERNEL
-    Raises   ValueError when the cpu lines are not alike
-    Source   proc(5), /proc/stat
+    lines   of each cpu line the CPU's id, -1 of the line of their sums, and
+            its ticks: user, nice, system ...
+    kernel  the values of KERNEL
+    Raises  ValueError when the cpu lines are not alike; IndexError
+    Source  proc(5), /proc/stat
     """
     end = text.find(b"\n", text.rfind(b"\ncpu") + 1)
-    lines = text[:end].replace(b"cpu ", b"-1 ", 1).replace(b"cpu", b"")
-    numbers = list(map(int, lines.split()))
-    width = len(lines.split(b"\n", 1)[0].split())
-    if width < 5 or len(numbers) != width * (lines.count(b"\n") + 1):
+    lines = [list(map(int, line.split())) for line in text[:end].replace(
+        b"cpu ", b"-1 ", 1).replace(b"cpu", b"").split(b"\n")]
+    widths = set(map(len, lines))
+    if len(widths) > 1 or min(widths) < 5:
         raise ValueError("/proc/stat: cpu lines of different width")
-    ids = numbers[::width]
-    if max(ids) >= ABSENT["H"]:
+    if max(lines)[0] >= ABSENT["H"]:
         raise ValueError("/proc/stat: CPU number too high")
-    start = text.find(b"\nintr ")       # a long line, but for its sum
-    *counts, running, blocked = parse_counts(
-        text[start:start + 32].split()[:2]
-        + text[text.rfind(b"\nctxt "):].split(), 2, STAT)
+    *counts, running, blocked = parse_counts(text, STAT)
     if 0 < running < ABSENT["Q"]:
         running -= 1                    # the agent itself
-    return ([ids] + [numbers[column::width] for column in range(1, width)],
-            (*counts, running & ABSENT["I"], blocked & ABSENT["I"]))
+    return lines, (*counts, running & ABSENT["I"], blocked & ABSENT["I"])
 
 
-def fold_ticks(columns):
-    """Return lists (ids, user, nice, system, idle) of the cpu lines.
+def fold_ticks(line):
+    """Return (user, nice, system, idle) ticks of a cpu line.
 
     They sum to all time: irq, softirq and steal count as system, iowait
     as idle; guest time is in user and nice already.
     """
-    ids, user, nice, system, idle, *rest = columns
-    return (ids, user, nice, list(map(sum, zip(system, *rest[1:4]))),
-            list(map(sum, zip(idle, *rest[:1]))))
+    # An old kernel has less columns.
+    _, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
+        *line, 0, 0, 0, 0)
+    return user, nice, system + irq + softirq + steal, idle + iowait
 
 
-def busy_shares(ticks, before, period_ticks):
-    """Return each CPU's busy share of a period, 0 to FULL.
+def busy_share(used, idle, period_ticks):
+    """Return a CPU's busy share of a period, 0 to FULL.
 
-    ticks         (used, idle) ticks of each CPU
-    before        the same a period ago
+    used, idle    its ticks in the period
     period_ticks  length of the period, which stands in for an idle
                   counter that went backwards
     """
-    shares = []
-    for (used, idle), (used_before, idle_before) in zip(ticks, before):
-        used -= used_before
-        idle -= idle_before
-        if idle < 0:
-            idle = max(int(period_ticks) - used, 0)
-        shares.append(used * FULL // (used + idle) if used > 0 else 0)
-    return shares
+    if idle < 0:
+        idle = max(int(period_ticks) - used, 0)
+    return used * FULL // (used + idle) if used > 0 else 0
 
 
 def split_shares(busy, sums, before):
@@ -307,33 +306,65 @@ def split_shares(busy, sums, before):
             else (1 - busy) * iowait / (idle + iowait or 1)]
 
 
+def measure_cpus(lines, sums_before, before, period_ticks):
+    """Return (values of CPU, those of ONE_CPU, what is before next time).
+
+    sums_before   the ten tick counters of all CPUs, a period ago
+    before        {CPU's id: its (used, idle) ticks} then
+    period_ticks  length of the period
+    """
+    values, ticks = [], {}
+    for line in lines:
+        cpu, (user, nice, system, idle) = line[0], fold_ticks(line)
+        used = user + nice + system
+        ticks[cpu] = used, idle
+        used_before, idle_before = before.get(cpu, ticks[cpu])
+        values += (cpu, busy_share(used - used_before, idle - idle_before,
+                                   period_ticks),
+                   user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)
+    if not lines:
+        return absent(CPU), values, (None, ticks)
+    sums = (lines[0][1:] + 10 * [ABSENT["Q"]])[:10]
+    return (sums + split_shares(values[1] / FULL, sums, sums_before or sums),
+            values[len(values) // len(lines):], (sums, ticks))
+
+
 def parse_net_dev(text):
-    """Return (interface names, their columns, a list each).
+    """Return the lines of /proc/net/dev: of each interface its name and its
+    16 counters.
 
     Raises  ValueError when the kernel's columns are not the 16 we know
     Source  proc(5), /proc/net/dev
     """
-    words = text[text.find(b"\n", text.find(b"\n") + 1):].replace(
-        b":", b" ").split()             # behind two heading lines
-    if len(words) % 17:
+    lines = []
+    for line in text.split(b"\n")[2:-1]:        # behind two heading lines
+        name, _, counts = line.rpartition(b":")
+        lines.append((name.strip(), *map(int, counts.split())))
+    if not set(map(len, lines)) <= {17}:
         raise ValueError("/proc/net/dev: not 16 columns")
-    return words[::17], [list(map(int, words[column::17]))
-                         for column in range(1, 17)]
+    return lines
 
 
-def rates(counts, before, elapsed_s):
-    """Return the rates a second of counters; 0 after a reset."""
-    return [int((now - then) / elapsed_s) if now > then else 0
-            for now, then in zip(counts, before)]
+def measure_interfaces(lines, before, elapsed_s):
+    """Return the values of NETWORK, those of INTERFACE, and
+    {interface: its bytes (received, sent)}.
 
-
-def align(names, values, names_before, before):
-    """Return the values of a period ago in the order of names; what is
-    new has its value of now."""
-    if names == names_before:
-        return before
-    known = dict(zip(names_before, before))
-    return [known.get(*pair) for pair in zip(names, values)]
+    before  the same bytes elapsed_s ago
+    """
+    received = sent = 0
+    values, counts = [], {}
+    for line in lines:
+        name = line[0]
+        counts[name] = line[1], line[9]
+        rates = [int((now - then) / elapsed_s) if now > then else 0  # reset
+                 for now, then in zip(counts[name],
+                                      before.get(name, counts[name]))]
+        if name != b"lo":
+            received += rates[0]
+            sent += rates[1]
+        values += (name if name.isalnum() else text_bytes(name, 16),
+                   *line[1:], *rates)
+    return (received, sent) if lines else absent(NETWORK), values, counts
 
 
 def parse_cpuinfo(text):
@@ -353,9 +384,9 @@ def parse_cpuinfo(text):
                if line.startswith((b"physical id", b"core id"))]
     cores = set(zip(sockets[::2], sockets[1::2]))
     return (vendor, model,
-            fitting("f", float(mhz.rstrip(b"MHz") or ABSENT["f"])),
+            float(mhz.rstrip(b"MHz") or ABSENT["f"]),
             int(cache.partition(b" ")[0] or ABSENT["I"]),
-            fitting("f", float(bogomips or ABSENT["f"])),
+            float(bogomips or ABSENT["f"]),
             len({socket_id for socket_id, _ in cores}) or ABSENT["H"],
             len(cores) or ABSENT["H"])
 
@@ -368,19 +399,18 @@ STEP_S = 1.0                    # a clock that moved more than this was set
 MOST_CPUS = 3000                # that a message can hold
 WHOLE_BYTES = 2048              # a shorter read was all of the file
 MOST_BYTES = 16 << 20           # no file of /proc that we read is longer
+IDENTITY = HOST + PROCESSOR     # of a node record, what seldom changes
+VALUES = NODE[len(IDENTITY):]
 HEADER_STRUCT, _ = layout(HEADER)
 NODE_STRUCT, _ = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
-NODE_CODES, CPU_CODES, INTERFACE_CODES = [
-    "".join(codes(rows)) for rows in (NODE, ONE_CPU, INTERFACE)]
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
     MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size - CRC_BYTES
     - MAC_BYTES)
-NO_CPU, NO_LOAD, NO_MEMORY, NO_DISK, NO_NETWORK, NO_PROCESSOR, NO_STAT = (
-    absent(CPU), absent(LOAD), absent(MEMORY), absent(DISK), absent(NETWORK),
-    absent(PROCESSOR)[:-1], ([], absent(KERNEL)))
-NO_CPUS, NO_INTERFACES = ([], [], None), ([], [])
+VALUES_CODES, CPU_CODES, INTERFACE_CODES = [
+    "".join(codes(rows)) for rows in (VALUES, ONE_CPU, INTERFACE)]
+CPU_VALUES, INTERFACE_VALUES = len(codes(ONE_CPU)), len(codes(INTERFACE))
 
 
 def text_bytes(text, size):
@@ -391,24 +421,34 @@ def text_bytes(text, size):
             .decode("utf-8", "ignore").encode("utf-8"))
 
 
-def flatten(columns, most):
-    """Return the values of records, row by row, and how many there are.
-
-    columns  a list for each field, the first most of which are taken
-    """
-    rows = list(zip(*columns))[:most]
-    return [value for row in rows for value in row], len(rows)
+def pack(rows, values):
+    """Return the bytes of a table of fields, whatever /proc made us count."""
+    code = "<" + "".join(codes(rows))
+    return struct.pack(code, *map(fitting, codes(rows), values))
 
 
 def pack_records(values, cpus, interfaces):
-    """Return the bytes of a node's records, whatever /proc made us count."""
-    code = ("<" + NODE_CODES + CPU_CODES * cpus
-            + INTERFACE_CODES * interfaces)
+    """Return the bytes of a node's records, behind its identity: of CPUs and
+    interfaces as many as fit, and flags that say if that is not all.
+
+    values            of VALUES, as far as the flags
+    cpus, interfaces  values of ONE_CPU, of INTERFACE, record by record
+    """
+    cpu_count = min(len(cpus) // CPU_VALUES, MOST_CPUS)
+    room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
+    count = min(len(interfaces) // INTERFACE_VALUES,
+                room // INTERFACE_STRUCT.size)
+    shown = [*cpus[:cpu_count * CPU_VALUES],
+             *interfaces[:count * INTERFACE_VALUES]]
+    flags = CLIPPED if count * INTERFACE_VALUES < len(interfaces) else 0
+    if cpu_count * CPU_VALUES < len(cpus):
+        flags |= CPUS_CLIPPED
+    values += [flags, cpu_count, count, *shown]
     try:
-        return struct.pack(code, *values)
+        return struct.pack("<" + VALUES_CODES + CPU_CODES * cpu_count
+                           + INTERFACE_CODES * count, *values)
     except (struct.error, OverflowError):
-        rows = NODE + ONE_CPU * cpus + INTERFACE * interfaces
-        return struct.pack(code, *map(fitting, codes(rows), values))
+        return pack(VALUES + ONE_CPU * cpu_count + INTERFACE * count, values)
 
 
 def pack_message(header, body):
@@ -456,11 +496,8 @@ class Sampler:
     What cannot be read or is odd gives absent values, is said, and is
     tried again by the next sample.
     say     function that is told what is wrong, each time
-    past    what rates are computed from, the oldest first: of each sample
+    past    what rates go back to, the oldest first: of each sample
             (CLOCK_MONOTONIC, of CPUs, of interfaces)
-            of CPUs: their ids, -1 the sums; the (used, idle) ticks of
-            each; the ten tick counters of all
-            of interfaces: their names, the bytes (received, sent)
     """
 
     def __init__(self, root, node, period_s, procstatd_port=0, say=ignore):
@@ -470,7 +507,8 @@ class Sampler:
         self.clock_s = NEVER            # the wall clock's lead on ours
         self.cost_s = time.process_time()
         self.files, self.past = {}, []
-        self.identity, self.identity_due = (), 0.0
+        self.identity, self.identity_due = b"", 0.0
+        self.ticks_per_s = os.sysconf("SC_CLK_TCK")
 
     def begin(self):
         """Read what the rates of the next sample go back to."""
@@ -481,8 +519,8 @@ class Sampler:
         for fd in self.files.values():
             attempt(os.close, fd)
 
-    def read(self, name, parse, unknown):
-        """Return what parse makes of a file, or unknown."""
+    def read(self, name, parse):
+        """Return what parse makes of a file, None when it makes nothing."""
         try:
             if name not in self.files:
                 self.files[name] = open_proc(self.root, name)
@@ -493,7 +531,7 @@ class Sampler:
                 getattr(error, "strerror", "not as proc(5) has it")))
             if name in self.files:      # it may be another file by now
                 attempt(os.close, self.files.pop(name))
-            return unknown
+            return None
 
     def read_identity(self):
         """Read what seldom changes, from files that are opened anew: of a
@@ -501,56 +539,22 @@ class Sampler:
         self.close()
         self.files = {}
         host = os.uname()
-        vendor, model, *numbers = self.read(
-            "cpuinfo", parse_cpuinfo, NO_PROCESSOR)
-        self.identity = (
+        vendor, model, *numbers = (self.read("cpuinfo", parse_cpuinfo)
+                                   or absent(PROCESSOR)[:-1])
+        self.identity = pack(IDENTITY, (
             text_bytes(host.nodename, 64), text_bytes(host.release, 64),
             text_bytes(host.machine, 16), text_bytes(vendor, 16),
-            text_bytes(model, 64)) + tuple(numbers) + (
-                os.sysconf("SC_CLK_TCK"),)
+            text_bytes(model, 64), *numbers, self.ticks_per_s))
 
     def read_disk(self):
         """Return the values of DISK, of the root file system."""
         try:
-            disk = os.statvfs("/")
+            _, *sizes, _, _, name_max = os.statvfs("/")
         except OSError as error:
             self.say("statvfs of /: %s: its values are absent"
                      % error.strerror)
-            return NO_DISK
-        return (disk.f_frsize, disk.f_blocks, disk.f_bfree, disk.f_bavail,
-                disk.f_files, disk.f_ffree, disk.f_namemax)
-
-    def measure_cpus(self, columns, before, elapsed_s):
-        """Return (values of CPU, columns of ONE_CPU, their counters)."""
-        ids_before, ticks_before, sums_before = before
-        ids, user, nice, system, idle = fold_ticks(columns)
-        ticks = list(zip(map(sum, zip(user, nice, system)), idle))
-        shares = busy_shares(ticks, align(ids, ticks, ids_before,
-                                          ticks_before),
-                             elapsed_s * self.identity[-1])
-        if ids_before and ids != ids_before:
-            self.identity_due = 0.0
-        sums = [column[0] for column in columns[1:11]]
-        sums += [ABSENT["Q"]] * (10 - len(sums))
-        wrapped = [[count & ABSENT["I"] for count in column[1:]]
-                   for column in (user, nice, system, idle)]
-        return (sums + split_shares(shares[0] / FULL, sums,
-                                    sums_before or sums),
-                [ids[1:], shares[1:]] + wrapped, (ids, ticks, sums))
-
-    def measure_interfaces(self, interfaces, before, elapsed_s):
-        """Return (values of NETWORK, columns of INTERFACE, their counters)."""
-        names, columns = interfaces
-        counts = list(zip(columns[0], columns[8]))
-        counts_before = align(names, counts, *before)
-        rx, tx = [rates([pair[way] for pair in counts],
-                        [pair[way] for pair in counts_before], elapsed_s)
-                  for way in (0, 1)]
-        summed = [sum([rate for name, rate in zip(names, way)
-                       if name != b"lo"]) for way in (rx, tx)]
-        shown = [name if name.isalnum() else text_bytes(name, 16)
-                 for name in names]
-        return summed, [shown] + columns + [rx, tx], (names, counts)
+            return absent(DISK)
+        return (*sizes, name_max)
 
     def find_past(self, now):
         """Return the newest counters that are at least a period, or
@@ -558,7 +562,7 @@ class Sampler:
         old_s = min(self.period_s, FIRST_S) * EARLY
         while len(self.past) > 1 and now - self.past[1][0] >= old_s:
             del self.past[0]
-        return self.past[0] if self.past else (now, NO_CPUS, NO_INTERFACES)
+        return self.past[0] if self.past else (now, (None, {}), {})
 
     def take(self, kind):
         """Return the message of a new sample.
@@ -579,34 +583,25 @@ class Sampler:
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
             self.read_identity()
-        taken, cpus_before, interfaces_before = self.find_past(now)
+        taken, cpus_before, bytes_before = self.find_past(now)
         elapsed_s = now - taken or 1.0
-        columns, kernel = self.read("stat", parse_stat, NO_STAT)
-        interfaces = self.read("net/dev", parse_net_dev, ())
-        cpu, cpus, cpus_now = NO_CPU, [], NO_CPUS
-        network, records, interfaces_now = NO_NETWORK, [], NO_INTERFACES
-        if columns:
-            cpu, cpus, cpus_now = self.measure_cpus(
-                columns, cpus_before, elapsed_s)
-        if interfaces:
-            network, records, interfaces_now = self.measure_interfaces(
-                interfaces, interfaces_before, elapsed_s)
-        self.past.append((now, cpus_now, interfaces_now))
-        cpus, cpu_count = flatten(cpus, MOST_CPUS)
-        room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
-        records, count = flatten(records, room // INTERFACE_STRUCT.size)
-        flags = CLIPPED if count < len(interfaces_now[0]) else 0
-        if cpu_count < len(cpus_now[0]) - 1:
-            flags |= CPUS_CLIPPED
-        load = self.read("loadavg", parse_loadavg, NO_LOAD)
-        memory = self.read("meminfo", parse_meminfo, NO_MEMORY)
+        lines, kernel = self.read("stat", parse_stat) or (
+            [], absent(KERNEL))
+        cpu, cpus, cpus_now = measure_cpus(
+            lines, *cpus_before, elapsed_s * self.ticks_per_s)
+        if cpus_before[1] and cpus_before[1].keys() != cpus_now[1].keys():
+            self.identity_due = 0.0
+        network, interfaces, bytes_now = measure_interfaces(
+            self.read("net/dev", parse_net_dev) or [], bytes_before, elapsed_s)
+        self.past.append((now, cpus_now, bytes_now))
+        load = self.read("loadavg", parse_loadavg) or absent(LOAD)
+        memory = self.read("meminfo", parse_meminfo) or absent(MEMORY)
         disk = self.read_disk()
         cost_s, self.cost_s = self.cost_s, time.process_time()
-        return pack_records((
-            *self.identity, *kernel, *cpu, *load, *memory, *disk, *network,
+        return self.identity + pack_records([
+            *kernel, *cpu, *load, *memory, *disk, *network,
             int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, self.procstatd_port, flags, cpu_count, count,
-            *cpus, *records), cpu_count, count)
+            self.skipped, self.procstatd_port], cpus, interfaces)
 
 
 # ---- masters -----------------------------------------------------------
@@ -691,9 +686,9 @@ def read_hosts_time():
         return 0
 
 
-def resolve(master):
+def resolve(master, wanted):
     """Resolve a master's name for ever: once a minute, after growing waits
-    while there is no answer, and when its lock `wanted` is let go.
+    while there is no answer, and when the lock `wanted` is let go.
 
     In a thread, so that a name server that is silent delays no sample.
     """
@@ -710,7 +705,7 @@ def resolve(master):
             master.trouble = "%s: name it in /etc/hosts" % explain(error)
             wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
         time.sleep(RETRY_S)
-        master.wanted.acquire(True, wait_s - RETRY_S)
+        wanted.acquire(True, wait_s - RETRY_S)
 
 
 class Master:
@@ -718,8 +713,9 @@ class Master:
 
     address    of the host, "" until its name is resolved
     interface  name of the interface to use, of a group; else ""
-    index      its number and its network, found at each message
+    index      its number and its network, when it was looked at
     sock       connected to peer, which the address was then; or None
+    group      the socket that hears the group, or None
     trouble    what became of the last message, "" nothing bad
     refused    whether nobody listened to it; the socket stays, so that
                requests find it
@@ -731,27 +727,42 @@ class Master:
         self.interface = interface if is_group(host) else ""
         self.index, self.network = 0, None
         self.address = host if is_address(host) else ""
-        self.peer, self.sock = "", None
+        self.peer, self.sock, self.group = "", None, None
         self.trouble = "" if self.address else "name not resolved yet"
         self.refused = False
-        self.resolving, self.wanted = False, _thread.allocate_lock()
-        self.wanted.acquire()
-        self.hosts_time = 0
+        self.wanted, self.hosts_time = None, 0
+
+    def look(self, anew):
+        """Have the host's name resolved, if it is one, at once when this is
+        wanted anew or /etc/hosts has changed; and see whether a group's
+        interface is what it was."""
+        if not is_address(self.host):
+            before, self.hosts_time = self.hosts_time, read_hosts_time()
+            self.resolve(anew or before != self.hosts_time)
+        before = self.index, self.network
+        if self.interface and self.sock and not (
+                attempt(self.find) and before == (self.index, self.network)):
+            self.sock = None
 
     def resolve(self, anew):
-        """Have the host's name resolved, if it is one: at once when this is
-        wanted anew, or /etc/hosts has changed."""
-        if is_address(self.host):
-            return
-        if not self.resolving:
-            try:
-                _thread.start_new_thread(resolve, (self,))
-                self.resolving = True
-            except RuntimeError as error:       # the next sample tries again
-                self.trouble = str(error)
-        before, self.hosts_time = self.hosts_time, read_hosts_time()
-        if (anew or before != self.hosts_time) and self.wanted.locked():
-            self.wanted.release()
+        """Have the name resolved, in a thread; at once when wanted anew."""
+        try:
+            if not self.wanted:
+                wanted = _thread.allocate_lock()
+                wanted.acquire()
+                _thread.start_new_thread(resolve, (self, wanted))
+                self.wanted = wanted
+            elif anew and self.wanted.locked():
+                self.wanted.release()
+        except RuntimeError as error:           # the next look tries again
+            self.trouble = str(error)
+
+    def find(self):
+        """Find the interface.
+
+        Raises  OSError
+        """
+        self.index, self.network = find_interface(self.interface)
 
     def open_socket(self):
         """Return a new socket, connected to the peer.
@@ -770,18 +781,14 @@ class Master:
         return sock
 
     def connect(self):
-        """Take a new socket where there is none, and when the address or
-        the interface has become another.
+        """Take a new socket, for the address and the interface of now.
 
         Raises  OSError
         """
-        before = self.peer, self.index, self.network
-        self.peer = self.address
         if self.interface:
-            self.index, self.network = find_interface(self.interface)
-        if before != (self.peer, self.index, self.network):
-            self.sock = None
-        self.sock = self.sock or self.open_socket()
+            self.find()
+        self.peer, self.group = self.address, None
+        self.sock = self.open_socket()
 
     def send(self, message):
         """Return whether the kernel took the message.
@@ -789,11 +796,11 @@ class Master:
         An error may be the answer to the message before this one, or tell
         of a route that is gone: so once more, then from a new socket.
         """
-        self.resolve(anew=False)
         refused, self.refused = self.refused, False
         for _ in range(2 if self.address else 0):
             try:
-                self.connect()
+                if not self.sock or self.peer != self.address:
+                    self.connect()
                 self.sock.send(message)
                 self.trouble = REFUSED if refused else ""
                 return True
@@ -801,7 +808,7 @@ class Master:
                 refused, self.trouble = True, REFUSED
             except OSError as error:
                 self.trouble, self.sock = explain(error), None
-        if self.address:
+        if self.address and self.wanted:
             self.resolve(anew=True)     # it may have moved
         return False
 
@@ -890,7 +897,6 @@ class Requests:
     listen_at   nobody is listened to before: no master makes the agent
                 work more than five times a second
     group_due   no request through a group is answered before
-    groups      {(master, index, network): the socket that hears its group}
     orders      {(master, whether through the group): (start_us, sequence)}
                 of the last signed request
     """
@@ -901,27 +907,27 @@ class Requests:
         self.own_s = self.period_s = sampler.period_s
         self.due = self.until = NEVER
         self.listen_at = self.answered = self.group_due = 0.0
-        self.groups, self.orders = {}, {}
+        self.orders = {}
 
     def join(self, masters):
         """Hear the masters' groups, on the interfaces that they have now."""
-        joined, self.groups = self.groups, {}
         for master in masters:
-            place = master, master.index, master.network
-            try:
-                if master.index:
-                    self.groups[place] = joined.get(place) or join_group(
-                        master.address, master.port + 1, master.index)
-            except OSError as error:
-                self.say("%s: requests cannot be heard: %s"
-                         % (master.name, explain(error)))
+            if master.index and not master.group:
+                try:
+                    master.group = join_group(master.address, master.port + 1,
+                                              master.index)
+                except OSError as error:
+                    self.say("%s: requests cannot be heard: %s"
+                             % (master.name, explain(error)))
 
     def sources(self, masters):
         """Return {socket: (its master, whether it hears a group)}."""
-        found = {master.sock: (master, False)
-                 for master in masters if master.sock}
-        found.update((sock, (master, True))
-                     for (master, *_), sock in self.groups.items())
+        found = {}
+        for master in masters:
+            if master.sock:
+                found[master.sock] = master, False
+            if master.group:
+                found[master.group] = master, True
         return found
 
     def receive(self, sock, master, grouped, now):
@@ -938,10 +944,10 @@ class Requests:
         except ConnectionRefusedError:
             master.refused = True
         except OSError as error:        # it is of no use
-            master.trouble = explain(error)
-            master.sock = master.sock if grouped else None
-            self.groups = {place: each for place, each in self.groups.items()
-                           if each is not sock}
+            if grouped:
+                master.group = None
+            else:
+                master.sock, master.trouble = None, explain(error)
 
     def check(self, datagram, master, grouped):
         """Return (period_s, spread_s) that a datagram asks for.
@@ -988,11 +994,9 @@ class Requests:
         self.period_s, self.until = period_s, now + TOLD_S
 
     def answer(self, now):
-        """Take note that a sample left, which answers whoever asked."""
+        """Take note that a sample left, which answers whoever asked; go back
+        to the agent's own period in its time."""
         self.answered, self.due = now, NEVER
-
-    def expire(self, now):
-        """Go back to the agent's own period in its time."""
         if now >= self.until:
             self.period_s, self.until = self.own_s, NEVER
 
@@ -1028,7 +1032,9 @@ class Keys:
         if not keys or max(map(len, keys)) > self.blake2b.MAX_KEY_SIZE:
             raise StartError("%s: must hold keys of 1 to %d bytes, one a "
                              "line" % (self.path, self.blake2b.MAX_KEY_SIZE))
-        self.keys, self.seen = keys, self.version(found)
+        self.states = [self.blake2b(key=key, digest_size=MAC_BYTES)
+                       for key in keys]
+        self.seen = self.version(found)
 
     def version(self, found):
         """Return what of a stat result changes when the file does."""
@@ -1046,26 +1052,24 @@ class Keys:
         except StartError as error:
             self.trouble = str(error)
 
-    def sign(self, data, key=None):
+    def sign(self, data, state=None):
         """Return the MAC_BYTES to put behind a message."""
-        return self.blake2b(data, key=key or self.keys[0],
-                            digest_size=MAC_BYTES).digest()
+        mac = (state or self.states[0]).copy()
+        mac.update(data)
+        return mac.digest()
 
     def verify(self, data, mac):
         """Return whether one of the keys made the MAC.
 
-        The time that whole numbers of one size take to differ in no bit
-        does not tell where they do (hmac is not in a minimal Python).
+        A set looks for a salted hash first: its time does not tell where
+        two MACs differ (hmac is not in a minimal Python).
         """
-        number = int.from_bytes(mac, "little")
-        return len(mac) == MAC_BYTES and any([
-            int.from_bytes(self.sign(data, key), "little") ^ number == 0
-            for key in self.keys])
+        return bytes(mac) in {self.sign(data, state) for state in self.states}
 
 
 # ---- procstatd ---------------------------------------------------------
 # Answers TCP clients about this node, each in a thread of its own.
-PROCSTATD_S = 10.0              # between two tries to get the port
+
 CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
 IDLE_S = 30.0                   # for a whole command, and to take a reply
 LINE_BYTES = 256                # a command is no longer
@@ -1139,11 +1143,8 @@ def read_job(folder, page_kb, characters):
     texts = []
     try:
         for name in "stat", "cmdline":
-            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                texts.append(os.read(fd, READ_BYTES))
-            finally:
-                os.close(fd)
+            with open(os.path.join(folder, name), "rb", 0) as file:
+                texts.append(file.read(READ_BYTES))
         name, ppid, *numbers = parse_job(texts[0], page_kb)
         uid = os.stat(folder).st_uid
     except (OSError, ValueError, IndexError):
@@ -1180,12 +1181,13 @@ def reply_send(sampler, _):
 
 def reply_quik(sampler, _):
     """Return what /proc/stat and /proc/loadavg have."""
-    columns, kernel = sampler.read("stat", parse_stat, NO_STAT)
-    load = sampler.read("loadavg", parse_loadavg, NO_LOAD)
+    lines, kernel = sampler.read("stat", parse_stat) or (
+        [], absent(KERNEL))
+    load = sampler.read("loadavg", parse_loadavg) or absent(LOAD)
     names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
-    ticks = fold_ticks(columns)[1:] if columns else []
+    ticks = fold_ticks(lines[0]) if lines else ()
     return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
-                         dict(zip(names, (column[0] for column in ticks))))
+                         dict(zip(names, ticks)))
 
 
 def reply_jobs(sampler, _):
@@ -1430,66 +1432,63 @@ def daemonize(wait_s):
     return release
 
 
-class PidFile:
-    """The file of --pid-file, if one is named: locked while this runs,
-    which tells a stale one, and of a mode that lets nobody else lock it."""
+def is_in_place(fd, path):
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
-    def __init__(self, path):
-        self.path, self.fd = path, -1
 
-    def is_in_place(self, fd):
-        """Return whether the path still names an open file."""
+def lock_pid_file(path):
+    """Return the descriptor of a pid file that is locked, and in place.
+
+    Raises  StartError when it is of another that runs, OSError
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+                     | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self.path))
-        except OSError:
-            return False
-
-    def hold(self):
-        """Lock the file and write this process's number.
-
-        Raises  StartError
-        """
-        fd = -1
-        try:
-            while self.path and self.fd < 0:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT
-                             | os.O_NOFOLLOW | os.O_NONBLOCK
-                             | os.O_CLOEXEC, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self.is_in_place(fd):
-                    self.write(fd)
-                else:
-                    os.close(fd)        # its process has just ended
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             text = os.pread(fd, READ_BYTES, 0).strip()
             raise StartError("%s: is of another that runs (pid %s)" % (
-                self.path, text.decode() if text.isdigit() else "unknown"))
-        except OSError as error:
-            raise StartError("%s: %s" % (self.path, error.strerror))
+                path, text.decode() if text.isdigit() else "unknown"))
+        if is_in_place(fd, path):
+            return fd
+        os.close(fd)                    # its process has just ended
 
-    def write(self, fd):
-        """Write this process's number; the file is ours from now on.
 
-        Raises  StartError when the file is not a pid file of ours, OSError
-        """
-        found, text = os.fstat(fd), b"not a plain file"
+def hold_pid_file(path):
+    """Write this process's number to a file, if one is named; return the
+    function that removes the file, if it still is this one.
+
+    It stays locked while this runs, which tells a stale one, and has a mode
+    that lets nobody else lock it.
+    Raises  StartError, also when the file is not a pid file of ours
+    """
+    if not path:
+        return ignore
+    try:
+        fd, text = lock_pid_file(path), b"not a plain file"
+        found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             text = os.pread(fd, READ_BYTES, 0).strip()
         if text and not text.isdigit():
-            raise StartError("%s: is not a pid file: name another"
-                             % self.path)
+            raise StartError("%s: is not a pid file: name another" % path)
         if found.st_uid != os.geteuid():
             raise StartError("%s: belongs to another user: remove it, or name "
-                             "another" % self.path)
+                             "another" % path)
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        self.fd = fd
+    except OSError as error:
+        raise StartError("%s: %s" % (path, error.strerror))
 
-    def remove(self):
-        """Remove the file, if it still is this one."""
-        if self.fd >= 0 and self.is_in_place(self.fd):
-            attempt(os.unlink, self.path)
+    def remove():
+        if is_in_place(fd, path):
+            attempt(os.unlink, path)
+    return remove
 
 
 def lower_oom_score():
@@ -1525,6 +1524,7 @@ def once_per_hour(write):
 START_S = 1.0                   # the longest a daemon tries to send before
                                 # its command returns
 LATE_S = 1.0                    # and its command waits, should a call hang
+LOOK_S = 5.0                    # between two looks at what seldom changes
 ONCE_S = 2.0                    # the longest --once tries to send
 REFUSED_S = 0.05                # the longest -d and --once wait for it
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
@@ -1555,7 +1555,9 @@ def next_due(now, period_s, phase_s):
 class Agent:
     """One run: its samples, and when they go where.
 
-    due     when the next sample is, or never
+    on       whether to go on: no signal told it to stop
+    due      when the next sample is, or never
+    look_at  when to look next at what seldom changes
     """
 
     def __init__(self, args):
@@ -1568,49 +1570,54 @@ class Agent:
                         for host, port in args.masters]
         self.requests = Requests(self.sampler, self.phase, self.keys,
                                  self.say)
-        self.procstatd_due = 0.0 if args.procstatd else NEVER
-        self.start_procstatd(time.monotonic())
+        if args.procstatd and not self.masters:
+            self.start_procstatd()
         self.signals = open_signals(STOP + (signal.SIGHUP,))
-        self.due = NEVER
+        self.on, self.due, self.look_at = True, NEVER, 0.0
         self.sampler.begin()
 
-    def start_procstatd(self, now):
-        """Begin to answer clients when that is due; where somebody has the
-        port it is said, and tried again: samples do not wait for it.
+    def start_procstatd(self):
+        """Begin to answer clients.
 
-        Raises  StartError when there is nothing else to do
+        Raises  StartError
         """
-        if now < self.procstatd_due:
-            return
-        args, self.procstatd_due = self.args, now + PROCSTATD_S
-        try:
-            start_procstatd(args.procstatd, args.proc, args.allow,
-                            self.masters, complain if args.debug else ignore)
-            self.procstatd_due = NEVER
-            self.sampler.procstatd_port = args.procstatd
-        except StartError as error:
-            if not self.masters:
-                raise
-            self.say("%s: trying again" % error)
+        start_procstatd(self.args.procstatd, self.args.proc, self.args.allow,
+                        self.masters,
+                        complain if self.args.debug else ignore)
+        self.sampler.procstatd_port = self.args.procstatd
+
+    def look(self, now, anew=False):
+        """Look at what seldom changes: keys, names, interfaces; and try to
+        get procstatd's port, where somebody else had it.
+
+        anew  whatever was seen before, as SIGHUP asks
+        """
+        self.look_at = now + LOOK_S
+        if self.keys:
+            self.keys.refresh(anew)
+            if self.keys.trouble:
+                self.say(self.keys.trouble + ": its last keys stay in use")
+        for master in self.masters:
+            master.look(anew)
+        if self.args.procstatd != self.sampler.procstatd_port:
+            try:
+                self.start_procstatd()
+            except StartError as error:
+                self.say("%s: trying again" % error)
 
     def wait(self):
-        """Listen to masters until a sample is due.
-
-        Returns  the numbers of the signals that came before
-        """
+        """Listen to masters until a sample is due; return whether one is,
+        and no signal came before."""
         while True:
             now = time.monotonic()
-            self.requests.expire(now)
-            self.set_period(now)
+            if self.requests.period_s != self.sampler.period_s:
+                self.plan(now)
             until = min(self.due, self.requests.due)
             if now >= until:
-                return b""
-            until = min(until, self.requests.until)
-            sources = {}
-            if now >= self.requests.listen_at:
-                sources = self.requests.sources(self.masters)
-            else:
-                until = min(until, self.requests.listen_at)
+                return True
+            sources = self.requests.sources(self.masters)
+            if now < self.requests.listen_at:
+                sources, until = {}, min(until, self.requests.listen_at)
             try:
                 ready = wait_for([self.signals, *sources], until - now)
             except OSError as error:
@@ -1620,28 +1627,29 @@ class Agent:
             if self.signals in ready:
                 told = read_signals(self.signals)
                 if told:
-                    return told
+                    self.heed(told)
+                    return False
                 continue
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
                                       time.monotonic())
 
-    def set_period(self, now):
-        """Take the period that masters ask for, from the next sample on."""
-        if abs(self.requests.period_s - self.sampler.period_s) > 1e-6:
-            self.sampler.period_s = self.requests.period_s
-            self.plan(now)
+    def heed(self, told):
+        """Do what signals ask, by their numbers."""
+        if any(number in told for number in STOP):
+            self.on = False
+        else:
+            self.look(time.monotonic(), anew=True)
 
     def plan(self, now):
-        """Set when the next sample is due."""
-        period_s = self.sampler.period_s
+        """Set when the next sample is due, by the period of now."""
+        period_s = self.sampler.period_s = self.requests.period_s
         self.due = next_due(now, period_s, self.phase * period_s)
 
     def send(self, kind):
         """Take a sample; return to how many masters it was sent."""
         message, sent = self.sampler.take(kind), []
         if self.keys:
-            self.keys.refresh()
             message += self.keys.sign(message)
         for master in self.masters:
             if master.send(message):
@@ -1665,13 +1673,6 @@ class Agent:
                 "sent" if master in sent else master.trouble))
         return sent
 
-    def refresh(self):
-        """Read the keys and resolve names anew, as SIGHUP asks."""
-        if self.keys:
-            self.keys.refresh(anew=True)
-        for master in self.masters:
-            master.resolve(anew=True)
-
     def troubles(self):
         """Return a text for each master that samples do not reach, as far
         as it is known here."""
@@ -1683,8 +1684,6 @@ class Agent:
         """Say what does not go well, and what is done then."""
         for trouble in self.troubles():
             self.say(trouble + then)
-        if self.keys and self.keys.trouble:
-            self.say(self.keys.trouble + ": its last keys stay in use")
 
     def start(self):
         """Send the first message, or try for START_S.
@@ -1692,22 +1691,17 @@ class Agent:
         Returns  whether to go on: it was not told to stop, nor --once
         Raises   StartError when --once could not send
         """
-        sent, once, told = 0, self.args.once, b""
+        sent, once = 0, self.args.once
         limit = time.monotonic() + (ONCE_S if once else START_S)
-        for master in self.masters:
-            master.resolve(anew=False)
-        while self.masters and not sent and time.monotonic() < limit:
+        self.look(time.monotonic())
+        while (self.masters and self.on and not sent
+               and time.monotonic() < limit):
             self.due = time.monotonic() + FIRST_S
-            told = self.wait()
-            if set(told) & set(STOP):
-                break
-            if told:
-                self.refresh()
-                continue
-            sent = self.send(SAMPLE)
-            if once and any(master.trouble == REFUSED
-                            for master in self.masters):
-                break
+            if self.wait():
+                sent = self.send(SAMPLE)
+                if once and any(master.trouble == REFUSED
+                                for master in self.masters):
+                    break
         if once and not sent:
             raise StartError("; ".join(self.troubles()) or "told to stop")
         if not once:
@@ -1716,26 +1710,22 @@ class Agent:
                 if master.sock:
                     attempt(master.is_refused, 0)
         self.report("" if once else ": trying again")
-        return not once and not set(told) & set(STOP)
+        return not once and self.on
 
     def turn(self):
-        """Wait for a sample or a signal; return whether to go on."""
-        told, due = self.wait(), self.due
-        if set(told) & set(STOP):
-            return False
-        if told:
-            self.refresh()
-            return True
+        """Wait for a sample, and send it."""
+        if not self.wait():
+            return
+        due = self.due
         self.send(SAMPLE)
         self.report()
         now = time.monotonic()
-        self.start_procstatd(now)
-        self.set_period(now)
+        if now >= self.look_at:
+            self.look(now)
         if now >= due:                  # else a master asked for this one
             self.plan(now)
             self.sampler.skipped += max(
                 round((self.due - due) / self.sampler.period_s) - 1, 0)
-        return True
 
     def run(self):
         """Send a sample a period until told to stop, then a farewell.
@@ -1744,10 +1734,9 @@ class Agent:
         """
         if self.masters:
             self.plan(time.monotonic())
-        on = True
-        while on:
+        while self.on:
             try:
-                on = self.turn()
+                self.turn()
             except (OSError, MemoryError, ArithmeticError) as error:
                 self.say("no sample: %s" % (explain(error)
                                             or type(error).__name__))
@@ -1922,13 +1911,13 @@ def main(argv=None):
     if os.path.basename(sys.argv[0]).startswith("procstatd"):
         argv, environment = parse_procstatd(argv), {}   # its link
     args = parse_args(argv, environment)
-    pid_file, release = PidFile(args.pid_file), ignore
+    remove_pid_file = release = ignore
     try:
         if not os.path.isdir(args.proc):
             raise StartError("--proc %s: no such folder" % args.proc)
         if not (args.debug or args.foreground or args.once):
             release = daemonize(START_S + LATE_S)
-        pid_file.hold()
+        remove_pid_file = hold_pid_file(args.pid_file)
         lower_oom_score()
         agent = Agent(args)
         if agent.start():
@@ -1938,7 +1927,7 @@ def main(argv=None):
         complain(explain(error))
         return 1
     finally:
-        pid_file.remove()
+        remove_pid_file()
     return 0
 
 

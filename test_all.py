@@ -617,7 +617,8 @@ def test_functions_that_stand_twice_are_one_text():
     for name in ("attempt", "explain", "network", "is_in", "find_interface",
                  "Keys", "wait_for", "open_signals", "read_signals",
                  "close_inherited", "is_ready", "release_standard",
-                 "daemonize", "PidFile", "write_line", "number_in"):
+                 "daemonize", "is_in_place", "lock_pid_file",
+                 "hold_pid_file", "write_line", "number_in"):
         assert (inspect.getsource(getattr(sendstats, name))
                 == inspect.getsource(getattr(recvstats, name))), name
 
@@ -879,8 +880,8 @@ def test_odd_text_makes_no_wrong_number(tmp_path):
     assert node.cpu.user_ticks is None and not node.cpus
     node = sample_of(tmp_path / "names", dict(
         EPYC, **{"net/dev": EPYC["net/dev"].rstrip("\n")
-                 + "\n  a|b: " + " ".join(map(str, range(1, 17))) + "\n"}))
-    assert node.interfaces[-1].name == "a|b"
+                 + "\n  a|b:1: " + " ".join(map(str, range(1, 17))) + "\n"}))
+    assert node.interfaces[-1].name == "a|b:1"
     assert node.interfaces[-1].rx_bytes == 1 and len(node.interfaces) > 1
 
 
@@ -1878,6 +1879,26 @@ def test_stop_leaves_true_numbers(running):
     assert shown.stderr.count("is gone") == 1
 
 
+@pytest.mark.parametrize("nap_s, count, want_s", (
+    (0.0, 1, 0.005),                    # the first after a while
+    (0.005, 7, 0.05),                   # few come: never longer than that
+    (0.05, 500, 0.01),                  # so that a hundred come
+    (0.01, 4000, 0.005),                # many: never shorter
+    (0.01, recvstats.BATCH, 0.0),       # and there may be more
+))
+def test_datagrams_gather_until_they_are_enough(nap_s, count, want_s):
+    nap_s = recvstats.choose_nap(nap_s, count, 100)
+    assert nap_s == pytest.approx(want_s)
+
+
+def test_recvstats_is_nicer_than_its_caller_where_it_may(running):
+    pid = running.recvstats().pid
+    wanted = subprocess.check_output([
+        sys.executable, "-c", "import os, recvstats\n"
+        "recvstats.attempt(os.nice, -10)\nprint(os.nice(0))"], cwd=HERE)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == int(wanted)
+
+
 def test_recvstats_that_is_stopped_for_a_while(running):
     """SIGSTOP: the node is up when recvstats goes on, its samples having
     waited in the socket or not."""
@@ -2794,16 +2815,13 @@ def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
         turns.pop(0)(path)
         lock(fd, how)
     monkeypatch.setattr(fcntl, "flock", late)
-    held = sendstats.PidFile(path)
-    held.hold()
+    remove = sendstats.hold_pid_file(path)
     assert not turns and read_pid(path) == os.getpid()
-    other = sendstats.PidFile(path)
     monkeypatch.undo()
     with pytest.raises(sendstats.StartError, match="is of another"):
-        other.hold()
-    other.remove()
+        sendstats.hold_pid_file(path)
     assert read_pid(path) == os.getpid()
-    held.remove()
+    remove()
     assert not os.path.exists(path)
 
 
@@ -3021,6 +3039,15 @@ def test_debug_says_what_is_sent_and_received(running):
     receiver.terminate()
     _, log = receiver.communicate()
     assert re.search(r"127.0.0.1:\d+: node 7, \d+ bytes: stored", log)
+
+
+def test_once_is_good_for_three_of_its_periods(running, master):
+    running.sendstats("--once", "-r", "60", "7",
+                      "127.0.0.1:%d" % master.getsockname()[1])
+    assert header_of(master.recv(65536))["period_s"] == 60
+    with pytest.raises(socket.timeout):         # one, and no farewell
+        master.settimeout(0.3)
+        master.recv(65536)
 
 
 def test_once_that_cannot_send_fails():
@@ -5256,7 +5283,7 @@ def test_agent_returns_to_its_own_period_after_an_hour_of_silence():
     requests, master = requests_of(period_s=10.0)
     requests.obey(request(period_s=2.0), master, False, 1000.0)
     for now, period_s in (1000.0, 2.0), (4599.0, 2.0), (4601.0, 10.0):
-        requests.expire(now)
+        requests.answer(now)
         assert requests.period_s == period_s
 
 
@@ -7118,6 +7145,24 @@ def test_fault_sweep_of_a_running_agent(master, tmp_path, faults):
     finally:
         agent.kill()
         agent.wait()
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="no strace")
+def test_sample_asks_the_kernel_for_nothing_that_seldom_changes(
+        running, master, tmp_path):
+    """Each asked three times for its interface, and once for /etc/hosts."""
+    agent = running.start(
+        "sendstats.py", "-f", "-r", "0.05", "-i", "lo", "7",
+        "localhost:%d" % master.getsockname()[1],
+        "239.255.11.224:%d" % free_port())
+    master.recv(65536)
+    with Strace(agent.pid, str(tmp_path)) as strace:
+        for _ in range(8):
+            master.recv(65536)
+    calls = [call for call, _ in strace.calls()]
+    assert calls.count("sendto") > 10
+    assert calls.count("ioctl") <= 3            # one look, in 5 s
+    assert calls.count("stat") + calls.count("newfstatat") <= 1
 
 
 STARTER = """
