@@ -750,8 +750,8 @@ def open_table(path):
         reason = "not a table of recvstats"
     elif (path == TABLE and found.st_uid >= FIRST_USER
           and found.st_uid != os.geteuid()):
-        reason = ("belongs to user %d, whose table nobody believes"
-                  % found.st_uid)
+        reason = ("belongs to user %d, whose table nobody believes: run "
+                  "recvstats as root or a system user" % found.st_uid)
     if reason:
         close_table(fd)
         raise NotATable("%s: %s" % (path, reason))

@@ -1547,7 +1547,7 @@ FAULT_S = 0.1                   # a failed call is not tried again before
 DROPS = (                       # a line a minute each, with what to do
     ("unnumbered", "give its node a number, or its address with --iprange"),
     ("number_wrong", "give its node a lower number, or raise --max-nodes"),
-    ("not_allowed", "name its network with --allow, or stop it"),
+    ("not_allowed", "name its network with --allow, or its interface with -i"),
     ("unsigned", "start its agent with --key-file"),
     ("signature_wrong", "give its agent a key of --key-file"),
     ("clock_wrong", "set its clock"),

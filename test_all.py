@@ -1940,7 +1940,7 @@ DROPPED = (
      "raise --max-nodes"),
     (["--allow", "192.168.0.0/16"], message(3), "not_allowed: 3 datagrams "
      "dropped, the last one from 10.0.0.9:4000: name its network with "
-     "--allow, or stop it"),
+     "--allow, or its interface with -i"),
     ([], b"BEO\2" + message(3)[4:], "version_wrong: 3 datagrams dropped, the "
      "last one from 10.0.0.9:4000: it is newer: update the master first"),
     (["--key-file", "{}"], message(3), "unsigned: 3 datagrams dropped, the "
