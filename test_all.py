@@ -5532,6 +5532,7 @@ def test_interface_that_comes_and_goes(running, namespaces):
         "trying again\n")
     join_namespaces("v", "10.9.0")
     running.wait_up(5)
+    assert log.stderr.readline() == "recvstats: up: n5\n"
     for end, namespace in enumerate(namespaces):
         assert ip("-n", namespace, "addr", "flush", "dev", "v%d" % end)
     with running.open() as cluster:
