@@ -1194,8 +1194,8 @@ def label_nodes(picture):
     as well, or could be.
     """
     hosts = {number: "" for number in [*picture.never, *picture.refused]}
-    hosts.update((node.number, libbeostat.unpack_text(PICK_TEXTS(node)[0]))
-                 for node in picture.nodes)
+    hosts.update((node.number, safe(libbeostat.unpack_text(
+        PICK_TEXTS(node)[0]))) for node in picture.nodes)
     counts = collections.Counter([
         name for number, host in hosts.items()
         for name in {host, "n%d" % number}])

@@ -63,10 +63,8 @@ vendor_id\t: GenuineIntel
 cpu family\t: 6
 model\t\t: 8
 model name\t: Pentium III (Coppermine)
-stepping\t: 6
 cpu MHz\t\t: 863.872
 cache size\t: 256 KB
-fdiv_bug\t: no
 bogomips\t: 1723.59
 """,
     "meminfo": """\
@@ -78,8 +76,6 @@ MemFree:          7980 kB
 MemShared:           0 kB
 Buffers:         20608 kB
 Cached:         146152 kB
-SwapCached:       1000 kB
-Active:         122004 kB
 SwapTotal:      524248 kB
 SwapFree:       520248 kB
 """,
@@ -111,7 +107,6 @@ vendor_id\t: GenuineIntel
 cpu family\t: 15
 model\t\t: 4
 model name\t: Intel(R) Xeon(TM) CPU 3.00GHz
-stepping\t: 3
 cpu MHz\t\t: 2992.703
 cache size\t: 2048 KB
 physical id\t: %d
@@ -120,7 +115,6 @@ core id\t\t: 0
 cpu cores\t: 1
 flags\t\t: fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov
 bogomips\t: 5989.%02d
-clflush size\t: 64
 
 """ % (cpu, 3 * cpu, 50 + cpu) for cpu in range(2)),
     "meminfo": """\
@@ -128,15 +122,9 @@ MemTotal:      4043516 kB
 MemFree:        211344 kB
 Buffers:        316292 kB
 Cached:        2884532 kB
-SwapCached:          0 kB
-Active:        1803180 kB
 SwapTotal:     2031608 kB
 SwapFree:      2031504 kB
-Dirty:             160 kB
 Slab:           242024 kB
-HugePages_Total:     0
-HugePages_Free:      0
-Hugepagesize:     2048 kB
 """,
     "loadavg": "2.06 2.01 1.73 4/131 20712\n",
     "net/dev": """\
@@ -168,8 +156,6 @@ vendor_id\t: AuthenticAMD
 cpu family\t: 26
 model\t\t: 2
 model name\t: AMD EPYC
-stepping\t: 1
-microcode\t: 0x1000065
 cpu MHz\t\t: 2596.118
 cache size\t: 1024 KB
 physical id\t: 0
@@ -177,13 +163,8 @@ siblings\t: 2
 core id\t\t: %d
 cpu cores\t: 2
 apicid\t\t: %d
-fpu\t\t: yes
-cpuid level\t: 28
 flags\t\t: fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat
-bugs\t\t: sysret_ss_attrs null_seg spectre_v1 spectre_v2
 bogomips\t: 5192.23
-TLB size\t: 192 4K pages
-address sizes\t: 48 bits physical, 48 bits virtual
 power management:
 
 """ % (cpu, cpu, cpu) for cpu in range(2)),
@@ -193,22 +174,13 @@ MemFree:        24598216 kB
 MemAvailable:   24489196 kB
 Buffers:             432 kB
 Cached:            13512 kB
-SwapCached:            0 kB
-Active:             5320 kB
-Active(anon):       1352 kB
 SwapTotal:             0 kB
 SwapFree:              0 kB
-Zswap:                 0 kB
 Shmem:              8856 kB
 KReclaimable:      12044 kB
 Slab:              31788 kB
 SReclaimable:      12044 kB
-SUnreclaim:        19744 kB
 VmallocTotal:   34359738367 kB
-HugePages_Total:       0
-HugePages_Free:        0
-Hugepagesize:       2048 kB
-DirectMap4k:       28672 kB
 """,
     "loadavg": "0.00 0.01 0.05 1/77 2051\n",
     "net/dev": """\
@@ -239,20 +211,14 @@ BogoMIPS\t: 50.00
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp
 CPU implementer\t: 0x41
 CPU architecture: 8
-CPU variant\t: 0x3
 CPU part\t: 0xd0c
-CPU revision\t: 1
 
 """ % cpu for cpu in range(4)),
     "meminfo": EPYC["meminfo"].replace("24684092", "32768000"),
     "loadavg": "3.99 4.01 4.05 5/312 99121\n",
     "net/dev": EPYC["net/dev"].replace("  eth0:", "enP2p1s0:"),
-    "stat": """\
-cpu  400 0 400 4000 40 4 4 0 0 0
-cpu0 100 0 100 1000 10 1 1 0 0 0
-cpu1 100 0 100 1000 10 1 1 0 0 0
-cpu2 100 0 100 1000 10 1 1 0 0 0
-cpu3 100 0 100 1000 10 1 1 0 0 0
+    "stat": "cpu  400 0 400 4000 40 4 4 0 0 0\n" + "".join(
+        "cpu%d 100 0 100 1000 10 1 1 0 0 0\n" % cpu for cpu in range(4)) + """\
 intr 5012
 ctxt 71717
 btime 1700000000
@@ -340,12 +306,12 @@ class Running:
         self.table = os.path.join(self.folder, "table")
         self.processes, self.masters, self.pids = [], [], []
 
-    def start(self, name, *args, **more):
+    def start(self, name, *args, python=(sys.executable, "-S"), **more):
         """Start a tool in the foreground; return the process."""
         process = subprocess.Popen(
-            [sys.executable, "-S", os.path.join(HERE, name),
-             *map(str, args)], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True, **more)
+            [*python, os.path.join(HERE, name), *map(str, args)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, **more)
         self.processes.append(process)
         return process
 
@@ -366,6 +332,19 @@ class Running:
     def beostat(self, *args, **more):
         """Run beostat on the table to its end."""
         return tool("beostat.py", "--table", self.table, *args, **more)
+
+    def daemon(self, name, *args, **more):
+        """Start a daemon on the port and the table; return its parent, which
+        has ended."""
+        path = os.path.join(self.folder, "pid")
+        words = [0, "127.0.0.1"]
+        if name == "recvstats.py":
+            words = ["--table", self.table]
+        parent = tool(name, "-p", self.port, "--pid-file", path, *args,
+                      *words, **more)
+        if parent.returncode == 0:
+            self.pids.append(read_pid(path))
+        return parent
 
     def send(self, *messages):
         """Send datagrams to recvstats."""
@@ -420,21 +399,36 @@ def running(tmp_path):
     running.end()
 
 
-@pytest.fixture
-def receiver(tmp_path):
-    """A Receiver on a table of its own, without a socket."""
-    receiver = new_receiver(tmp_path)
-    yield receiver
-    close(receiver)
+def read_pid(path):
+    """Return the number in a pid file."""
+    with open(path) as file:
+        return int(file.read())
+
+
+class Clock:
+    """A time for the thread of a test alone: it stands still, and goes on
+    when it is told to.  The master has just booted."""
+
+    def __init__(self):
+        self.now, self.offset_s = 1.5, 1e9
+
+    def __enter__(self):
+        self.real = time.monotonic, time.time
+        monotonic, clock = self.real
+        mine, ident = threading.get_ident(), threading.get_ident
+        time.monotonic = lambda: self.now if ident() == mine else monotonic()
+        time.time = lambda: (self.now + self.offset_s if ident() == mine
+                             else clock())
+        return self
+
+    def __exit__(self, *_):
+        time.monotonic, time.time = self.real
 
 
 class Lines(list):
     """A log that keeps its lines."""
 
-    drops = 0
-
-    def __call__(self, text):
-        self.append(text)
+    drops, __call__ = 0, list.append
 
     def once(self, text):
         if text not in self:
@@ -457,13 +451,26 @@ def new_receiver(folder, *options):
     return receiver
 
 
+def killed(receiver):
+    """Let go of a receiver's table, as the end by a kill would."""
+    receiver.table.unmap()
+    os.close(receiver.table.fd)
+
+
 def close(receiver):
     """Stop a receiver and let go of its table, as the end of its process
     would."""
     receiver.table.status["stopped"] = 1
     receiver.table.write_header()
-    receiver.table.unmap()
-    os.close(receiver.table.fd)
+    killed(receiver)
+
+
+@pytest.fixture
+def receiver(tmp_path):
+    """A Receiver on a table of its own, without a socket."""
+    receiver = new_receiver(tmp_path)
+    yield receiver
+    close(receiver)
 
 
 def feed(receiver, message, address="10.0.0.1", now=None, port=4000):
@@ -476,7 +483,28 @@ def feed(receiver, message, address="10.0.0.1", now=None, port=4000):
     return counter
 
 
-BODY = sendstats.Sampler("/proc", 0, 1.0).take(sendstats.SAMPLE)[40:-4]
+def with_fields(rows, data, **fields):
+    """Return bytes with some fields of the record that they begin with
+    set."""
+    struct_, offsets = libbeostat.layout(rows)
+    values = dict(zip(offsets, struct_.unpack_from(data)), **fields)
+    assert len(values) == len(offsets)
+    return struct_.pack(*values.values()) + data[struct_.size:]
+
+
+def body_in(data):
+    """Return the body of a message."""
+    return data[libbeostat.HEADER_STRUCT.size:-libbeostat.CRC_BYTES]
+
+
+def last_sample(sampler):
+    """Return the message of a sample, after which no file is open."""
+    data = sampler.take(sendstats.SAMPLE)
+    sampler.close()
+    return data
+
+
+BODY = body_in(last_sample(sendstats.Sampler("/proc", 0, 1.0)))
 
 
 def message(node=0, sequence=1, start=1000, kind=sendstats.SAMPLE,
@@ -486,36 +514,58 @@ def message(node=0, sequence=1, start=1000, kind=sendstats.SAMPLE,
         (node, kind, start, sequence, period_s, time_s), body)
 
 
+def broken(data, **changes):
+    """Return a message with header fields changed, and its CRC right."""
+    data = with_fields(libbeostat.HEADER, data, **changes)
+    data = data[:-libbeostat.CRC_BYTES]
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+def body_with(**fields):
+    """Return this machine's message body with some fields of NODE set."""
+    return with_fields(libbeostat.NODE, BODY, **fields)
+
+
+def body_of(folder, texts, **fields):
+    """Return a message body of a machine, with some fields of NODE set."""
+    sampler = sendstats.Sampler(write_proc(folder, texts), 0, 1.0)
+    return with_fields(libbeostat.NODE, body_in(last_sample(sampler)),
+                       **fields)
+
+
+def body_of_counts(cpus, interfaces):
+    """Return the body of a message of that many CPUs and interfaces."""
+    node = body_with(cpus=cpus, interfaces=interfaces)
+    return node[:libbeostat.NODE_STRUCT.size] + b"".join(
+        libbeostat.CPU_STRUCT.pack(cpu, 0, 7, 7, 7, 7) for cpu in range(cpus)
+    ) + b"".join(libbeostat.INTERFACE_STRUCT.pack(
+        b"eth%d" % number, *[0] * 18) for number in range(interfaces))
+
+
 def decode(data, number=0):
     """Return the Node of a message."""
     now = time.monotonic()
-    slot = libbeostat.SLOT_STRUCT.pack(
-        2, now, time.time(), now, 1, 1, 0, bytes([10, 0, 0, 1]), number,
-        len(data), len(data), 0, 4000, 0, b"") + data
-    node = libbeostat.Node(number, slot, now, now)
+    slot = with_fields(
+        libbeostat.SLOT, bytes(libbeostat.SLOT_STRUCT.size), number=number,
+        heard_s=now, heard_time_s=time.time(), silent_from_s=now, received=1,
+        address=bytes([10, 0, 0, 1]), port=4000, message_bytes=len(data))
+    node = libbeostat.Node(number, slot + data, now, now)
     libbeostat.check(node.message)
     return node
 
 
-def sample_of(folder, files, later=None):
-    """Return the Node that an agent makes of a /proc, read twice.
+def sample_of(folder, files, later=()):
+    """Return the Node that an agent makes of a /proc.
 
-    later  the files that have changed at the second time
+    later  {name: text} of what changes in a second, before it is read again
     """
-    root = write_proc(folder, files)
-    sampler = sendstats.Sampler(root, 0, 1.0)
-    if later:
-        sampler.begin()
-        write_proc(folder, later)
-        sampler.past = [(time.monotonic() - 1.0,) + sampler.past[0][1:]]
-    return decode(last_sample(sampler))
-
-
-def last_sample(sampler):
-    """Return the message of a sample, after which no file is open."""
-    data = sampler.take(sendstats.SAMPLE)
-    sampler.close()
-    return data
+    with Clock() as clock:
+        sampler = sendstats.Sampler(write_proc(folder, files), 0, 1.0)
+        if later:
+            sampler.begin()
+            write_proc(folder, later)
+            clock.now += 1
+        return decode(last_sample(sampler))
 
 
 EVIL = '\x1b[31m"<&>\\\n\u202e\x9b'
@@ -538,26 +588,6 @@ FIXED = dict(release=b"6.1.0", machine=b"x86_64", cost_us=350, send_errors=0,
              nice_fraction=0., system_fraction=.025, iowait_fraction=.05)
 
 
-def body_of(folder, texts, **fields):
-    """Return a message body of a machine, with some fields of NODE set."""
-    sampler = sendstats.Sampler(write_proc(folder, texts), 0, 1.0)
-    body = last_sample(sampler)[40:-4]
-    names = sendstats.layout(sendstats.NODE)[1]
-    values = dict(zip(names, sendstats.NODE_STRUCT.unpack_from(body)))
-    values.update(fields)
-    return (sendstats.NODE_STRUCT.pack(*values.values())
-            + body[sendstats.NODE_STRUCT.size:])
-
-
-def body_with(**fields):
-    """Return this machine's message body with some fields of NODE set."""
-    values = dict(zip(libbeostat.NODE_AT,
-                      libbeostat.NODE_STRUCT.unpack_from(BODY)))
-    values.update(fields)
-    return (libbeostat.NODE_STRUCT.pack(*values.values())
-            + BODY[libbeostat.NODE_STRUCT.size:])
-
-
 def seven_nodes(folder):
     """Return a Receiver whose table holds seven nodes of all kinds.
 
@@ -569,14 +599,10 @@ def seven_nodes(folder):
     for number, files, fields in SEVEN:
         body = body_of(os.path.join(str(folder), "proc%d" % number), files,
                        **dict(FIXED, **fields))
-        feed(receiver, message(
-            number, 7, body=body, time_s=1e9, kind=sendstats.FAREWELL
-            if number == 3 else sendstats.SAMPLE), "10.0.0.%d" % number,
-            now - 600 * (number == 5))
-        if number == 1:
-            for sequence in (8, *range(11, 18)):
-                feed(receiver, message(number, sequence, body=body),
-                     "10.0.0.1", now)
+        kind = sendstats.FAREWELL if number == 3 else sendstats.SAMPLE
+        for sequence in [7] + [8, *range(11, 18)] * (number == 1):
+            feed(receiver, message(number, sequence, body=body, kind=kind),
+                 "10.0.0.%d" % number, now - 600 * (number == 5))
     receiver.tick(now)
     return receiver
 
@@ -592,35 +618,39 @@ def seven(tmp_path):
 # ---- layouts pinned ----------------------------------------------------
 
 
+def read_source(file):
+    """Return the text of one of our files."""
+    with open(os.path.join(HERE, file)) as source:
+        return source.read()
+
+
 def part(file, name):
     """Return one part of a file: the text behind its `# ---- name` rule."""
-    with open(os.path.join(HERE, file)) as source:
-        parts = re.split(r"^# ---- (.+?) -+$", source.read(), flags=re.M)
+    parts = re.split(r"^# ---- (.+?) -+$", read_source(file), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2]))[name].strip()
 
 
-SHARED = (
-    ("layout: rows", "sendstats.py", "recvstats.py"),
-    ("layout: header", "sendstats.py", "recvstats.py"),
-)
+@pytest.mark.parametrize("name", [*TOOLS, "test_all.py"])
+def test_no_name_stands_for_two(name):
+    """A second test of a name would hide the first."""
+    names = re.findall(r"^(?:def|class) (\w+)", read_source(name), re.M)
+    assert sorted(names) == sorted({*names})
 
 
-@pytest.mark.parametrize("name, first, other", SHARED)
-def test_copies_are_one_text(name, first, other):
-    assert part(first, name) == part(other, name)
-
-
-def test_functions_that_stand_twice_are_one_text():
-    import inspect
-    assert (inspect.getsource(libbeostat.layout)
-            == inspect.getsource(sendstats.layout))
-    for name in ("attempt", "explain", "network", "is_in", "find_interface",
-                 "Keys", "wait_for", "open_signals", "read_signals",
-                 "close_inherited", "is_ready", "release_standard",
-                 "daemonize", "is_in_place", "lock_pid_file",
-                 "hold_pid_file", "write_line", "number_in"):
-        assert (inspect.getsource(getattr(sendstats, name))
-                == inspect.getsource(getattr(recvstats, name))), name
+@pytest.mark.parametrize("other, names", [
+    ("libbeostat.py", "layout"),
+    ("recvstats.py", "attempt explain network is_in find_interface Keys "
+     "wait_for open_signals read_signals close_inherited is_ready "
+     "release_standard daemonize is_in_place lock_pid_file hold_pid_file "
+      "write_line number_in")])
+def test_what_stands_twice_is_one_text(other, names):
+    for name in names.split():
+        first, second = [re.findall(
+            r"^(?:def|class) %s\W.*?(?=^\S|\Z)" % name, read_source(file),
+            re.M | re.S) for file in ("sendstats.py", other)]
+        assert len(first) == 1 and first == second, name
+    for name in "layout: rows", "layout: header":
+        assert part("sendstats.py", name) == part("recvstats.py", name)
 
 
 def field_codes(rows):
@@ -629,150 +659,186 @@ def field_codes(rows):
             for field in fields.split()]
 
 
-@pytest.mark.parametrize("name", [
-    "HEADER", "ASK", "NODE", "ONE_CPU", "INTERFACE", "TABLE_HEADER", "SLOT"])
-def test_layouts_agree_field_by_field(name):
-    writers = [tool for tool in (sendstats, recvstats) if hasattr(tool, name)]
-    assert writers
-    for writer in writers:
-        assert (field_codes(getattr(writer, name))
-                == field_codes(getattr(libbeostat, name)))
+@pytest.mark.parametrize("of, names", [
+    (field_codes, "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT"),
+    (lambda value: value, "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED "
+     "GROUP GROUP_PORT RECORDS_VERSION ABSENT CLIPPED TABLE_MAGIC "
+     "TABLE_VERSION TABLE_BYTES SILENT_PERIODS SILENT_S SIGNED VERIFIED "
+     "CRC_RESIDUE CRC_BYTES")])
+def test_layouts_and_their_constants_agree(of, names):
+    for name in names.split():
+        first, *others = [of(getattr(tool, name))
+                          for tool in (sendstats, recvstats, libbeostat)
+                          if hasattr(tool, name)]
+        assert others and others == [first] * len(others), name
 
 
-def test_constants_of_the_layouts_agree():
-    for name in ("MAGIC", "SAMPLE", "FAREWELL", "REQUEST", "MASTER",
-                 "UNNUMBERED", "GROUP", "GROUP_PORT", "RECORDS_VERSION",
-                 "ABSENT", "CLIPPED", "TABLE_MAGIC", "TABLE_VERSION",
-                 "TABLE_BYTES", "SILENT_PERIODS", "SILENT_S", "SIGNED",
-                 "VERIFIED", "CRC_RESIDUE", "CRC_BYTES"):
-        values = [getattr(tool, name)
-                  for tool in (sendstats, recvstats, libbeostat)
-                  if hasattr(tool, name)]
-        assert len(values) > 1 and values == values[:1] * len(values), name
+RECORDED = (
+    # A message of each version of the records, and what it says.
+    (zlib.decompress(base64.b85decode(
+        b"c-nJv^=HgtW?*1vU|?Vb!UaF4cmkOWoD5)K4<b^}-gV3~XP^j}=^5%7P@uoU!Ytm*1i"
+        b"^PKEy+mDE6GfD^mPIAeO(k>10tQtHUF`rk}CrX1H*O4MXrntObjUualaX|K{C1vnZPP"
+        b"6MHs;}I|oDuBUEPs6RJrIm?3oYM~DhFG@GCy%fN=)F?MIqoUsKlfV9ooGd^H8*L7t$+"
+        b"ZTwLLGJi4;}I)JKq2}rnBK7Y8kjx+HC^E{)RA2f+F%cM8wDVggA+fPZjgfLHwb5CK=y"
+        b"6ID+upD$e(Qxv0A7KZy*=sbx?4el>^a`fO!X%KLM0y{RuIt5E^*Tfb`-Y3=BE>sLol-"
+        b"1EJ*z#2T^c&_QZR21;UFE5Z$q7Ka&(c=c`IF$B}L3rMrC-s#^}01DMbbN")), {
+        "host": ["n7", "6.1.0", "x86_64"],
+        "processor": ["AuthenticAMD", "AMD EPYC", 2596.118, 1024, 5192.23, 1,
+            2, 100],
+        "kernel": [1795226462, 172333, 70713, 2055, 1, 0],
+        "cpu": [608, 0, 928, 127363, 38, 0, 9, 6, 0, 0, 0.125, 0.1, 0.0, 0.025,
+            0.05],
+        "load": [0.0, 0.01, 0.05, 0, 77, 2051],
+        "memory": [25276510208, 25188573184, 25076936704, 442368, 13836288,
+            9068544, 12333056, 0, 0],
+        "disk": [4096, 1000000, 400000, 350000, 65536, 60000, 255],
+        "network": [100000, 125],
+        "agent": [331, 3, 2, 7885, 0, 2, 2],
+        "cpus": [(0, 0.0, 238, 0, 456, 63749), (1, 0.0, 369, 0, 486, 63651)],
+        "interfaces": [("lo", 3245, 30, 0, 0, 0, 0, 0, 0, 3245, 30, 0, 0, 0, 0,
+            0, 0, 0, 0), ("eth0", 151721133, 104512, 0, 0, 0, 0, 0, 0, 3214512,
+            41021, 0, 0, 0, 0, 0, 0, 0, 0)]}),
+)
 
 
-def test_header_bytes_are_for_ever():
-    data = message(node=7, sequence=9, start=1234567, period_s=0.5,
-                   time_s=2.0, body=b"")
-    assert data.hex() == (
-        "42454f01" "2c000000" "07000000" "0100" "0100" "87d6120000000000"
-        "09000000" "0000003f" "0000000000000040" + data[-4:].hex())
-    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
+@pytest.mark.parametrize("data, want", RECORDED)
+def test_recorded_message_decodes_for_ever(data, want):
+    node = decode(data, 7)
+    assert (node.sequence, node.period_s, node.start_time_s,
+            node.time_s) == (9, .5, 1234.5, 2e9)
+    for name, values in want.items():
+        assert [*getattr(node, name)] == values, name
 
 
-@pytest.mark.parametrize("rows, size, offsets", [
-    (sendstats.HEADER, 40, {"node": 8, "start_us": 16, "time_s": 32}),
-    (sendstats.NODE, 566, {"hostname": 0, "vendor": 144, "mhz": 224,
-                           "boot_time_s": 242, "user_ticks": 282,
-                           "busy_fraction": 362, "one": 382,
-                           "total_bytes": 406, "block_bytes": 478,
-                           "cost_us": 546, "interfaces": 564}),
-    (sendstats.ONE_CPU, 20, {"busy": 2, "idle_ticks": 16}),
-    (sendstats.INTERFACE, 112, {"tx_bytes": 56, "rx_bytes_per_s": 96}),
-    (recvstats.SLOT, 128, {"heard_s": 8, "silent_from_s": 24, "address": 56,
-                           "message_bytes": 64, "port": 76, "unused": 80}),
-    (recvstats.TABLE_HEADER, 468, {"word": 8, "version": 16, "entries": 20,
-                                   "pid": 24, "used_bytes": 56,
-                                   "heartbeat_s": 80, "received": 112,
-                                   "crc": 464}),
-])
-def test_offsets_are_for_ever(rows, size, offsets):
-    record, offset = sendstats.layout(rows)
-    assert record.size == size
-    assert {field: offset[field] for field in offsets} == offsets
+def test_an_agent_makes_the_recorded_message(tmp_path):
+    body = body_of(tmp_path, EPYC, **dict(
+        FIXED, hostname=b"n7", cost_us=331, send_errors=3, skipped=2,
+        procstatd_port=7885, rx_bytes_per_s=100000, tx_bytes_per_s=125))
+    data, _ = RECORDED[-1]
+    assert sendstats.pack_message(
+        (7, sendstats.SAMPLE, 1234500000, 9, .5, 2e9), body) == data
+
+
+def test_table_is_read_by_the_offsets_of_the_readme(seven):
+    """By them alone: the header, and the name and the load of node 2."""
+    with open(seven.table.path, "rb") as file:
+        data = file.read()
+    version, entries, pid, port = struct.unpack_from("<4I", data, 16)
+    used_bytes, heartbeat_s, received = struct.unpack_from(
+        "<Q16xd24xQ", data, 56)
+    crc, = struct.unpack_from("<I", data, 464)
+    assert (data[:8], version, entries, pid, port) == (
+        b"BEOTABLE", 2, 65537, os.getpid(), recvstats.PORT)
+    assert used_bytes < len(data) and received == 15
+    assert zlib.crc32(data[16:464]) == crc
+    place, = struct.unpack_from("<I", data, 4096 + 4 * (1 + 2))
+    slot = data[64 * place:]
+    assert struct.unpack_from("<d8xd", slot, 8) == (heartbeat_s, heartbeat_s)
+    assert struct.unpack_from("<4siI", slot, 56) == (
+        bytes([10, 0, 0, 2]), 2, len(message(body=body_of_counts(1, 2))))
+    assert struct.unpack_from("<H", slot, 76) == (4000,)
+    assert slot[128 + 40:].startswith(b"n2\0")
+    assert slot[128 + 40 + 382:].startswith(struct.pack("<f", .2))
 
 
 def test_message_of_eight_cpus_and_three_interfaces_fits_one_frame():
-    mac = 16
-    size = 40 + 566 + 8 * 20 + 3 * 112 + 4 + mac
-    assert size <= 1472
+    data = message(body=body_of_counts(8, 3))
+    assert len(sign(data, b"key")) <= 1472
 
 
 # ---- parse -------------------------------------------------------------
 
+NO_STAT = {name: text for name, text in EPYC.items() if name != "stat"}
+VETHS = "a\nb\n" + "".join(
+    " veth%d: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n" % number
+    for number in range(701))
 MACHINES = (
-    # why, files, {record: {field: want}}
+    # why, files, {record.field: want}
     ("2.4.20, one CPU", I686, {
-        "processor": {"vendor": "GenuineIntel", "mhz": 863.872,
-                      "cache_kb": 256, "bogomips": 1723.59,
-                      "sockets": None, "cores": None},
-        "kernel": {"boot_time_s": 1062191376, "interrupts": 1462898,
-                   "running": None, "blocked": None},
-        "cpu": {"user_ticks": 1132430, "idle_ticks": 51234907,
-                "iowait_ticks": None, "steal_ticks": None},
-        "load": {"one": 0.2, "total": 80, "last_pid": 11206},
-        "memory": {"total_bytes": 256232 * 1024, "available_bytes": None,
-                   "swap_free_bytes": 520248 * 1024},
-        "agent": {"cpus": 1, "interfaces": 2, "flags": 0}}),
+        "processor.vendor": "GenuineIntel", "processor.mhz": 863.872,
+        "processor.cache_kb": 256, "processor.bogomips": 1723.59,
+        "processor.sockets": None, "processor.cores": None,
+        "kernel.boot_time_s": 1062191376, "kernel.interrupts": 1462898,
+        "kernel.running": None, "kernel.blocked": None,
+        "cpu.user_ticks": 1132430, "cpu.idle_ticks": 51234907,
+        "cpu.iowait_ticks": None, "cpu.steal_ticks": None,
+        "load.one": 0.2, "load.total": 80, "load.last_pid": 11206,
+        "memory.total_bytes": 256232 * 1024, "memory.available_bytes": None,
+        "memory.swap_free_bytes": 520248 * 1024, "agent.cpus": 1,
+        "agent.flags": 0, "interfaces.0.name": "lo",
+        "interfaces.0.rx_packets": 1301, "interfaces.1": (
+            "eth0", 1235461773, 3510213, 17, 2, 1, 3, 0, 11,
+            4013244571, 4120551, 5, 0, 0, 91, 7, 0, 0, 0)}),
     ("2.6.18, two sockets", XEON, {
-        "processor": {"model": "Intel(R) Xeon(TM) CPU 3.00GHz",
-                      "sockets": 2, "cores": 2, "cache_kb": 2048},
-        "kernel": {"running": 2, "blocked": 1, "forks": 20712},
-        "cpu": {"steal_ticks": 7, "guest_ticks": None},
-        "load": {"active": 3},
-        "memory": {"cached_bytes": 2884532 * 1024, "shared_bytes": None},
-        "agent": {"cpus": 2, "interfaces": 4}}),
-    ("6.18, one socket", EPYC, {
-        "processor": {"sockets": 1, "cores": 2, "mhz": 2596.118},
-        "cpu": {"guest_nice_ticks": 0},
-        "memory": {"available_bytes": 24489196 * 1024,
-                   "reclaimable_bytes": 12044 * 1024,
-                   "swap_total_bytes": 0},
-        "agent": {"cpus": 2, "interfaces": 2}}),
+        "processor.model": "Intel(R) Xeon(TM) CPU 3.00GHz",
+        "processor.sockets": 2, "processor.cores": 2,
+        "processor.cache_kb": 2048, "kernel.running": 2, "kernel.blocked": 1,
+        "kernel.forks": 20712, "cpu.steal_ticks": 7, "cpu.guest_ticks": None,
+        "load.active": 3, "memory.cached_bytes": 2884532 * 1024,
+        "memory.shared_bytes": None, "agent.cpus": 2, "agent.interfaces": 4,
+        # All time: irq, softirq and steal are system's, iowait is idle.
+        "cpus.0": (0, 0, 8601, 20, 3001 + 50 + 230 + 3, 700101 + 1203)}),
     ("5.10, Arm", ARM64, {
-        "processor": {"vendor": "0x41", "model": "", "mhz": None,
-                      "cache_kb": None, "bogomips": 50.0, "sockets": None},
-        "agent": {"cpus": 4}}),
+        "processor.vendor": "0x41", "processor.model": "",
+        "processor.mhz": None, "processor.cache_kb": None,
+        "processor.bogomips": 50.0, "processor.sockets": None,
+        "agent.cpus": 4}),
     ("4.18, 192 of 256 CPUs", WIDE, {
-        "processor": {"sockets": 2, "cores": 128},
-        "kernel": {"context_switches": 5, "forks": 77, "blocked": 2},
-        "cpu": {"user_ticks": 960000000000},
-        "load": {"one": 191.5, "last_pid": 4194303},
-        "agent": {"cpus": 192}}),
+        "processor.sockets": 2, "processor.cores": 128,
+        "kernel.context_switches": 5, "kernel.forks": 77,
+        "kernel.blocked": 2, "cpu.user_ticks": 960000000000,
+        "load.one": 191.5, "load.last_pid": 4194303, "agent.cpus": 192,
+        "cpus.127.id": 127, "cpus.128.id": 192, "cpus.191.id": 255,
+        "cpus.150.id": 214, "cpus.150.user_ticks": 5000000000 % 2**32}),
     ("a container", CONTAINER, {
-        "load": {"one": None, "total": None},
-        "memory": {"total_bytes": 2147483648, "buffers_bytes": None,
-                   "swap_total_bytes": None},
-        "network": {"rx_bytes_per_s": None, "tx_bytes_per_s": None},
-        "agent": {"cpus": 0, "interfaces": 0}}),
+        "load.one": None, "load.total": None,
+        "memory.total_bytes": 2147483648, "memory.buffers_bytes": None,
+        "memory.swap_total_bytes": None, "network.rx_bytes_per_s": None,
+        "network.tx_bytes_per_s": None, "agent.cpus": 0,
+        "agent.interfaces": 0}),
     ("nothing at all", {"empty": ""}, {
-        "processor": {"model": "", "mhz": None, "cores": None},
-        "kernel": {"boot_time_s": None, "running": None},
-        "cpu": {"user_ticks": None, "busy_fraction": None},
-        "memory": {"total_bytes": None}}),
+        "processor.model": "", "processor.mhz": None,
+        "processor.cores": None, "kernel.boot_time_s": None,
+        "kernel.running": None, "cpu.user_ticks": None,
+        "cpu.busy_fraction": None, "memory.total_bytes": None}),
+    ("no stat", NO_STAT, {"agent.cpus": 0, "cpu.busy_fraction": None,
+                          "load.one": 0.0}),
+    ("one decimal is tenths", dict(EPYC, loadavg="0.5 12.25 3 1/77 2051\n"),
+     {"load.one": 0.5, "load.five": 12.25, "load.fifteen": 3.0}),
+    ("lines whose widths differ are not columns, even if their words divide",
+     dict(EPYC, stat="cpu  1 2 3 4 5\ncpu0 1 2 3\n"),
+     {"cpu.user_ticks": None, "cpus": []}),
+    ("a name may hold what the headings do", dict(EPYC, **{
+        "net/dev": "a\nb\n  a|b:1: %s\n" % " ".join(map(str, range(1, 17)))}),
+     {"interfaces.0.name": "a|b:1", "interfaces.0.rx_bytes": 1}),
+    ("interfaces that do not fit", dict(EPYC, **{"net/dev": VETHS}), {
+        "agent.flags": sendstats.CLIPPED, "agent.interfaces": 574,
+        "interfaces.573.name": "veth573"}),
+    ("CPUs that do not fit", dict(EPYC, stat="cpu  1 2 3 4\n" + "".join(
+        "cpu%d 1 2 3 4\n" % cpu for cpu in range(3001))), {
+            "agent.flags": sendstats.CPUS_CLIPPED, "agent.cpus": 3000,
+            "cpus.2999.id": 2999}),
 )
 
 
-@pytest.mark.parametrize("files, want", [row[1:] for row in MACHINES],
-                         ids=[row[0] for row in MACHINES])
-def test_sample_of_a_machine(tmp_path, files, want):
+def value_of(node, path):
+    """Return a field of a node by its path: load.one, cpus.0.id."""
+    for name in path.split("."):
+        node = node[int(name)] if name.isdigit() else getattr(node, name)
+    return node
+
+
+@pytest.mark.parametrize("why, files, want", MACHINES)
+def test_sample_of_a_machine(tmp_path, why, files, want):
     node = sample_of(tmp_path, files)
-    for record, fields in want.items():
-        got = getattr(node, record)._asdict()
-        assert {field: got[field] for field in fields} == fields
-
-
-def test_cpu_records_go_by_id_and_wrap(tmp_path):
-    node = sample_of(tmp_path, WIDE)
-    assert [cpu.id for cpu in node.cpus] == WIDE_IDS
-    assert node.cpus[150].id == 214
-    assert node.cpus[150].user_ticks == 5000000000 % 2**32
-
-
-def test_cpu_ticks_sum_to_all_time(tmp_path):
-    node = sample_of(tmp_path, XEON)
-    assert node.cpus[0][2:] == (8601, 20, 3001 + 50 + 230 + 3, 700101 + 1203)
-
-
-def test_interface_name_may_touch_its_count(tmp_path):
-    lo, eth0 = sample_of(tmp_path, I686).interfaces
-    assert eth0[:9] == ("eth0", 1235461773, 3510213, 17, 2, 1, 3, 0, 11)
-    assert eth0[9:] == (4013244571, 4120551, 5, 0, 0, 91, 7, 0, 0, 0)
-    assert lo.name == "lo" and lo.rx_packets == 1301
+    assert {path: value_of(node, path) for path in want} == want
+    assert len(node.message) <= 65000
+    assert (len(node.cpus), len(node.interfaces)) == (
+        node.agent.cpus, node.agent.interfaces)
 
 
 def changed(files, name, *pairs):
-    """Return the files with pairs of texts replaced in one of them."""
+    """Return {name: text} of a file with pairs of texts replaced."""
     text = files[name]
     for old, new in pairs:
         assert old in text
@@ -780,64 +846,52 @@ def changed(files, name, *pairs):
     return {name: text}
 
 
-BUSY = (
-    # why, changes of EPYC's stat in one second, busy: node, CPU 0, CPU 1
-    ("a quarter of one CPU", [
-        ("cpu  608 0 928 127363", "cpu  633 0 928 127538"),
+SECONDS = (
+    # why, files, what changes in a second, {record.field: want}
+    ("a quarter of one CPU", EPYC, changed(
+        EPYC, "stat", ("cpu  608 0 928 127363", "cpu  633 0 928 127538"),
         ("cpu0 238 0 450 63747", "cpu0 263 0 450 63822"),
-        ("cpu1 369 0 478 63615", "cpu1 369 0 478 63715")], .125, .25, 0),
-    ("steal and irq are busy", [
-        ("cpu1 369 0 478 63615 36 0 4 4", "cpu1 369 0 478 63665 36 20 4 34"),
-    ], 0, 0, .5),
-    ("iowait is idle and may go backwards", [
-        ("cpu0 238 0 450 63747 2", "cpu0 248 0 450 63727 0")], 0, .1, 0),
-    ("a counter was reset", [
-        ("cpu0 238 0 450 63747", "cpu0 0 0 1 0")], 0, 0, 0),
+        ("cpu1 369 0 478 63615", "cpu1 369 0 478 63715")),
+     {"cpu.busy_fraction": .125, "cpus.0.busy_fraction": .25,
+      "cpus.1.busy_fraction": 0}),
+    ("steal and irq are busy", EPYC, changed(
+        EPYC, "stat", ("cpu1 369 0 478 63615 36 0 4 4",
+                       "cpu1 369 0 478 63665 36 20 4 34")),
+     {"cpu.busy_fraction": 0, "cpus.0.busy_fraction": 0,
+      "cpus.1.busy_fraction": .5}),
+    ("iowait is idle and may go backwards", EPYC, changed(
+        EPYC, "stat", ("cpu0 238 0 450 63747 2", "cpu0 248 0 450 63727 0")),
+     {"cpu.busy_fraction": 0, "cpus.0.busy_fraction": .1,
+      "cpus.1.busy_fraction": 0}),
+    ("a counter of ticks was reset", EPYC, changed(
+        EPYC, "stat", ("cpu0 238 0 450 63747", "cpu0 0 0 1 0")),
+     {"cpu.busy_fraction": 0, "cpus.0.busy_fraction": 0}),
+    ("busy time is split", EPYC, changed(
+        EPYC, "stat", ("cpu  608 0 928 127363 38 0 9 6",
+                       "cpu  628 10 938 127403 48 5 14 6")),
+     {"cpu.busy_fraction": .5, "cpu.user_fraction": .2,
+      "cpu.nice_fraction": .1, "cpu.system_fraction": .2,
+      "cpu.iowait_fraction": .1}),
+    ("a CPU that goes off line shifts nothing", ARM64, changed(
+        ARM64, "stat", ("cpu1 100 0 100 1000 10 1 1 0 0 0\n", ""),
+        ("cpu3 100 0 100 1000", "cpu3 150 0 100 1050")),
+     {"cpus": [(0, 0, 100, 0, 102, 1010), (2, 0, 100, 0, 102, 1010),
+               (3, .5, 150, 0, 102, 1060)]}),
+    ("rates, of all but lo", EPYC, changed(
+        EPYC, "net/dev", ("151721133", "151821133"), ("3214512", "3224512"),
+        ("3245      30", "9245      30")),
+     {"network": (100000, 10000), "interfaces.0.rx_bytes_per_s": 6000,
+      "interfaces.1.tx_bytes_per_s": 10000}),
+    ("a counter of bytes was reset", EPYC, changed(
+        EPYC, "net/dev", ("151721133", "12"), ("3214512", "3214513000")),
+     {"network": (0, 3214513000 - 3214512)}),
 )
 
 
-@pytest.mark.parametrize("changes, node_busy, first, second",
-                         [row[1:] for row in BUSY],
-                         ids=[row[0] for row in BUSY])
-def test_busy(tmp_path, changes, node_busy, first, second):
-    node = sample_of(tmp_path, EPYC, changed(EPYC, "stat", *changes))
-    busy = [node.cpu.busy_fraction] + [cpu.busy_fraction
-                                       for cpu in node.cpus]
-    assert busy == pytest.approx([node_busy, first, second], abs=.01)
-
-
-def test_busy_time_is_split(tmp_path):
-    node = sample_of(tmp_path, EPYC, changed(
-        EPYC, "stat", ("cpu  608 0 928 127363 38 0 9 6",
-                       "cpu  628 10 938 127413 48 5 14 6")))
-    assert node.cpu[10:] == pytest.approx((.4545, .1818, .0909, .1818, .0909),
-                                          abs=.001)
-
-
-def test_cpu_that_goes_off_line_shifts_nothing(tmp_path):
-    lines = ARM64["stat"].splitlines(True)
-    later = "".join(line for line in lines if not line.startswith("cpu1"))
-    later = later.replace("cpu3 100 0 100 1000", "cpu3 150 0 100 1050")
-    node = sample_of(tmp_path, ARM64, {"stat": later})
-    assert [(cpu.id, cpu.busy_fraction) for cpu in node.cpus] == [
-        (0, 0), (2, 0), (3, .5)]
-
-
-def test_rates(tmp_path):
-    later = changed(EPYC, "net/dev", ("151721133", "151821133"),
-                    ("3214512", "3224512"), ("3245      30", "9245      30"))
-    node = sample_of(tmp_path, EPYC, later)
-    assert node.network == pytest.approx((100000, 10000), rel=.05)
-    lo, eth0 = node.interfaces
-    assert lo.rx_bytes_per_s == pytest.approx(6000, rel=.05)
-    assert eth0.tx_bytes_per_s == pytest.approx(10000, rel=.05)
-
-
-def test_rate_after_a_reset_is_zero(tmp_path):
-    node = sample_of(tmp_path, EPYC, changed(
-        EPYC, "net/dev", ("151721133", "12"), ("3214512", "3214513000")))
-    assert node.network.rx_bytes_per_s == 0
-    assert node.network.tx_bytes_per_s > 1e9
+@pytest.mark.parametrize("why, files, later, want", SECONDS)
+def test_sample_after_a_second(tmp_path, why, files, later, want):
+    node = sample_of(tmp_path, files, later)
+    assert {path: value_of(node, path) for path in want} == want
 
 
 STRANGE = (
@@ -867,101 +921,51 @@ def test_strange_text_is_absent_and_never_fatal(tmp_path, name, text):
         assert node.memory.total_bytes == 24684092 * 1024
 
 
-def test_odd_text_makes_no_wrong_number(tmp_path):
-    """One decimal is tenths; lines whose widths differ are not columns, even
-    if their words divide; a name may hold what the headings do."""
-    for name in "loads", "cpus", "names":
-        (tmp_path / name).mkdir()
-    node = sample_of(tmp_path / "loads", dict(
-        EPYC, loadavg="0.5 12.25 3 1/77 2051\n"))
-    assert node.load[:3] == (0.5, 12.25, 3.0)
-    node = sample_of(tmp_path / "cpus", dict(
-        EPYC, stat="cpu  1 2 3 4 5\ncpu0 1 2 3\n"))
-    assert node.cpu.user_ticks is None and not node.cpus
-    node = sample_of(tmp_path / "names", dict(
-        EPYC, **{"net/dev": EPYC["net/dev"].rstrip("\n")
-                 + "\n  a|b:1: " + " ".join(map(str, range(1, 17))) + "\n"}))
-    assert node.interfaces[-1].name == "a|b:1"
-    assert node.interfaces[-1].rx_bytes == 1 and len(node.interfaces) > 1
-
-
-def test_interfaces_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
-    line = " veth%d: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"
-    many = "\n".join(EPYC["net/dev"].split("\n")[:2] + [""]) + "".join(
-        line % number for number in range(701))
-    node = sample_of(tmp_path, dict(EPYC, **{"net/dev": many}))
-    assert len(node.message) <= 65000
-    assert node.agent.flags == sendstats.CLIPPED
-    assert node.agent.interfaces == len(node.interfaces) == 574
-    assert node.interfaces[-1].name == "veth573"
-
-
-def test_cpus_that_do_not_fit_are_left_out_with_a_flag(tmp_path):
-    stat = "cpu  1 2 3 4\n" + "".join(
-        "cpu%d 1 2 3 4\n" % cpu for cpu in range(3001))
-    node = sample_of(tmp_path, dict(EPYC, stat=stat))
-    assert node.agent.flags & sendstats.CPUS_CLIPPED
-    assert node.agent.cpus == len(node.cpus) == 3000
-
-
-def test_cpus_are_unknown_without_stat(tmp_path):
-    node = sample_of(tmp_path, {name: text for name, text in EPYC.items()
-                                if name != "stat"})
-    assert (node.agent.cpus, node.cpu.busy_fraction) == (0, None)
-    assert node.load.one is not None
-
-
 @pytest.mark.parametrize("period_s", [0.01, 0.05, 1.0])
 def test_rates_go_back_one_period(tmp_path, period_s):
-    """They froze where it was shorter than 0.18 s."""
-    root, stat = write_proc(tmp_path, EPYC), EPYC["stat"]
-    sampler = sendstats.Sampler(root, 0, period_s)
-    sampler.begin()
-    for user, busy in (633, .5), (633, 0), (658, .5):
-        write_proc(tmp_path, {"stat": re.sub(
-            r"cpu  \d+ 0 928 \d+", "cpu  %d 0 928 %d" % (
-                user, 127363 + user), stat)})
-        sampler.past = [(when - period_s, *counters)
-                        for when, *counters in sampler.past]
-        node = decode(sampler.take(sendstats.SAMPLE))
-        assert user == 633 or node.cpu.busy_fraction == busy
+    """Also where it is shorter than 0.18 s."""
+    root, busy = write_proc(tmp_path, EPYC), []
+    with Clock() as clock:
+        sampler = sendstats.Sampler(root, 0, period_s)
+        sampler.begin()
+        for user in 633, 633, 658:
+            write_proc(tmp_path, changed(EPYC, "stat", (
+                "608 0 928 127363", "%d 0 928 %d" % (user, 127388 + user))))
+            clock.now += period_s
+            node = decode(sampler.take(sendstats.SAMPLE))
+            busy.append(node.cpu.busy_fraction)
     sampler.close()
+    assert busy[-1] == .5
 
 
 @pytest.mark.parametrize("step_s, start, sequence", [
     (0.9, 1000, 3), (-0.9, 1000, 3), (1.5, 1001.5, 1), (-30, 970, 1)])
-def test_clock_that_is_set_starts_the_sequence_anew(
-        monkeypatch, step_s, start, sequence):
-    now = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
-    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
-    sampler = sendstats.Sampler("/proc", 0, 1.0)
-    for _ in range(2):
+def test_clock_that_is_set_starts_the_sequence_anew(step_s, start, sequence):
+    with Clock() as clock:
+        clock.offset_s = 1000.0 - clock.now
+        sampler = sendstats.Sampler("/proc", 0, 1.0)
+        sampler.take(sendstats.SAMPLE)
         header = header_of(sampler.take(sendstats.SAMPLE))
-    assert (header["start_us"], header["sequence"]) == (1000000000, 2)
-    now[0] += step_s
-    header = header_of(sampler.take(sendstats.SAMPLE))
+        assert (header["start_us"], header["sequence"]) == (1000000000, 2)
+        clock.offset_s += step_s
+        header = header_of(last_sample(sampler))
     assert (header["start_us"], header["sequence"]) == (start * 1e6, sequence)
-    sampler.close()
 
 
 def test_numbers_of_this_machine_are_true():
-    sampler = sendstats.Sampler("/proc", 5, 1.0)
-    node = decode(sampler.take(sendstats.SAMPLE))
-    with open("/proc/meminfo") as file:
-        total_kb = int(file.readline().split()[1])
-    assert node.memory.total_bytes == total_kb * 1024
+    node, disk = decode(message()), os.statvfs("/")
     assert node.host.hostname == os.uname().nodename
     assert node.agent.cpus == os.sysconf("SC_NPROCESSORS_ONLN")
-    disk = os.statvfs("/")
+    with open("/proc/meminfo") as meminfo, open("/proc/uptime") as uptime:
+        assert node.memory.total_bytes == 1024 * int(
+            meminfo.readline().split()[1])
+        assert abs(time.time() - float(uptime.read().split()[0])
+                   - node.kernel.boot_time_s) < 2
     assert node.disk.blocks * node.disk.block_bytes == (
         disk.f_blocks * disk.f_frsize)
-    with open("/proc/stat") as file:
-        boot = re.search(r"^btime (\d+)", file.read(), re.M)
-    assert abs(node.kernel.boot_time_s - int(boot.group(1))) <= 1
-    assert [one.name for one in node.interfaces] == [
-        line.split(":")[0].strip() for line in open("/proc/net/dev")
-        if ":" in line]
+    with open("/proc/net/dev") as net_dev:
+        assert [one.name for one in node.interfaces] == [
+            line.split(":")[0].strip() for line in net_dev if ":" in line]
 
 
 NODE_LISTS = (
@@ -972,21 +976,21 @@ NODE_LISTS = (
     ("3,3,2-4", [3, 2, 4]),
     ("n[1-2,5]", [1, 2, 5]),
     (".-1,0,.[2-3]", [-1, 0, 2, 3]),
+    *[(wrong, None) for wrong in (
+        "n[\u00b2]", "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]",
+        "n[a]", "x", "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]",
+        "3..4", "n[1-]")],
 )
 
 
 @pytest.mark.parametrize("text, numbers", NODE_LISTS)
 def test_node_list(text, numbers):
-    assert libbeostat.parse_nodes(text) == numbers
-
-
-@pytest.mark.parametrize("text", [
-    "n[\u00b2]",
-    "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]", "n[a]", "x",
-    "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]", "3..4", "n[1-]"])
-def test_wrong_node_list_is_refused(text):
-    with pytest.raises(libbeostat.BadNodeList):
-        libbeostat.parse_nodes(text)
+    """A wrong one is refused."""
+    if numbers:
+        assert libbeostat.parse_nodes(text) == numbers
+    else:
+        with pytest.raises(libbeostat.BadNodeList):
+            libbeostat.parse_nodes(text)
 
 
 FOLDS = (
@@ -1013,9 +1017,8 @@ def test_fold(nodes, text):
 
 
 def test_expand_undoes_fold_and_no_zero_is_lost():
-    import random
-    chance = random.Random(11)
-    for _ in range(503):
+    chance, lists, all_names = random.Random(11), [], set()
+    for turn in range(211):
         names = {chance.choice(("n", "cn-", "", "r1-2n", "n1-")) + "%0*d" % (
             chance.randrange(1, 5), chance.choice((
                 chance.randrange(12), chance.randrange(90, 111),
@@ -1023,46 +1026,33 @@ def test_expand_undoes_fold_and_no_zero_is_lost():
             + chance.choice(("", "", "-ib", "-ib0", ".x"))
             for _ in range(chance.randrange(1, 60))}
         folded = libbeostat.fold_nodes(names)
-        expanded = libbeostat.expand_nodes(folded)
-        assert sorted(expanded) == sorted(names), folded
-        if shutil.which("nodeset") and not _ % 50:
-            told = subprocess.check_output(["nodeset", "-e", folded],
-                                           universal_newlines=True)
-            assert set(told.split()) == names, folded
+        assert sorted(libbeostat.expand_nodes(folded)) == sorted(names)
+        if turn % 50 == 0:
+            lists.append(folded)
+            all_names |= names
+    if shutil.which("nodeset"):         # ClusterShell's, where it is
+        told = subprocess.check_output(["nodeset", "-e", *lists],
+                                       universal_newlines=True)
+        assert {*told.split()} == all_names
 
 
 # ---- table -------------------------------------------------------------
 
 
-def test_new_table_is_readable_and_allocated(receiver):
-    found = os.stat(receiver.table.path)
-    assert found.st_mode & 0o777 == 0o644
-    assert found.st_blocks * 512 >= found.st_size
-    assert found.st_size < 400000
-
-
-@pytest.mark.parametrize("umask", [0o077, 0o000])
-def test_mode_does_not_depend_on_the_umask(tmp_path, umask):
-    before = os.umask(umask)
+def test_new_table_is_allocated_and_readable_whatever_the_umask(tmp_path):
+    before = os.umask(0o077)
     try:
         receiver = new_receiver(tmp_path)
     finally:
         os.umask(before)
-    assert os.stat(receiver.table.path).st_mode & 0o777 == 0o644
-
-
-def body_of_counts(cpus, interfaces):
-    """Return the body of a message of that many CPUs and interfaces."""
-    node = bytearray(BODY[:libbeostat.NODE_STRUCT.size])
-    node[-4:] = struct.pack("<HH", cpus, interfaces)
-    return bytes(node) + b"".join(
-        struct.pack("<HH4I", cpu, 0, 7, 7, 7, 7) for cpu in range(cpus)
-    ) + b"".join(libbeostat.INTERFACE_STRUCT.pack(
-        b"eth%d" % number, *[0] * 18) for number in range(interfaces))
+    found = os.stat(receiver.table.path)
+    assert found.st_mode & 0o777 == 0o644
+    assert found.st_size <= found.st_blocks * 512 and found.st_size < 400000
+    close(receiver)
 
 
 SIZES = (
-    # what it holds, [(nodes, CPUs, interfaces)], most bytes
+    # what it holds: [(nodes, CPUs, interfaces)]; most bytes
     ("1,000 nodes of 8 CPUs", [(range(1000), 8, 3)], 2e6),
     ("10,000 nodes, one of 700 interfaces, one of 512 CPUs",
      [(range(9998), 8, 3), ([9998], 8, 400), ([9999], 512, 3)], 20e6),
@@ -1070,21 +1060,16 @@ SIZES = (
 )
 
 
-@pytest.mark.parametrize("holds, most_bytes", [row[1:] for row in SIZES],
-                         ids=[row[0] for row in SIZES])
-def test_table_costs_what_it_holds(tmp_path, holds, most_bytes):
+@pytest.mark.parametrize("why, holds, most_bytes", SIZES)
+def test_table_costs_what_it_holds(tmp_path, why, holds, most_bytes):
     receiver = new_receiver(tmp_path)
-    found = os.stat(receiver.table.path)
     for numbers, cpus, interfaces in holds:
         body = body_of_counts(cpus, interfaces)
         for number in numbers:
             assert feed(receiver, message(number, body=body)) == "stored"
-    grown = os.stat(receiver.table.path)
-    assert grown.st_ino == found.st_ino
-    assert grown.st_size <= most_bytes
+    assert os.stat(receiver.table.path).st_size <= most_bytes
     with libbeostat.open(receiver.table.path) as cluster:
-        last = cluster[holds[-1][0][-1]]
-        assert len(last.cpus) == holds[-1][1]
+        assert len(cluster[holds[-1][0][-1]].cpus) == holds[-1][1]
         assert len(cluster) == sum(len(numbers) for numbers, *_ in holds)
     close(receiver)
 
@@ -1099,9 +1084,8 @@ def test_table_grows_in_place_while_a_reader_iterates(receiver):
                     range(number + 1))
         iteration = iter(cluster)
         seen = [next(iteration).number for _ in range(3)]
-        wide = message(1, 2, body=body_of_counts(400, 0))
-        for number, sequence in (1, 2), (700, 2):   # to a larger slot
-            wide = message(number, sequence, body=body_of_counts(400, 0))
+        for number in 1, 700:           # to a larger slot
+            wide = message(number, 2, body=body_of_counts(400, 0))
             assert feed(receiver, wide) == "stored"
         assert feed(receiver, message(700, 3)) == "stored"      # and stays
         seen += [node.number for node in iteration]
@@ -1122,9 +1106,10 @@ def test_restart_adopts_the_table(tmp_path):
     receiver = new_receiver(tmp_path, "-N", "300", "--max-nodes", "400")
     with libbeostat.open(receiver.table.path) as cluster:
         assert [node.number for node in cluster] == list(range(-1, 7))
-    assert feed(receiver, message(3, 5)) == "repeated"
-    assert feed(receiver, message(3, 6)) == "stored"
-    assert feed(receiver, message(400)) == "number_wrong"
+    for number, sequence, counter in (
+            (3, 5, "repeated"), (3, 6, "stored"), (399, 1, "stored"),
+            (400, 1, "number_wrong")):
+        assert feed(receiver, message(number, sequence)) == counter
     close(receiver)
     receiver = new_receiver(tmp_path, "--fresh")
     with libbeostat.open(receiver.table.path) as cluster:
@@ -1152,11 +1137,12 @@ def test_room_for_expected_nodes_is_set_aside(tmp_path):
 def test_signature_is_not_kept_where_all_can_read_it(tmp_path):
     receiver = new_receiver(tmp_path, "--key-file",
                             write_key(tmp_path, b"key"))
-    data = sign(message(3), b"key")
-    assert feed(receiver, data) == "stored"
+    data = message(3)
+    signed = sign(data, b"key")
+    assert feed(receiver, signed) == "stored"
     with open(receiver.table.path, "rb") as file:
         held = file.read()
-    assert data[:-16] in held and data[-16:] not in held
+    assert data in held and signed[len(data):] not in held
 
 
 def stop_at(count):
@@ -1173,18 +1159,17 @@ def stop_at(count):
 
 
 STEPS = (
-    ("a new node", lambda node: message(node), 1),
-    ("a larger slot", lambda node: message(1, 9, body=BODY * 0
-                                           + body_of_counts(90, 0)), 0),
-    ("a growth", lambda node: message(node, body=body_of_counts(
-        2900, 0)), 1),
-    ("a sample", lambda node: message(1, 9), 0),
+    # why, the message, how many nodes it adds
+    ("a new node", message(7), 1),
+    ("a larger slot", message(1, 9, body=body_of_counts(90, 0)), 0),
+    ("a growth", message(7, body=body_of_counts(2900, 0)), 1),
+    ("a sample", message(1, 9), 0),
 )
 
 
-@pytest.mark.parametrize("make, more", [row[1:] for row in STEPS],
-                         ids=[row[0] for row in STEPS])
-def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, make, more):
+@pytest.mark.parametrize("why, data, more", STEPS)
+def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
+                                                       more):
     """Each step in a process of its own, which ends there; readers see all
     nodes before the restart and after it."""
     receiver = new_receiver(tmp_path)
@@ -1192,19 +1177,17 @@ def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, make, more):
     for number in range(7):
         feed(receiver, message(number))
     close(receiver)
-    with open(path, "rb") as file:
-        good = file.read()
+    shutil.copy(path, path + ".good")
     step, status, numbers = 0, 9, set()
     while status == 9:
-        step += 1 if LONG else 11
-        with open(path, "wb") as file:
-            file.write(good)
+        step += 1 if LONG else 17
+        shutil.copy(path + ".good", path)
         with libbeostat.open(path) as cluster:
             child = os.fork()
             if not child:
                 receiver = new_receiver(tmp_path)
                 stop_at(step)
-                feed(receiver, make(7))
+                feed(receiver, data)
                 os._exit(0)
             status = os.waitpid(child, 0)[1] >> 8
             for turn in range(2):
@@ -1220,20 +1203,22 @@ def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, make, more):
 
 
 def test_slot_left_odd_by_a_killed_writer(tmp_path):
+    """Node 0's is whole, node 1's is torn.  Neither is believed, or called
+    damaged, before it is clear that the writer is not only off the CPU."""
     receiver = new_receiver(tmp_path)
     feed(receiver, message(0))
     feed(receiver, message(1))
     table = receiver.table
-    places = dict(table.places())
-    table.words[places[1] // 8] |= 1                # node 0, whole
-    table.words[places[2] // 8] |= 1                # node 1, torn
-    table.view[places[2] + 300:places[2] + 304] = b"torn"
+    for entry, place in table.places():
+        table.words[place // recvstats.WORD_BYTES] |= 1
+    table.view[place + 300:place + 304] = b"torn"
     with libbeostat.open(table.path) as cluster:
+        before = time.monotonic()
         assert cluster[0].state == "up"
+        assert time.monotonic() - before > libbeostat.PAUSE_S
         assert [node.number for node in cluster] == [0]
-        assert set(cluster.refused) == {1}
-        # Its writer may only be off the CPU: not "damaged".
-        assert isinstance(cluster.refused[1], libbeostat.SampleChanging)
+        assert [*map(type, cluster.refused.values())] == [
+            libbeostat.SampleChanging]
     close(receiver)
     receiver = new_receiver(tmp_path)
     assert feed(receiver, message(1)) == "stored"
@@ -1258,154 +1243,115 @@ def test_places_that_cannot_be_are_dropped(tmp_path):
         assert [node.number for node in cluster] == [0, 1, 3, 5, 7, 8]
 
 
-def make_table(path):
-    """Make a table at a path, of which nobody is the writer now."""
-    receiver = new_receiver(os.path.dirname(path))
-    feed(receiver, message(1))
-    close(receiver)
-    os.rename(receiver.table.path, path)
-
-
-def cut(path, size):
-    """Make a table and leave only its first bytes."""
-    make_table(path)
-    os.truncate(path, size)
-
-
-def other_version(path, version=1):
-    """Make a table of another version."""
-    make_table(path)
-    with open(path, "r+b") as file:
-        file.seek(16)
-        file.write(struct.pack("<I", version))
-
-
-def link_to(path):
-    """Make a link to a file that is nobody's to write."""
-    with open(path + ".precious", "w") as file:
-        file.write("precious")
-    os.symlink(path + ".precious", path)
-
-
 def write_file(path, data):
     """Make a file that holds this."""
     with open(path, "wb") as file:
         file.write(data)
 
 
-FOREIGN = (
-    ("noise", lambda path: write_file(path, os.urandom(70000))),
-    ("a folder", lambda path: os.makedirs(os.path.join(path, "full"))),
-    ("a fifo", os.mkfifo),
-    ("a link", link_to),
-    ("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5))),
+def old_table(path, size=None, options=(), **fields):
+    """Make a table of which nobody is the writer now, some header fields
+    set, or cut off after some bytes."""
+    receiver = new_receiver(os.path.dirname(path), *options)
+    feed(receiver, message(1))
+    close(receiver)
+    with open(receiver.table.path, "rb") as file:
+        data = with_fields(libbeostat.TABLE_HEADER, file.read(), **fields)
+    os.unlink(receiver.table.path)
+    write_file(path, data[:size])
+
+
+def link_to(path):
+    """Make a link to a file that is nobody's to write."""
+    write_file(path + ".precious", b"precious")
+    os.symlink(path + ".precious", path)
+
+
+LEFT_ALONE = ("%s: is not a table: it is left alone: choose another with "
+              "--table")
+OTHER_TABLE = "%%s: table of version %d, this libbeostat knows 2: update %s"
+FOUND = (
+    # what is at the path, how to make it, what recvstats says (that it ends,
+    # or makes it anew), what a reader says
+    ("noise", lambda path: write_file(path, os.urandom(70000)), LEFT_ALONE,
+     "%s: not a table of recvstats"),
+    ("a folder", lambda path: os.makedirs(path + "/full"), LEFT_ALONE,
+     "%s: not a table of recvstats"),
+    ("a fifo", os.mkfifo, LEFT_ALONE, "%s: not a table of recvstats"),
+    ("a link", link_to, LEFT_ALONE, "%s: not a table of recvstats"),
+    ("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5)),
+     LEFT_ALONE, "%s: not a table of recvstats"),
+    ("a table of before", lambda path: old_table(path, version=1),
+     "%s: was of version 1: made anew", OTHER_TABLE % (1, "recvstats")),
+    ("a table to come", lambda path: old_table(path, version=3),
+     "%s: was of version 3: made anew", OTHER_TABLE % (3, "libbeostat")),
+    ("a table cut off", lambda path: old_table(path, 50000),
+     "%s: was cut off: made anew", "node 1: cut off in the table"),
+    ("a header cut off", lambda path: old_table(path, 10),
+     "%s: was of version 0: made anew", "%s: not a table of recvstats"),
+    ("a small index", lambda path: old_table(
+        path, options=["--max-nodes", "99"]),
+     "%s: was too small an index for --max-nodes: made anew", None),
+    ("an empty file", lambda path: write_file(path, b""), None,
+     "%s: not a table of recvstats"),
+    ("nothing", lambda path: None, None, "%s: No such file or directory"),
 )
-OLD_TABLES = (
-    ("of version 1", other_version),
-    ("cut off", lambda path: cut(path, 50000)),
-    ("of version 0", lambda path: cut(path, 10)),
-    ("too small an index for --max-nodes", lambda path: (
-        close(new_receiver(os.path.dirname(path), "--max-nodes", "99")),
-        os.rename(os.path.join(os.path.dirname(path), "t"), path))),
-)
+FOREIGN = tuple(row[:2] for row in FOUND if row[2] == LEFT_ALONE)
+OLD_TABLES = tuple(row[:2] for row in FOUND if "made anew" in str(row[2]))
 
 
-def assert_no_data(running):
-    """See that a reader says in one line why it shows nothing."""
-    with pytest.raises(libbeostat.BeostatError) as error:
-        with running.open() as cluster:
-            cluster[1]
-    assert running.table in str(error.value) or "cut off" in str(error.value)
-    shown = running.beostat()
-    assert shown.returncode in (1, 3)
-    assert shown.stderr.count("\n") <= 1 and "Traceback" not in shown.stderr
+@pytest.mark.parametrize("why, make, says, reader_says", FOUND)
+def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
+    path = str(tmp_path / "t")
+    make(path)
+    if reader_says:
+        with pytest.raises(libbeostat.BeostatError) as error:
+            with libbeostat.open(path) as cluster:
+                cluster[1]
+        assert str(error.value) == reader_says.replace("%s", path)
+    if says == LEFT_ALONE:
+        before = os.lstat(path)
+        with pytest.raises(recvstats.StartError) as error:
+            new_receiver(tmp_path)
+        assert str(error.value) == says % path
+        assert os.path.samestat(os.lstat(path), before)
+        if os.path.islink(path):
+            assert (tmp_path / "t.precious").read_text() == "precious"
+        return
+    receiver = new_receiver(tmp_path)
+    assert receiver.lines == ([says % path] if says else [])
+    with libbeostat.open(path) as cluster:
+        assert len(cluster) == 0
+        assert feed(receiver, message(3)) == "stored"
+        assert cluster[3].state == "up"
+    close(receiver)
 
 
-@pytest.mark.parametrize("make", [row[1] for row in FOREIGN],
-                         ids=[row[0] for row in FOREIGN])
-def test_what_is_no_table_is_left_alone(running, make):
-    make(running.table)
-    assert_no_data(running)
-    before = os.lstat(running.table)
-    refused = tool("recvstats.py", "-f", "-p", running.port, "--table",
-                   running.table)
-    assert (refused.returncode, refused.stderr) == (
-        1, "recvstats: %s: is not a table: it is left alone: choose another "
-        "with --table\n" % running.table)
-    assert os.path.samestat(os.lstat(running.table), before)
-    if os.path.exists(running.table + ".precious"):
-        with open(running.table + ".precious") as file:
-            assert file.read() == "precious"
-
-
-@pytest.mark.parametrize("why, make", OLD_TABLES,
-                         ids=[row[0] for row in OLD_TABLES])
-def test_table_that_cannot_be_adopted_is_made_anew(running, why, make):
-    make(running.table)
-    process = running.start("recvstats.py", "-f", "-p", running.port,
-                            "--table", running.table)
-    assert process.stderr.readline() == (
-        "recvstats: %s: was %s: made anew\n" % (running.table, why))
-    assert "0 nodes taken over" in process.stderr.readline()
-    running.send(message(3))
-    running.wait_up(3)
-
-
-def test_empty_file_counts_as_none(running):
-    write_file(running.table, b"")
-    assert_no_data(running)
-    running.recvstats()
-    running.send(message(3))
-    running.wait_up(3)
-
-
-@pytest.mark.parametrize("version, update", [(1, "recvstats"),
-                                             (3, "libbeostat")])
-def test_reader_says_which_to_update(running, version, update):
-    other_version(running.table, version)
-    with pytest.raises(libbeostat.OtherVersion) as error:
-        running.open()
-    assert str(error.value).endswith(
-        "table of version %d, this libbeostat knows 2: update %s" % (
-            version, update))
-
-
-def test_no_table(tmp_path):
-    path = str(tmp_path / "none")
-    with pytest.raises(libbeostat.NoTable):
-        libbeostat.open(path)
-    shown = tool("beostat.py", "--table", path)
-    assert shown.returncode == 3 and shown.stdout == ""
-    assert shown.stderr == (
-        "beostat: %s: No such file or directory: recvstats is not running: "
-        "start it with recvstats.py, or name its table with --table\n" % path)
-
-
-def test_table_of_the_environment(running):
-    running.recvstats()
-    running.send(message(0))
-    running.wait_up(0)
-    shown = tool("beostat.py", env=dict(os.environ,
-                                        BEOSTAT_TABLE=running.table))
-    assert shown.returncode == 0 and " 0 up " in shown.stdout
-
-
-def test_second_recvstats_is_refused(running):
+def test_table_in_use(running):
+    """A second recvstats is refused, also with --fresh, and one whose table
+    another has taken ends; who starts it again is not."""
+    def refused(*options):
+        with pytest.raises(recvstats.InUse) as error:
+            new_receiver(running.folder, "--table", running.table, *options)
+        return str(error.value)
     first = running.recvstats()
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    again = ["recvstats.py", "-f", "-p", free_port(), "--table",
-             running.table]
-    for more in [], ["--fresh"]:
-        second = tool(*again, *more)
-        assert second.returncode == 1
-        assert second.stderr == (
-            "recvstats: %s: in use by another recvstats (pid %d, user %s): end "
-            "it, or choose another with --table\n"
-            % (running.table, first.pid, user))
+    used = ("%s: in use by another recvstats (pid %d, user %s): end it, or "
+            "choose another with --table") % (
+        running.table, first.pid, pwd.getpwuid(os.geteuid()).pw_name)
+    assert refused() == refused("--fresh") == used
     first.kill()
     first.wait()
-    running.port = again[3]
-    running.recvstats()
+    running.port = free_port()
+    second = running.recvstats()
+    with open(running.table, "r+b") as file:
+        data = with_fields(libbeostat.TABLE_HEADER, file.read(
+            libbeostat.TABLE_BYTES), pid=4321)
+        file.seek(libbeostat.TABLE_AT["pid"])
+        file.write(data[libbeostat.TABLE_AT["pid"]:][:4])
+    assert second.wait(LIMIT_S) == 1
+    assert second.stderr.read() == (
+        "recvstats: %s: taken by another recvstats (pid 4321)\n"
+        % running.table)
 
 
 ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
@@ -1428,112 +1374,99 @@ def users(running):
             os.setgroups([])
             os.setgid(user)
             os.setuid(user)
-        process = subprocess.Popen(
-            [ANYBODYS_PYTHON, os.path.join(folder, "recvstats.py"), "-f",
-             *map(str, words)], preexec_fn=become, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True)
-        running.processes.append(process)
-        return process
+        return running.start(
+            os.path.join(folder, "recvstats.py"), "-f", "--table",
+            running.table, "-p", free_port(), python=[ANYBODYS_PYTHON],
+            preexec_fn=become)
     yield start
     running.end()
     shutil.rmtree(folder)
 
 
-def test_table_belongs_to_who_made_it(running, users):
+def test_table_belongs_to_who_made_it(users, running):
     """Whoever is at work is left in peace; root may replace what another
-    trusted user has left; nobody else may."""
-    first = ["-p", running.port, "--table", running.table]
-    second = ["-p", free_port(), "--table", running.table]
-    theirs = users(7, *first)
+    trusted user has left, and not an ordinary user's, which is named;
+    nobody else may."""
+    theirs = users(7)
     assert "taken over" in theirs.stderr.readline()
     for user in 0, 8:
-        refused = users(user, *second)
+        refused = users(user)
         assert refused.wait() == 1 and refused.stderr.read() == (
             "recvstats: %s: in use by another recvstats (pid %d, user lp): end "
             "it, or choose another with --table\n"
             % (running.table, theirs.pid))
     theirs.kill()
     theirs.wait()
-    assert users(8, *second).stderr.readline() == (
-        "recvstats: %s: belongs to lp: run recvstats as that user, remove "
-        "it, or choose another with --table\n" % running.table)
-    assert users(0, *second).stderr.readline() == (
+    belongs = ("recvstats: %s: belongs to %s: run recvstats as that user, "
+               "remove it, or choose another with --table\n")
+    assert users(8).stderr.readline() == belongs % (running.table, "lp")
+    mine = users(0)
+    assert mine.stderr.readline() == (
         "recvstats: %s: was of user lp: made anew\n" % running.table)
     wait_for(lambda: os.stat(running.table).st_uid == 0)
-
-
-def test_table_that_is_named_is_never_cleared(running, users):
-    """Root touches no ordinary user's table, but tells whose it is."""
-    theirs = users(4321, "-p", running.port, "--table", running.table)
-    assert "taken over" in theirs.stderr.readline()
-    theirs.terminate()
-    theirs.wait()
+    mine.kill()
+    mine.wait()
+    os.chown(running.table, 4321, 4321)
     before = os.stat(running.table)
-    refused = users(0, "-p", running.port, "--table", running.table)
+    refused = users(0)
     assert refused.wait() == 1
-    assert "belongs to 4321: run recvstats as that" in refused.stderr.read()
+    assert refused.stderr.read() == belongs % (running.table, "4321")
     assert os.path.samestat(os.stat(running.table), before)
 
 
+TRAPS = (
+    # what an untrusted user has put at the default path
+    "(while mkdir /dev/shm/beostat; :; do :; done) 2>/dev/null & "
+    "echo $! >/dev/shm/racer",
+    "mkdir -p /dev/shm/beostat/full",
+    "echo hello >/dev/shm/beostat",
+    "mkfifo /dev/shm/beostat",
+    "cp /dev/shm/table /dev/shm/beostat",
+    "ln -s /etc/passwd /dev/shm/beostat",
+    "mkdir /dev/shm/beostat /dev/shm/beostat.new",
+)
 DEFAULT_PATH = """
 set -e; mount -t tmpfs -o mode=1777 none /dev/shm; cd /
-%(any)s -c 'import os, sys
-os.setgroups([]); os.setgid(1234); os.setuid(1234)
-os.execv(sys.argv[1], sys.argv[1:])' /bin/sh -c '%(trap)s'
-%(python)s %(here)s/beostat.py && exit 8
-%(python)s %(here)s/recvstats.py -p %(port)d --pid-file /dev/shm/pid
-test ! -e /dev/shm/racer || kill "$(cat /dev/shm/racer)"
-%(python)s %(here)s/sendstats.py --once -p %(port)d 3 127.0.0.1
-%(python)s %(here)s/beostat.py 3
-kill "$(cat /dev/shm/pid)"
-stat -c %%u /dev/shm/beostat; ls /dev/shm | grep -c beostat
+cp %(table)s /dev/shm/table; chmod 644 /dev/shm/table
+while read -r trap; do
+    setpriv --reuid 1234 --regid 1234 --clear-groups sh -c "$trap"
+    %(python)s %(here)s/beostat.py && exit 8
+    %(python)s %(here)s/recvstats.py -p %(port)d --pid-file /dev/shm/pid
+    test ! -e /dev/shm/racer || kill "$(cat /dev/shm/racer)"
+    %(python)s %(here)s/beostat.py 3 2>&1 | grep 'node 3: not in the table'
+    stat -c '%%u %%F' /dev/shm/beostat
+    test "$(ls -d /dev/shm/beostat* | wc -l)" -ge 2     # nothing is deleted
+    kill "$(cat /dev/shm/pid)"
+    while test -e /dev/shm/pid; do sleep 0.02; done
+    rm -rf /dev/shm/beostat* /dev/shm/racer
+done
 """
-TRAPS = (
-    ("a folder, again and again", "(while mkdir /dev/shm/beostat; :; do :; "
-     "done) 2>/dev/null & echo $! >/dev/shm/racer"),
-    ("a folder", "mkdir -p /dev/shm/beostat/full"),
-    ("a file", "echo hello >/dev/shm/beostat"),
-    ("a fifo", "mkfifo /dev/shm/beostat"),
-    ("a table", "%(any)s %(here)s/recvstats.py -p %(port)d --pid-file "
-     "/dev/shm/p && kill -9 $(cat /dev/shm/p); rm /dev/shm/p"),
-    ("a link", "ln -s /etc/passwd /dev/shm/beostat"),
-    ("the names of before", "mkdir /dev/shm/beostat /dev/shm/beostat.new"),
-)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not ANYBODYS_PYTHON,
-                    reason="needs a mount of its own, and other users")
-@pytest.mark.parametrize("trap", [row[1] for row in TRAPS],
-                         ids=[row[0] for row in TRAPS])
-def test_nobody_blocks_the_default_path(trap):
+def slow_nobody_blocks_the_default_path(running):
     """What an untrusted user puts there is renamed by root, not believed."""
-    values = dict(python=sys.executable, here=HERE, port=free_port(),
-                  any=ANYBODYS_PYTHON)
-    values["trap"] = trap % values
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("needs a mount of its own, and another user")
+    close(new_receiver(running.folder))
     shown = subprocess.run(
-        ["unshare", "-m", "sh", "-c", DEFAULT_PATH % values], timeout=30,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True)
+        ["unshare", "-m", "sh", "-c", DEFAULT_PATH % dict(
+            python=sys.executable, here=HERE, port=running.port,
+            table=os.path.join(running.folder, "t"))],
+        input="\n".join(TRAPS) + "\n", timeout=60, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True)
     assert shown.returncode == 0, shown.stderr
-    lines = shown.stdout.splitlines()
-    assert not lines[0].startswith("total")
-    assert lines[1].split()[:2] == ["3", "up"]
-    assert lines[-2] == "0" and int(lines[-1]) >= 2     # nothing is deleted
+    assert shown.stdout.splitlines() == [
+        "beostat: node 3: not in the table", "0 regular file"] * len(TRAPS)
     assert "Traceback" not in shown.stderr
 
 
-def test_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
-    words = ["unshare", "-p", "-f", sys.executable, "-S",
-             os.path.join(HERE, "recvstats.py"), "-f", "-p",
-             str(running.port), "--table", running.table]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE,
-                               universal_newlines=True)
-    running.processes.append(process)
-    first = process.stderr.readline()
-    if "taken over" not in first:
+def slow_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
+    words = ["-f", "-p", running.port, "--table", running.table]
+    process = running.start("recvstats.py", *words, python=(
+        "unshare", "-p", "-f", sys.executable, "-S"))
+    if "taken over" not in process.stderr.readline():
         pytest.skip("this machine allows no PID namespace")
-    second = tool("recvstats.py", "-f", "-p", free_port(), "--table",
-                  running.table)
+    second = tool("recvstats.py", *words, "-p", free_port())
     assert second.returncode == 1 and "in use by another" in second.stderr
     child, = subprocess.check_output(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)]).split()
@@ -1543,20 +1476,8 @@ def test_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
     running.recvstats()
 
 
-def test_table_that_another_has_taken_ends_recvstats(running):
-    """The header's identity is written once, and looked at each second."""
-    process = running.recvstats()
-    with open(running.table, "r+b") as file:
-        file.seek(24)
-        file.write(struct.pack("<I", 4321))
-    assert process.wait(LIMIT_S) == 1
-    assert process.stderr.read() == (
-        "recvstats: %s: taken by another recvstats (pid 4321)\n"
-        % running.table)
-
-
-def test_table_that_vanished_comes_back(running):
-    running.recvstats()
+def slow_table_that_vanished_or_was_made_anew_is_followed(running):
+    first = running.recvstats()
     running.send(message(4))
     running.wait_up(4)
     with running.open() as cluster:
@@ -1564,78 +1485,16 @@ def test_table_that_vanished_comes_back(running):
         wait_for(lambda: os.path.exists(running.table))
         running.send(message(4, 2), message(5))
         running.wait_up(5)
-        wait_for(lambda: 5 in cluster)
-        wait_for(lambda: cluster[4].sequence == 2)
-
-
-def test_reader_follows_a_table_made_anew(running):
-    first = running.recvstats()
-    running.send(message(4))
-    running.wait_up(4)
-    with running.open() as cluster:
+        wait_for(lambda: 5 in cluster and cluster[4].sequence == 2)
         first.kill()
         first.wait()
         running.recvstats("--fresh")
-        running.send(message(5))
-        running.wait_up(5)
-        wait_for(lambda: [node.number for node in cluster] == [5])
-
-
-FORMAT_IN_C = r"""
-#include <stdint.h>
-#include <stdio.h>
-#include <string.h>
-/* By README's TABLE FORMAT alone: the load of a node. */
-int main(int argc, char **argv)
-{
-    static uint8_t slot[70000];
-    uint32_t entries, place, node = %d;
-    uint64_t before, after;
-    float load;
-    FILE *file = fopen(argv[1], "rb");
-    if (argc != 2 || !file) return 1;
-    fseek(file, 20, SEEK_SET);
-    fread(&entries, 4, 1, file);
-    if (node + 1 >= entries) return 2;
-    fseek(file, 4096 + 4 * (node + 1), SEEK_SET);
-    fread(&place, 4, 1, file);
-    if (!place) return 3;
-    do {
-        fseek(file, (long)place * 64, SEEK_SET);
-        if (fread(slot, 1, sizeof slot, file) < 128 + 606) return 4;
-        memcpy(&before, slot, 8);
-        fseek(file, (long)place * 64, SEEK_SET);
-        fread(&after, 8, 1, file);
-    } while (before != after);
-    memcpy(&load, slot + 128 + 40 + 382, 4);
-    printf("%%s %%.2f\n", (char *)slot + 128 + 40, load);
-    return 0;
-}
-"""
-
-
-@pytest.mark.skipif(not shutil.which("cc"), reason="no compiler")
-def test_format_is_a_contract(seven, tmp_path):
-    """A program that knows nothing but README's offsets reads a node."""
-    source = tmp_path / "read.c"
-    source.write_text(FORMAT_IN_C % 2)
-    program = str(tmp_path / "read")
-    subprocess.check_call(["cc", "-w", "-o", program, str(source)])
-    assert subprocess.check_output([program, seven.table.path]) == (
-        b"n2 0.20\n")
+        running.send(message(6))
+        running.wait_up(6)
+        wait_for(lambda: [node.number for node in cluster] == [6])
 
 
 # ---- loop --------------------------------------------------------------
-
-
-def broken(data, **changes):
-    """Return a message with header fields changed, and its CRC right."""
-    header = dict(zip(sendstats.layout(sendstats.HEADER)[1],
-                      sendstats.HEADER_STRUCT.unpack_from(data)))
-    header.update(changes)
-    data = sendstats.HEADER_STRUCT.pack(*header.values()) + data[40:-4]
-    return data + struct.pack("<I", zlib.crc32(data))
-
 
 GOOD = message(3, 2)
 BAD = (
@@ -1664,203 +1523,215 @@ BAD = (
 )
 
 
-@pytest.mark.parametrize("counter, datagram", BAD)
-def test_bad_datagram_is_counted_by_its_cause(receiver, counter, datagram):
-    assert feed(receiver, message(3, 1)) == "stored"
-    before = bytes(receiver.table.view)
-    assert feed(receiver, datagram) == counter
-    assert bytes(receiver.table.view) == before
-
-
-def test_bad_datagrams_on_the_wire(running):
-    running.recvstats()
+def test_bad_datagrams(running):
+    """Each is counted by its cause, is told by -d, and changes nothing."""
+    process = running.recvstats("-d")
     running.send(message(3), *[datagram for _, datagram in BAD])
-    running.wait_count("received", len(BAD) + 1)
+    causes = ["stored"] + [counter for counter, _ in BAD]
+    running.wait_count("received", len(causes))
     with running.open() as cluster:
-        status = cluster.status
-        for counter in {counter for counter, _ in BAD}:
-            assert getattr(status, counter) == sum(
-                counter == other for other, _ in BAD), counter
-        assert status.stored == 1 and cluster[3].sequence == 1
+        for cause in causes:
+            assert getattr(cluster.status, cause) == causes.count(cause)
+        assert (cluster[3].sequence, cluster[3].received) == (1, 1)
+    process.terminate()
+    assert re.findall(r" bytes: (\w+)", process.communicate()[1]) == causes
 
 
-def test_order(receiver):
-    """Each message, and what the node's received and lost are then."""
-    steps = (
-        (dict(sequence=5), "stored", 1, 0),
-        (dict(sequence=6), "stored", 2, 0),
-        (dict(sequence=6), "repeated", 2, 0),
-        (dict(sequence=9), "stored", 3, 2),
-        (dict(sequence=7), "late", 4, 1),
-        (dict(sequence=7), "repeated", 4, 1),
-        (dict(sequence=8), "late", 5, 0),
-        (dict(sequence=109), "stored", 6, 99),
-        (dict(sequence=9), "repeated", 6, 99),      # too old to tell
-        (dict(sequence=110), "stored", 7, 99),
-        (dict(start=999, sequence=111), "stale", 7, 99),
-        (dict(start=2000, sequence=1), "stored", 8, 99),
-        (dict(start=2000, sequence=2**32 - 1), "repeated", 8, 99),
-        (dict(start=3000, sequence=4), "stored", 9, 102),
-        (dict(start=3000, sequence=2), "late", 10, 101),
-        (dict(start=3000, sequence=2), "repeated", 10, 101),
-        (dict(start=4000, sequence=0), "stored", 11, 101),
-        (dict(start=5000, sequence=4), "stored", 12, 104),
-    )
+LEAVES = sendstats.FAREWELL
+HISTORIES = (
+    # why, options, steps: (at which second, what comes, what becomes of it)
+    #   a message's fields, the end of the sender's address as `by`, its key:
+    #       its counter, or (counter, received, lost of the node)
+    #   "log": the lines since it was last looked at
+    #   what a reader sees: "nodes": {number: state}, a number: {field:
+    #       value} of the node, "status": of recvstats
+    #   "gone" for 100 s, "back": how it ended
+    ("order", "", (
+        (0, dict(sequence=5), ("stored", 1, 0)),
+        (0, dict(sequence=6), ("stored", 2, 0)),
+        (0, dict(sequence=6), ("repeated", 2, 0)),
+        (0, dict(sequence=9), ("stored", 3, 2)),
+        (0, dict(sequence=7), ("late", 4, 1)),
+        (0, dict(sequence=7), ("repeated", 4, 1)),
+        (0, dict(sequence=8), ("late", 5, 0)),
+        (0, dict(sequence=109), ("stored", 6, 99)),
+        (0, dict(sequence=9), ("repeated", 6, 99)),     # too old to tell
+        (0, dict(sequence=110), ("stored", 7, 99)),
+        (0, dict(start=999, sequence=111), ("stale", 7, 99)),
+        (0, dict(start=2000), ("stored", 8, 99)),
+        (0, dict(start=2000, sequence=2**32 - 1), ("repeated", 8, 99)),
+        (0, dict(start=3000, sequence=4), ("stored", 9, 102)),
+        (0, dict(start=3000, sequence=2), ("late", 10, 101)),
+        (0, dict(start=3000, sequence=2), ("repeated", 10, 101)),
+        (0, dict(start=4000, sequence=0), ("stored", 11, 101)),
+        (0, dict(start=5000, sequence=4), ("stored", 12, 104)),
+        (0, 7, dict(restarts=4, sequence=4)))),
+    ("the sequence wraps", "", (
+        (0, dict(sequence=2**32 - 2), ("stored", 1, 0)),
+        (0, dict(sequence=2**32 - 1), ("stored", 2, 0)),
+        (0, dict(sequence=0), ("stored", 3, 0)),
+        (0, dict(sequence=1), ("stored", 4, 0)))),
+    ("a number belongs to its address until the node is down", "", (
+        (0, dict(), "stored"),
+        (2.9, dict(by=2, start=2000), "conflict"),
+        (2.95, "log", ["up: n7", "node 7: 10.0.0.2 sends this number too; it "
+                       "belongs to 10.0.0.1 until that is down: give one of "
+                       "them another"]),
+        (2.99, "log", []), (2.99, 7, dict(address="10.0.0.1")),
+        (3.1, dict(by=2, start=3000), "stored"),
+        (3.1, 7, dict(address="10.0.0.2")))),
+    ("an older agent is taken once the node is down", "", (
+        (0, dict(sequence=9, start=5000), "stored"),
+        (3, dict(start=4000), "stale"),
+        (3.1, dict(start=4000), "stored"))),
+    ("a farewell", "", (
+        (0, dict(), "stored"),
+        (0, dict(sequence=3, kind=LEAVES), "stored"),
+        (0, 7, dict(state="left")),
+        (0, dict(sequence=2), "late"),
+        (0, 7, dict(state="left")),
+        (1, "log", ["left: n7", "up: n7"]),
+        (1, dict(start=2000, by=9), "stored"),
+        (1, 7, dict(state="up")),
+        (2, "log", ["up again: n7"]))),
+    *[("what a farewell overtook brings nobody back", "", (
+        (0, dict(), "stored"),
+        (0, dict(sequence=3, kind=LEAVES), "stored"),
+        (99, dict(sequence=2, by=by), "late"),
+        (99, dict(sequence=1, by=by), "repeated"),
+        (99, dict(sequence=3, kind=LEAVES, by=by), ("repeated", 3, 0)),
+        (99, 7, dict(state="left", age_s=99)),
+        (99, dict(sequence=4, by=by), "stored"),
+        (99, 7, dict(state="up")))) for by in (1, 2)],
+    *[("down after three periods, at least 3 s", "", (
+        (0, dict(node=2, period_s=period_s), "stored"),
+        (0, dict(node=3, period_s=period_s), "stored"),
+        (down_s - .1, "log", ["up: n[2-3]"]),
+        (down_s - .1, 2, dict(state="up")),
+        (down_s + .1, 2, dict(state="down")),
+        (down_s + 1, "log", ["down: n[2-3]"]),
+        (down_s + 2, dict(node=3, sequence=2), "stored"),
+        (down_s + 3, "log", ["up again: n3"])))
+      for period_s, down_s in ((.1, 3), (1, 3), (7, 21))],
+    *[("nobody holds a number for more than a minute", "", (
+        (0, dict(sequence=9, start=2**62, period_s=period_s), "stored"),
+        (held_s - .1, dict(by=2), "conflict"),
+        (held_s - .1, dict(by=1), "stale"),
+        (held_s + .1, dict(by=2), "stored")))
+      for period_s, held_s in ((1.0, 3), (3600.0, 60))],
+    *[("numbers by address", options + " --max-nodes 32", (
+        (0, dict(node=-2, by=100), "stored"),
+        (0, dict(node=-2, by=131), "stored"),
+        (0, dict(node=-2, by=99), "unnumbered"),
+        (0, dict(node=-2, by=132), "unnumbered"),
+        (0, "nodes", {0: "up", 31: "up"})))
+      for options in ("--iprange 10.0.0.100",
+                      "--iprange 10.0.0.100-10.0.0.131")],
+    *[("what is refused is logged once a minute", options, (
+        *[(0, sent, counter)] * 3,
+        (1, "log", ["%s: 3 datagrams dropped, the last one from "
+                    "10.0.0.9:4000: %s" % (counter, advice)]),
+        *[(30, sent, counter)] * 3, (31, "log", []),
+        *[(59, sent, counter)] * 3, (60, "log", []),
+        (61, "log", ["%s: 6 datagrams dropped, the last one from "
+                     "10.0.0.9:4000: %s" % (counter, advice)])))
+      for options, sent, counter, advice in (
+          ("", dict(node=-2, by=9), "unnumbered",
+           "give its node a number, or its address with --iprange"),
+          ("--max-nodes 9", dict(node=9, by=9), "number_wrong",
+           "give its node a lower number, or raise --max-nodes"),
+          ("--allow 192.168.0.0/16", dict(by=9), "not_allowed",
+           "name its network with --allow, or its interface with -i"),
+          ("--key-file {}", dict(by=9), "unsigned",
+           "start its agent with --key-file"),
+          ("--key-file {}", dict(by=9, key=b"none"), "signature_wrong",
+           "give its agent a key of --key-file"))],
+    ("a second agent on a node", "", (
+        (0, dict(start=2000), "stored"),
+        (0, dict(start=1000), "stale"),
+        (1, "log", ["up: n7", "stale: 1 datagrams dropped, the last one from "
+                    "10.0.0.1:4000: two agents run there, end one; or its "
+                    "clock went back"]))),
+    ("a clock of the future", "--key-file {}", (
+        (0, dict(start=int((1e9 + 90) * 1e6), key=b"key"), "clock_wrong"),
+        (0, dict(time_s=1e9 + 90, key=b"key"), "clock_wrong"),
+        (0, dict(start=int((1e9 + 50) * 1e6), time_s=1e9 + 50, key=b"key"),
+         "stored"),
+        (1, "log", ["up: n7", "clock_wrong: 2 datagrams dropped, the last "
+                    "one from 10.0.0.1:4000: set its clock"]))),
+    *[("of 100 s in which recvstats was %s nothing counts: who was down stays "
+       "down, who was up has what was left of his three periods" % end, "", (
+           (0, dict(node=1), "stored"),
+           (0, dict(node=3, kind=LEAVES), "stored"),
+           (7.5, dict(node=2), "stored"),
+           (9.5, "log", ["left: n3", "up: n1", "down: n1", "up: n2"]),
+           (9.5, "gone", end),
+           (9.5, "nodes", {1: "down", 2: "up", 3: "left"}),
+           (9.5, "status", dict(running=False, uptime_s=9.5)),
+           (9.5, 2, dict(age_s=102)),
+           (9.5, "back", end),
+           (9.5, dict(node=4), "stored"),
+           (10.4, "log", ["up: n4"]),
+           (10.4, "nodes", {1: "down", 2: "up", 3: "left", 4: "up"}),
+           (10.4, "status", dict(running=True)),
+           (11.4, "log", ["down: n2"])))
+      for end in ("killed", "stopped", "starved")],
+    ("a number that moves while its node is up", "--key-file {}", (
+        (0, dict(sequence=1, key=b"key"), "stored"),
+        (0, dict(sequence=2, key=b"key", by=2), "stored"),
+        (1, "log", ["up: n7", "node 7: was up at 10.0.0.1 and is now at "
+                    "10.0.0.2"]))),
+)
+
+
+def listen(receiver, clock, until_s):
+    """Let time pass in which a receiver is at work."""
+    while clock.now < until_s:
+        clock.now = min(clock.now + 1, until_s)
+        receiver.tick(clock.now)
+
+
+def take_step(receiver, what, want):
+    """Return what becomes of a step of HISTORIES, in the form of `want`."""
+    if what == "log":
+        lines, receiver.lines[:] = [*receiver.lines], []
+        return lines
+    if isinstance(what, dict):
+        what = dict(dict(node=7, by=1, key=None), **what)
+        by, key = what.pop("by"), what.pop("key")
+        data = sign(message(**what), key) if key else message(**what)
+        counter = feed(receiver, data, "10.0.0.%d" % by)
+        if isinstance(want, str):
+            return counter
     with libbeostat.open(receiver.table.path) as cluster:
-        for change, counter, received, lost in steps:
-            assert feed(receiver, message(7, **change)) == counter, change
-            assert (cluster[7].received, cluster[7].lost) == (
-                received, lost), change
-        assert cluster[7].restarts == 4 and cluster[7].sequence == 4
+        if what == "nodes":
+            return {node.number: node.state for node in cluster}
+        if isinstance(want, tuple):
+            return counter, cluster[7].received, cluster[7].lost
+        looked = cluster.status if what == "status" else cluster[what]
+        return {field: getattr(looked, field) for field in want}
 
 
-def test_sequence_wraps(receiver):
-    for sequence in 2**32 - 2, 2**32 - 1, 0, 1:
-        assert feed(receiver, message(7, sequence)) == "stored"
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert (cluster[7].received, cluster[7].lost) == (4, 0)
-
-
-def listen(receiver, now, seconds):
-    """Let so much time pass in which a receiver is at work."""
-    for second in range(int(seconds) + 1):
-        receiver.tick(now + second)
-    receiver.tick(now + seconds)
-
-
-def test_number_belongs_to_its_address_until_the_node_is_down(receiver):
-    now = time.monotonic()
-    assert feed(receiver, message(7), "10.0.0.1", now) == "stored"
-    assert feed(receiver, message(7, start=2000), "10.0.0.2",
-                now + 2.9) == "conflict"
-    listen(receiver, now, 2.95)
-    receiver.tick(now + 2.97)
-    text = ("node 7: 10.0.0.2 sends this number too; it belongs to 10.0.0.1 "
-            "until that is down: give one of them another")
-    assert sum(text in line for line in receiver.lines) == 1
-    assert feed(receiver, message(7, start=3000), "10.0.0.2",
-                now + 3.1) == "stored"
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert cluster[7].address == "10.0.0.2"
-
-
-def test_master_that_has_just_booted(receiver):
-    assert feed(receiver, message(7), now=1.5) == "stored"
-    assert feed(receiver, message(7, 2), now=2.5) == "stored"
-
-
-def test_older_agent_is_taken_once_the_node_is_down(receiver):
-    now = time.monotonic()
-    feed(receiver, message(7, 9, start=5000), now=now)
-    assert feed(receiver, message(7, 1, start=4000), now=now + 3) == "stale"
-    assert feed(receiver, message(7, 1, start=4000),
-                now=now + 3.1) == "stored"
-
-
-def test_farewell(receiver):
-    now = time.monotonic()
-    feed(receiver, message(7, 1), now=now)
-    assert feed(receiver, message(7, 3, kind=sendstats.FAREWELL),
-                now=now) == "stored"
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert cluster[7].state == "left"
-        assert feed(receiver, message(7, 2), now=now) == "late"
-        assert cluster[7].state == "left"
-        receiver.tick(now)
-        assert feed(receiver, message(7, 1, start=2000), "10.0.0.9",
-                    now=now) == "stored"
-        assert cluster[7].state == "up"
-        receiver.tick(now)
-    assert receiver.lines == ["left: n7", "up: n7", "up again: n7"]
-
-
-@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.2"])
-def test_what_a_farewell_overtook_brings_nobody_back(receiver, address):
-    """However late, and by another way: the node has left, and not fallen
-    silent after one more sample."""
-    now = time.monotonic() - 100
-    farewell = message(7, 3, kind=sendstats.FAREWELL)
-    assert feed(receiver, message(7, 1), now=now) == "stored"
-    assert feed(receiver, farewell, now=now) == "stored"
-    assert feed(receiver, message(7, 2), address, now + 99) == "late"
-    assert feed(receiver, message(7, 1), address, now + 99) == "repeated"
-    assert feed(receiver, farewell, address, now + 99) == "repeated"
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert cluster[7].state == "left" and cluster[7].age_s > 90
-        assert (cluster[7].received, cluster[7].lost) == (3, 0)
-        assert feed(receiver, message(7, 4), address, now + 99) == "stored"
-        assert cluster[7].state == "up"
-
-
-@pytest.mark.parametrize("period_s, silence_s", [(0.1, 3), (1, 3), (7, 21)])
-def test_down_after_three_periods(receiver, period_s, silence_s):
-    now = time.monotonic()
-    for number in 2, 3, 4:
-        feed(receiver, message(number, period_s=period_s), now=now)
-    listen(receiver, now, silence_s - .1)
-    assert receiver.lines == ["up: n[2-4]"]
-    receiver.tick(now + silence_s + .1)
-    receiver.tick(now + silence_s + 1)
-    assert receiver.lines[1:] == ["down: n[2-4]"]
-    feed(receiver, message(3, 2), now=now + silence_s + 2)
-    receiver.tick(now + silence_s + 2)
-    assert receiver.lines[2:] == ["up again: n3"]
-
-
-def test_states_that_a_reader_sees(receiver):
-    now = time.monotonic()
-    feed(receiver, message(0), now=now)
-    feed(receiver, message(1), now=now - 3.1)
-    feed(receiver, message(2, period_s=2), now=now - 5.5)
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert [node.state for node in cluster] == ["up", "down", "up"]
-        assert cluster[1].age_s == pytest.approx(3.1, abs=1)
-
-
-def killed(receiver):
-    """Let go of a receiver's table, as the end by a kill would."""
-    receiver.table.unmap()
-    os.close(receiver.table.fd)
-
-
-@pytest.mark.parametrize("end", ["killed", "stopped", "starved"])
-def test_silence_counts_only_while_somebody_listens(tmp_path, end):
-    """Of 100 s in which recvstats was gone, nothing counts: who was down
-    stays down, who was up has what was left of his three periods."""
-    receiver = new_receiver(tmp_path)
-    path, now = receiver.table.path, time.monotonic()
-    gone = now - 100
-    feed(receiver, message(1), now=gone - 10)           # down
-    feed(receiver, message(2), now=gone - 2)            # up, for a second
-    feed(receiver, message(3, kind=sendstats.FAREWELL), now=gone - 9)
-    states = {1: "down", 2: "up", 3: "left"}
-
-    def seen():
-        with libbeostat.open(path) as cluster:
-            assert cluster.running == cluster.status.running
-            return cluster.running, {node.number: node.state
-                                     for node in cluster}
-    if end == "stopped":
-        receiver.stop(gone)
-    else:
-        receiver.tick(gone)
-    assert seen() == (False, states)
-    with libbeostat.open(path) as cluster:
-        assert cluster[2].age_s == pytest.approx(102, abs=2)
-        assert cluster.status.uptime_s < 10
-    if end != "starved":
-        killed(receiver)
-        receiver = new_receiver(tmp_path)
-        now = time.monotonic()
-    receiver.lines.clear()
-    receiver.wake(now)
-    feed(receiver, message(4), now=now)
-    receiver.tick(now)
-    assert seen() == (True, {**states, 4: "up"})
-    receiver.tick(now + .9)
-    assert receiver.lines == ["up: n4"]
-    receiver.tick(now + 1.9)
-    assert receiver.lines == ["up: n4", "down: n2"]
+@pytest.mark.parametrize("why, options, steps", HISTORIES)
+def test_history(tmp_path, why, options, steps):
+    options = options.format(write_key(tmp_path, b"key")).split()
+    with Clock() as clock:
+        receiver, gone_s = new_receiver(tmp_path, *options), clock.now
+        for at_s, what, want in steps:
+            listen(receiver, clock, gone_s + at_s)
+            if what == "gone":
+                if want == "stopped":
+                    receiver.stop(clock.now)
+                clock.now, gone_s = clock.now + 100, gone_s + 100
+            elif what == "back":
+                if want != "starved":
+                    killed(receiver)
+                    receiver = new_receiver(tmp_path, *options)
+                receiver.wake(clock.now)
+            else:
+                got = take_step(receiver, what, want)
+                assert got == want, (at_s, what)
+        close(receiver)
 
 
 def test_stop_leaves_true_numbers(running):
@@ -1899,7 +1770,7 @@ def test_recvstats_is_nicer_than_its_caller_where_it_may(running):
     assert os.getpriority(os.PRIO_PROCESS, pid) == int(wanted)
 
 
-def test_recvstats_that_is_stopped_for_a_while(running):
+def slow_recvstats_that_is_stopped_for_a_while(running):
     """SIGSTOP: the node is up when recvstats goes on, its samples having
     waited in the socket or not."""
     process = running.recvstats()
@@ -1917,108 +1788,7 @@ def test_recvstats_that_is_stopped_for_a_while(running):
         assert [node.sequence for node in cluster] == [2, 1]
 
 
-def test_iprange(tmp_path):
-    for last, addresses in (("-10.0.0.131", (100, 131, 99, 132)),
-                            ("", (100, 131, 99, 132))):
-        receiver = new_receiver(tmp_path, "--iprange", "10.0.0.100" + last,
-                                "--max-nodes", "32", "--fresh")
-        for address, counter in zip(addresses, (
-                "stored", "stored", "unnumbered", "unnumbered")):
-            assert feed(receiver, message(-2), "10.0.0.%d" % address) == (
-                counter)
-        with libbeostat.open(receiver.table.path) as cluster:
-            assert [node.number for node in cluster] == [0, 31]
-        close(receiver)
-
-
-DROPPED = (
-    # options, what comes, the line of log
-    ([], message(-2), "unnumbered: 3 datagrams dropped, the last one from "
-     "10.0.0.9:4000: give its node a number, or its address with --iprange"),
-    (["--max-nodes", "9"], message(9), "number_wrong: 3 datagrams dropped, "
-     "the last one from 10.0.0.9:4000: give its node a lower number, or "
-     "raise --max-nodes"),
-    (["--allow", "192.168.0.0/16"], message(3), "not_allowed: 3 datagrams "
-     "dropped, the last one from 10.0.0.9:4000: name its network with "
-     "--allow, or its interface with -i"),
-    ([], b"BEO\2" + message(3)[4:], "version_wrong: 3 datagrams dropped, the "
-     "last one from 10.0.0.9:4000: it is newer: update the master first"),
-    (["--key-file", "{}"], message(3), "unsigned: 3 datagrams dropped, the "
-     "last one from 10.0.0.9:4000: start its agent with --key-file"),
-    (["--key-file", "{}"], message(3) + bytes(16), "signature_wrong: 3 "
-     "datagrams dropped, the last one from 10.0.0.9:4000: give its agent a "
-     "key of --key-file"),
-)
-
-
-@pytest.mark.parametrize("options, data, line", DROPPED)
-def test_what_is_refused_is_logged_once_a_minute(tmp_path, options, data,
-                                                 line):
-    key = write_key(tmp_path, b"key")
-    receiver = new_receiver(tmp_path, *[word.format(key) for word in options])
-    now = time.monotonic()
-    for turn, wanted in ((0, [line]), (30, []), (59, []), (61, [
-            line.replace(" 3 ", " 9 ")])):
-        for _ in range(3):
-            feed(receiver, data, "10.0.0.9", now + turn)
-        receiver.tick(now + turn)
-        assert receiver.lines == wanted
-        receiver.lines.clear()
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert cluster.status.recent[line.partition(":")[0]] == 12
-    close(receiver)
-
-
-def test_second_agent_on_a_node_is_logged(receiver):
-    now = time.monotonic()
-    feed(receiver, message(3, start=2000), now=now)
-    assert feed(receiver, message(3, start=1000), now=now) == "stale"
-    receiver.tick(now)
-    assert receiver.lines[-1] == (
-        "stale: 1 datagrams dropped, the last one from 10.0.0.1:4000: two "
-        "agents run there, end one; or its clock went back")
-
-
-def test_clock_of_the_future_is_refused_when_signed(tmp_path):
-    receiver = new_receiver(tmp_path, "--key-file",
-                            write_key(tmp_path, b"key"))
-    now_us = int(time.time() * 1e6)
-    for start, time_s, counter in (
-            (now_us + 90 * 10**6, 1e9, "clock_wrong"),
-            (1000, time.time() + 90, "clock_wrong"),
-            (now_us + 50 * 10**6, time.time() + 50, "stored")):
-        data = sign(message(3, start=start, time_s=time_s), b"key")
-        assert feed(receiver, data) == counter
-    receiver.tick(time.monotonic())
-    assert any(line.startswith("clock_wrong: 2 datagrams dropped")
-               for line in receiver.lines)
-
-
-def test_number_that_moves_while_it_is_up_is_logged(tmp_path):
-    receiver = new_receiver(tmp_path, "--key-file",
-                            write_key(tmp_path, b"key"))
-    now = time.monotonic()
-    feed(receiver, sign(message(3, 1), b"key"), "10.0.0.1", now)
-    assert feed(receiver, sign(message(3, 2), b"key"), "10.0.0.2",
-                now) == "stored"
-    receiver.tick(now)
-    assert "node 3: was up at 10.0.0.1 and is now at 10.0.0.2" in (
-        receiver.lines)
-
-
-@pytest.mark.parametrize("period_s", [1.0, 3600.0])
-def test_nobody_holds_a_number_for_more_than_a_minute(receiver, period_s):
-    now = time.monotonic()
-    feed(receiver, message(7, 9, start=2**62, period_s=period_s), now=now)
-    silent_s = min(3 * period_s, 60)
-    for address, counter in ("10.0.0.2", "conflict"), ("10.0.0.1", "stale"):
-        assert feed(receiver, message(7), address, now + silent_s - .1) == (
-            counter)
-    assert feed(receiver, message(7), "10.0.0.2", now + silent_s + .1) == (
-        "stored")
-
-
-def test_log_is_bounded_in_lines_and_what_waits_is_folded(running):
+def slow_log_is_bounded_in_lines_and_what_waits_is_folded(running):
     """Farewells and samples in turn, for ever."""
     process = running.recvstats()
     for turn in range(60):
@@ -2032,120 +1802,73 @@ def test_log_is_bounded_in_lines_and_what_waits_is_folded(running):
     assert any("left: n[3-5]" in line for line in lines)
 
 
-def test_max_nodes_bounds_the_table(tmp_path):
-    receiver = new_receiver(tmp_path, "--max-nodes", "100")
-    assert feed(receiver, message(100)) == "number_wrong"
-    assert feed(receiver, message(99)) == "stored"
-
-
 LIES = (
-    ("counts beyond its length", (562, struct.pack("<HH", 9, 9))),
-    ("counts below its length", (562, struct.pack("<HH", 0, 0))),
-    ("NaN", (382, struct.pack("<f", float("nan")))),
-    ("endless", (386, struct.pack("<f", float("inf")))),
-    ("negative", (362, struct.pack("<f", -0.5))),
-    ("a CPU over 100 %", (568, struct.pack("<H", 10001))),
-    ("a share over 1", (362, struct.pack("<f", 1.5))),
+    # why, fields of the node record, or the datagram
+    ("counts beyond its length", dict(cpus=9, interfaces=9)),
+    ("counts below its length", dict(cpus=0, interfaces=0)),
+    ("NaN", dict(one=float("nan"))),
+    ("endless", dict(five=float("inf"))),
+    ("negative", dict(busy_fraction=-0.5)),
+    ("a share over 1", dict(busy_fraction=1.5)),
+    ("a CPU over 100 %", message(1, body=with_fields(
+        libbeostat.NODE, BODY[:libbeostat.NODE_STRUCT.size], cpus=1,
+        interfaces=0) + libbeostat.CPU_STRUCT.pack(0, 10001, 0, 0, 0, 0))),
+    ("nonsense", message(1, body=b"nonsense")),
+    ("newer", broken(message(1), version=2)),
 )
 
 
-@pytest.mark.parametrize("place, data", [row[1] for row in LIES],
-                         ids=[row[0] for row in LIES])
+@pytest.mark.parametrize("why, lie", LIES, ids=[row[0] for row in LIES])
 def test_lie_is_that_nodes_error_and_the_others_are_shown(
-        receiver, place, data):
-    body = bytearray(BODY)
-    body[place:place + len(data)] = data
+        receiver, why, lie):
     for number in 0, 2:
         feed(receiver, message(number))
-    assert feed(receiver, message(1, body=bytes(body))) == "stored"
+    if isinstance(lie, dict):
+        lie = message(1, body=body_with(**lie))
+    assert feed(receiver, lie) == "stored"
     with libbeostat.open(receiver.table.path) as cluster:
-        with pytest.raises(libbeostat.BadSample):
+        with pytest.raises(libbeostat.OtherVersion if why == "newer"
+                           else libbeostat.BadSample):
             cluster[1]
         assert [node.number for node in cluster] == [0, 2]
         assert list(cluster.refused) == [1]
-
-
-def test_sample_of_a_newer_agent(receiver):
-    feed(receiver, message(0))
-    assert feed(receiver, broken(message(1), version=2)) == "stored"
-    with libbeostat.open(receiver.table.path) as cluster:
-        with pytest.raises(libbeostat.OtherVersion):
-            cluster[1]
-        assert [node.number for node in cluster] == [0]
+        assert 1 in cluster and len(cluster) == 3
 
 
 @pytest.mark.parametrize("field, value", [
     ("expected", 2**32 - 1), ("used_entries", 2**32 - 1),
     ("request_time_s", 1e300), ("uptime_s", float("inf")),
     ("heartbeat_s", float("nan")), ("away_s", -1.0)])
-def test_header_that_cannot_be_is_damage(receiver, field, value):
-    feed(receiver, message(3))
-    receiver.tick(time.monotonic())
-    receiver.table.status["stopped"] = 1
-    with open(receiver.table.path, "r+b") as file:
-        struct_, offsets = libbeostat.layout(libbeostat.TABLE_HEADER)
-        data = bytearray(file.read(struct_.size))
-        code = "<d" if isinstance(value, float) else "<I"
-        data[offsets[field]:offsets[field] + struct.calcsize(code)] = (
-            struct.pack(code, value))
-        data[-4:] = struct.pack("<I", zlib.crc32(data[16:-4]))
-        file.seek(0)
-        file.write(data)
-    for words in [], ["--daemon"], ["--json"]:
+def test_header_that_cannot_be_is_damage(tmp_path, field, value):
+    receiver = new_receiver(tmp_path)
+    receiver.table.status[field] = value
+    receiver.table.write_header()
+    want = "%s: damaged header" % receiver.table.path
+    with pytest.raises(libbeostat.NotATable, match=want):
+        libbeostat.open(receiver.table.path)
+    for words in ([], ["--daemon"], ["--json"]) * (field == "away_s"):
         shown = tool("beostat.py", "--table", receiver.table.path, *words)
         assert (shown.returncode, shown.stdout, shown.stderr) == (
-            3, "", "beostat: %s: damaged header\n" % receiver.table.path)
+            3, "", "beostat: %s\n" % want)
+    killed(receiver)
 
 
 @pytest.mark.parametrize("name", ["down", "up", "all", "master", "-1", "5",
                                   "n[5-6]", "5-6"])
 def test_no_host_name_takes_a_word_or_a_number(receiver, name):
-    feed(receiver, message(5, body=changed_body({"hostname": b"five"})))
-    feed(receiver, message(96, body=changed_body(
-        {"hostname": name.encode()})))
+    feed(receiver, message(5, body=body_with(hostname=b"five")))
+    feed(receiver, message(96, body=body_with(hostname=name.encode())))
     with libbeostat.open(receiver.table.path) as cluster:
-        nodes = list(cluster)
-        chosen = libbeostat.parse_nodes("5,%s" % name, nodes)
+        chosen = libbeostat.parse_nodes("5,%s" % name, [*cluster])
         assert chosen[0] == 5 and (96 in chosen) == (name in ("up", "all"))
-
-
-def test_a_node_that_lies_is_in_the_table_all_the_same(receiver):
-    feed(receiver, message(3, body=b"nonsense"))
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert 3 in cluster and len(cluster) == 1 and 4 not in cluster
-        with pytest.raises(libbeostat.BadSample):
-            cluster[3]
 
 
 def test_disk_that_is_not_known_has_no_usage(receiver, monkeypatch):
     monkeypatch.setenv("BEOSTAT_TABLE", receiver.table.path)
     libbeostat.cluster.cache_clear()
-    feed(receiver, message(0, body=changed_body(
-        dict.fromkeys(("block_bytes", "blocks", "free_blocks"), 2**64 - 1))))
+    feed(receiver, message(0, body=body_with(**dict.fromkeys(
+        ("block_bytes", "blocks", "free_blocks"), 2**64 - 1))))
     assert libbeostat.get_disk_usage(0) == (None, None)
-
-
-def changed_body(values):
-    """Return a message body with some fields of the node record set."""
-    size = libbeostat.NODE_STRUCT.size
-    fields = dict(zip(libbeostat.NODE_AT,
-                      libbeostat.NODE_STRUCT.unpack(BODY[:size])))
-    fields.update(values)
-    return libbeostat.NODE_STRUCT.pack(*fields.values()) + BODY[size:]
-
-
-def test_slot_that_is_being_written_is_waited_for(receiver):
-    """A writer that has written a slot's header and not its message yet:
-    the two are not taken for one sample before it is clear that it was
-    killed there."""
-    feed(receiver, message(0, 1))
-    table = receiver.table
-    place = dict(table.places())[1]
-    table.words[place // 8] |= 1
-    before = time.monotonic()
-    with libbeostat.open(table.path) as cluster:
-        assert cluster[0].sequence == 1
-    assert time.monotonic() - before > libbeostat.PAUSE_S
 
 
 def test_reader_keeps_what_it_had_when_the_new_table_is_cut_off(tmp_path):
@@ -2154,10 +1877,9 @@ def test_reader_keeps_what_it_had_when_the_new_table_is_cut_off(tmp_path):
     receiver.stop(time.monotonic() - 10)
     path = receiver.table.path
     with libbeostat.open(path) as cluster:
-        other = str(tmp_path / "other")
-        shutil.copy(path, other)
-        os.truncate(other, 4098)
-        os.rename(other, path)
+        shutil.copy(path, path + ".new")
+        os.truncate(path + ".new", libbeostat.TABLE_BYTES + 2)
+        os.rename(path + ".new", path)
         assert [node.number for node in cluster] == [3]
         assert cluster[3].number == 3
 
@@ -2165,7 +1887,7 @@ def test_reader_keeps_what_it_had_when_the_new_table_is_cut_off(tmp_path):
 def test_errors_of_the_library(tmp_path):
     receiver = new_receiver(tmp_path, "-N", "9")
     feed(receiver, message(3))
-    receiver.table.write_header()
+    receiver.tick(time.monotonic())
     with libbeostat.open(receiver.table.path) as cluster:
         for number, error in ((5, libbeostat.NeverHeard),
                               (9999, libbeostat.NoSuchNode),
@@ -2180,12 +1902,16 @@ def test_errors_of_the_library(tmp_path):
 def test_reader_that_is_kept_does_not_grow(receiver):
     feed(receiver, message(0))
     with libbeostat.open(receiver.table.path) as cluster:
-        files = len(os.listdir("/proc/self/fd"))
-        for _ in range(301):
+        for _ in range(31):
             assert len(list(cluster)) == 1
             receiver.table.make(len(receiver.table.view))
             cluster.reopen()
-        assert len(os.listdir("/proc/self/fd")) == files
+        opened = 0
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                opened += receiver.table.path in os.readlink(
+                    "/proc/self/fd/" + fd)
+        assert opened == 3      # the reader's, the writer's, its mapping's
 
 
 # ---- model -------------------------------------------------------------
@@ -2196,7 +1922,7 @@ def test_reader_that_is_kept_does_not_grow(receiver):
 # SEED=n makes others.
 
 SEED = int(os.environ.get("SEED", 1))
-HISTORIES = 40000 if LONG else 80
+PLAYS = 40000 if LONG else 80
 Sent = collections.namedtuple(
     "Sent", "node start_us sequence kind period_s time_s address key")
 
@@ -2410,23 +2136,11 @@ class Agents:
         self.steps.append(("set_clock", step_s))
 
 
-class Clock:
-    """The time of a history, in place of this machine's."""
-
-    def __init__(self, monkeypatch):
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time, "time", lambda: self.now + self.offset_s)
-
-    def reset(self):
-        self.now, self.offset_s = 1e4, 1e9 - 1e4
-
-
 class Play:
     """A receiver and a model that go through the same steps."""
 
     def __init__(self, folder, clock):
         self.folder, self.clock, self.model = folder, clock, Model()
-        clock.reset()
         self.begin(None, None)
         self.path = self.receiver.table.path
 
@@ -2516,19 +2230,21 @@ class Play:
                 if seen.get(number) != want.get(number))
 
 
-def play(folder, clock, steps):
+def follow(folder, steps):
     """Return (the steps up to the first that differs, in what), or None."""
-    played = Play(folder, clock)
-    try:
-        with libbeostat.open(played.path) as cluster:
-            for at, (what, *words) in enumerate(steps, 1):
-                trouble = (getattr(played, what)(*words) or played.trouble
-                           or played.compare(cluster))
-                if trouble:
-                    return steps[:at], trouble
-    finally:
-        killed(played.receiver)
-        os.unlink(played.path)
+    with Clock() as clock:
+        clock.now, clock.offset_s = 1e4, 1e9 - 1e4
+        played = Play(folder, clock)
+        try:
+            with libbeostat.open(played.path) as cluster:
+                for at, (what, *words) in enumerate(steps, 1):
+                    trouble = (getattr(played, what)(*words) or played.trouble
+                               or played.compare(cluster))
+                    if trouble:
+                        return steps[:at], trouble
+        finally:
+            killed(played.receiver)
+            os.unlink(played.path)
 
 
 def shorten(failed, plays):
@@ -2544,15 +2260,15 @@ def shorten(failed, plays):
     return failed
 
 
-def test_model(tmp_path, monkeypatch):
-    clock, messages = Clock(monkeypatch), 0
-    for seed in range(SEED, SEED + HISTORIES):
+def test_model(tmp_path):
+    messages = 0
+    for seed in range(SEED, SEED + PLAYS):
         steps = Agents(seed, 100).steps
         messages += sum(step[0] == "receive" for step in steps)
-        failed = play(tmp_path, clock, steps)
+        failed = follow(tmp_path, steps)
         if failed:
-            steps, trouble = shorten(failed, lambda less: play(
-                tmp_path, clock, less))
+            steps, trouble = shorten(failed, lambda less: follow(
+                tmp_path, less))
             raise AssertionError("SEED=%d fails:\n%s\n%s" % (
                 seed, "\n".join(map(str, steps)), trouble))
     print("seeds %d to %d: %d messages" % (SEED, seed, messages))
@@ -2567,167 +2283,171 @@ def options_of(name):
             for option in action.option_strings]
 
 
+COMMANDS = (
+    # command, exit status, how the last line of what it prints ends
+    ("sendstats -v", 0, "sendstats " + sendstats.VERSION),
+    ("sendstats --version", 0, "sendstats " + sendstats.VERSION),
+    ("recvstats -v", 0, "recvstats " + sendstats.VERSION),
+    ("recvstats --version", 0, "recvstats " + sendstats.VERSION),
+    ("beostat -v", 0, "beostat " + sendstats.VERSION),
+    ("beostat --version", 0, "beostat " + sendstats.VERSION),
+    ("sendstats --nonsense", 2, "--nonsense"),
+    ("sendstats 7 m1 --rat 3 --nonsense", 2, "--nonsense"),
+    ("sendstats -r 0 7", 2, "0 is not between 0.01 and 3600.0"),
+    ("sendstats -r often", 2, "'often'"),
+    ("sendstats -p 70000", 2, "70000 is not between 1 and 65535"),
+    ("sendstats 0 master:0", 2, "master:0 is not ADDRESS[:PORT]"),
+    ("sendstats 0 a:b", 2, "a:b is not ADDRESS[:PORT]"),
+    ("sendstats 7 m1:99999", 2, "m1:99999 is not ADDRESS[:PORT]"),
+    ("sendstats 7 m1:http", 2, "m1:http is not ADDRESS[:PORT]"),
+    ("sendstats -3", 2, "node number -3 is out of range"),
+    ("sendstats 2147483648", 2, "node number 2147483648 is out of range"),
+    ("sendstats -a master", 2, "'master'"),
+    ("sendstats --allow x", 2, "'x'"),
+    ("NODE=seven sendstats m1", 2, "$NODE is not a node number: 'seven'"),
+    *[("sendstats " + words, 2, "; a node number is digits alone, and comes "
+       "first") for words in ("10.77.0.1 4", "n3", "n3 master", "4.0", "+4",
+                              "7 master 8")],
+    ("recvstats -p 0", 2, "0 is not between 1 and 65535"),
+    ("recvstats -N -1", 2, "-1 is not between 0 and 16777216"),
+    ("recvstats -N 9 --max-nodes 8", 2, "-N 9 is more than --max-nodes 8"),
+    ("recvstats --iprange 10.0.0.9-10.0.0.1", 2,
+     "10.0.0.9-10.0.0.1: ends before it begins"),
+    ("recvstats --iprange here", 2,
+     "here is not FIRST[-LAST], two IPv4 addresses"),
+    ("recvstats --allow 10.0.0.0/33", 2,
+     "invalid network value: '10.0.0.0/33'"),
+    ("recvstats operand", 2, "operand"),
+    ("beostat --nonsense", 2, "--nonsense"),
+    ("beostat --top 0", 2, "--top 0: at least 1"),
+)
+
+
+@pytest.mark.parametrize("command, status, says", COMMANDS)
+def test_command(capfd, command, status, says):
+    *nodes, name = re.match(r"(?:NODE=(\w+) )?(\w+)", command).groups()
+    words = command.partition(name)[2].split()
+    more = [{"NODE": nodes[0] or ""}] * (name == "sendstats")
+    with pytest.raises(SystemExit) as ended:
+        globals()[name].parse_args(words, *more)
+    out, err = capfd.readouterr()
+    assert (ended.value.code or 0) == status and not (out and err)
+    assert (out or err).splitlines()[-1].endswith(says)
+    assert (out if status == 0 else err).startswith(
+        says if status == 0 else "usage: %s.py" % name)
+
+
 @pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
 def test_help_fits_a_screen_and_ends_with_examples(name):
-    for option in "-h", "--help":
-        shown = tool(name + ".py", option)
-        assert shown.returncode == 0 and shown.stderr == ""
-        lines = shown.stdout.splitlines()
-        assert len(lines) <= 25 and max(map(len, lines)) <= 79
-        assert "examples:" in lines and lines[-1].startswith("  ")
-        for option in options_of(name):
-            assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
-                             shown.stdout), option
+    """Tried as a process, with a usage error and a version."""
+    helps = [tool(name + ".py", option) for option in ("-h", "--help")]
+    for shown in helps:
+        assert (shown.returncode, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
+    assert helps[0].stdout == shown.stdout
+    assert len(lines) <= 25 and max(map(len, lines)) <= 79
+    assert "examples:" in lines and lines[-1].startswith("  ")
+    for option in options_of(name):
+        assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
+                         shown.stdout), option
+    refused = tool(name + ".py", "--nonsense")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
-def test_version(name):
-    for option in "-v", "--version":
-        shown = tool(name + ".py", option)
-        assert shown.returncode == 0
-        assert shown.stdout == "%s %s\n" % (name, sendstats.VERSION)
-
-
-USAGE = (
-    ("sendstats.py", "--nonsense"), ("sendstats.py", "-r", "0"),
-    ("sendstats.py", "-r", "often"), ("sendstats.py", "-p", "70000"),
-    ("sendstats.py", "0", "master:0"), ("sendstats.py", "0", "a:b"),
-    ("sendstats.py", "-3"), ("sendstats.py", "2147483648"),
-    ("sendstats.py", "-a", "master"), ("sendstats.py", "--allow", "x"),
-    ("recvstats.py", "-p", "0"), ("recvstats.py", "-N", "-1"),
-    ("recvstats.py", "--iprange", "10.0.0.9-10.0.0.1"),
-    ("recvstats.py", "--iprange", "here"),
-    ("recvstats.py", "-N", "9", "--max-nodes", "8"),
-    ("recvstats.py", "operand"),
-    ("beostat.py", "--nonsense"),
+RECVSTATS = "recvstats.py -p {port} --table {folder}/t"
+SENDSTATS = "sendstats.py -p {port} --pid-file {folder}/%s 7 127.0.0.1"
+NOT_OURS = "sendstats: {folder}/%s: is not a pid file: name another"
+USED = ("recvstats: UDP port {used}: Address already in use by pid {pid}: end "
+        "it, or choose another with -p")
+FULL = "beostat: cannot write: No space left on device"
+ANSWERS = (
+    # command, exit status, the one line that it says
+    ("sendstats.py --proc /none 0 127.0.0.1", 1,
+     "sendstats: --proc /none: no such folder"),
+    ("sendstats.py --pid-file /none/pid 0 127.0.0.1", 1,
+     "sendstats: /none/pid: No such file or directory"),
+    ("sendstats.py --key-file /none/key 0 127.0.0.1", 1,
+     "sendstats: /none/key: No such file or directory"),
+    ("sendstats.py -f --key-file /none/key 0 127.0.0.1", 1,
+     "sendstats: /none/key: No such file or directory"),
+    ("recvstats.py -p {port} --table /none/table", 1,
+     "recvstats: /none/table: cannot be made: No such file or directory: "
+     "choose another with --table"),
+    (RECVSTATS + " --key-file /none/key", 1,
+     "recvstats: /none/key: No such file or directory"),
+    (RECVSTATS + " -f --key-file /none/key", 1,
+     "recvstats: /none/key: No such file or directory"),
+    (RECVSTATS + " -p {used}", 1, USED),
+    (RECVSTATS + " -p {used} -f", 1, USED),
+    (RECVSTATS + " --pid-file {folder}/text", 1,
+     "recvstats: {folder}/text: is not a pid file: name another"),
+    *[(SENDSTATS % name, 1, NOT_OURS % name)
+      for name in ("text", "fifo", "device", "second")],
+    (SENDSTATS % "link", 1,
+     "sendstats: {folder}/link: Too many levels of symbolic links"),
+    (SENDSTATS % "theirs", 1, "sendstats: {folder}/theirs: belongs to "
+     "another user: remove it, or name another"),
+    ("beostat.py --table {folder}/none", 3,
+     "beostat: {folder}/none: No such file or directory: recvstats is not "
+     "running: start it with recvstats.py, or name its table with --table"),
+    ("beostat.py --table {folder}/text", 3,
+     "beostat: {folder}/text: not a table of recvstats"),
+    ("beostat.py --table {folder}/t > /dev/full", 3, FULL),
+    ("beostat.py --table {folder}/t --json > /dev/full", 3, FULL),
 )
 
 
-@pytest.mark.parametrize("command", USAGE)
-def test_usage_error(command):
-    shown = tool(*command)
-    assert shown.returncode == 2 and shown.stdout == ""
-    assert "usage: " + command[0] in shown.stderr
-    assert "Traceback" not in shown.stderr
-
-
-@pytest.mark.parametrize("name, words, want", [
-    ("sendstats", "7 m1:99999", "m1:99999 is not ADDRESS[:PORT]"),
-    ("sendstats", "7 m1:http", "m1:http is not ADDRESS[:PORT]"),
-    ("sendstats", "7 m1 --rat 3 --nonsense", "--nonsense"),
-    *[("sendstats", words, "digits alone, and comes first") for words in (
-        "10.77.0.1 4", "n3", "n3 master", "4.0", "+4", "7 master 8")],
-    ("sendstats", "-r 0 7", "0 is not between 0.01 and 3600.0"),
-    ("recvstats", "--allow 10.0.0.0/33", "invalid network value"),
-    ("beostat", "--top 0", "--top 0: at least 1"),
-])
-def test_usage_error_says_what_is_wrong(name, words, want):
-    shown = tool(name + ".py", *words.split())
-    assert want in shown.stderr.splitlines()[-1]
-
-
-def test_node_of_the_environment_must_be_a_number():
-    shown = tool("sendstats.py", "--once", "127.0.0.1",
-                 env=dict(os.environ, NODE="seven"))
-    assert shown.returncode == 2 and "$NODE" in shown.stderr
-
-
-START_ERRORS = (
-    ("sendstats.py", ["--proc", "/nowhere", "0", "127.0.0.1"],
-     "sendstats: --proc /nowhere: no such folder\n"),
-    ("sendstats.py", ["--pid-file", "/nowhere/pid", "0", "127.0.0.1"],
-     "sendstats: /nowhere/pid: No such file or directory\n"),
-    ("recvstats.py", ["--table", "/nowhere/table"],
-     "recvstats: /nowhere/table: cannot be made: "
-     "No such file or directory: choose another with --table\n"),
-    ("sendstats.py", ["--key-file", "/nowhere/key", "0", "127.0.0.1"],
-     "sendstats: /nowhere/key: No such file or directory\n"),
-    ("recvstats.py", ["--key-file", "/nowhere/key", "--table", "{0}/t"],
-     "recvstats: /nowhere/key: No such file or directory\n"),
-)
-
-
-@pytest.mark.parametrize("name, options, want", START_ERRORS)
-def test_start_error_is_one_line(tmp_path, name, options, want):
-    options = [word.format(tmp_path) for word in options]
-    for more in [], ["-f"]:
-        port = ["-p", free_port()]
-        shown = tool(name, *more, *port, *options)
-        assert (shown.returncode, shown.stdout, shown.stderr) == (1, "", want)
-
-
-def test_port_in_use(running):
-    first = running.recvstats()
-    for more in [], ["-f"]:
-        other = os.path.join(running.folder, "other")
-        shown = tool("recvstats.py", *more, "-p", running.port, "--table",
-                     other)
-        assert shown.returncode == 1
-        assert shown.stderr == (
-            "recvstats: UDP port %d: Address already in use by pid %d: end "
-            "it, or choose another with -p\n" % (running.port, first.pid))
-        assert not os.path.exists(other)
-
-
-@pytest.mark.parametrize("name, words", [
-    ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
-    ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
-def test_pid_file_that_is_none_is_left_alone(running, name, words):
-    """A device would be removed, and closed to everybody else before."""
-    words = [word.format(running.folder, running.port) for word in words]
-    made = os.path.join(running.folder, "made")
-    for make in (lambda: os.mkfifo(made),
-                 lambda: os.mknod(made, 0o20666, os.makedev(1, 3)),
-                 lambda: (write_file(made + "2", b"7"),
-                          os.link(made + "2", made))):
-        make()
-        before = os.stat(made)
-        refused = tool(name, "--pid-file", made, *words)
-        assert (refused.returncode, refused.stderr) == (
-            1, "%s: %s: is not a pid file: name another\n" % (
-                name[:-3], made))
-        after = os.stat(made)
-        assert (after.st_mode, after.st_size) == (
-            before.st_mode, before.st_size)
-        os.unlink(made)
-
-
-@pytest.mark.parametrize("name, words", [
-    ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
-    ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
-def test_pid_file_of_another_user_or_a_link_is_left_alone(
-        running, name, words):
-    path = os.path.join(running.folder, "pid")
-    words = [word.format(running.folder, running.port) for word in words]
-    os.symlink(os.path.join(running.folder, "elsewhere"), path)
-    refused = tool(name, "--pid-file", path, *words)
-    assert (refused.returncode, refused.stderr) == (
-        1, "%s: %s: Too many levels of symbolic links\n" % (name[:-3], path))
-    assert not os.path.exists(path)
-    os.unlink(path)
+@pytest.mark.parametrize("command, status, says", ANSWERS)
+def test_answer(receiver, tmp_path, command, status, says):
+    """No file is touched: a device would be removed, and closed to all
+    others before."""
+    def found():
+        return {name: os.lstat(folder + "/" + name)[:7]
+                for name in os.listdir(folder)}
+    folder = str(tmp_path)
+    for name, data in ("text", b"root:x:0:0\n"), ("first", b""), (
+            "theirs", b""):
+        write_file(folder + "/" + name, data)
+    os.link(folder + "/first", folder + "/second")
+    os.symlink(folder + "/nowhere", folder + "/link")
+    os.mkfifo(folder + "/fifo")
     if not os.geteuid():
-        write_file(path, b"")
-        os.chown(path, 1234, 1234)
-        refused = tool(name, "--pid-file", path, *words)
-        assert (refused.returncode, refused.stderr) == (
-            1, "%s: %s: belongs to another user: remove it, or name another\n"
-            % (name[:-3], path))
-        assert os.stat(path).st_uid == 1234
+        os.mknod(folder + "/device", 0o20666, os.makedev(1, 3))
+        os.chown(folder + "/theirs", 1234, 1234)
+    elif "device" in command or "theirs" in command:
+        pytest.skip("needs files of others")
+    before = found()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        names = dict(folder=folder, port=free_port(), pid=os.getpid(),
+                     used=sock.getsockname()[1])
+        ended = subprocess.run(
+            "exec %s -S %s/%s" % (sys.executable, HERE, command.format(
+                **names)), shell=True, timeout=30, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        status, "", says.format(**names) + "\n")
+    assert found() == before
 
 
-@pytest.mark.parametrize("name, words", [
-    ("recvstats.py", ["--table", "{0}/t", "-p", "{1}"]),
-    ("sendstats.py", ["-p", "{1}", "3", "127.0.0.1"])])
-def test_pid_file(running, name, words):
-    path = os.path.join(running.folder, "pid")
+DAEMONS = "recvstats.py", "sendstats.py"
+
+
+@pytest.mark.parametrize("name, umask", [*zip(DAEMONS, (0, 0o777))])
+def test_pid_file(running, name, umask):
+    """Whatever the umask nobody else can lock it, which would stop the next
+    start; it is there when the parent is back, and gone after the end, for
+    which nobody has to wait."""
+    path, more = os.path.join(running.folder, "pid"), []
+    if name == "sendstats.py":
+        more = ["-r", 3600]
 
     def start():
-        shown = tool(name, "--pid-file", path, *[
-            word.format(running.folder, running.port) for word in words])
-        with open(path) as file:
-            running.pids.append(int(file.read()))
-        return shown
+        return running.daemon(name, *more,
+                              preexec_fn=lambda: os.umask(umask))
     assert start().returncode == 0
+    assert os.stat(path).st_mode & 0o777 == 0o600
     again = start()
     assert (again.returncode, again.stderr) == (
         1, "%s: %s: is of another that runs (pid %d)\n" % (
@@ -2735,74 +2455,8 @@ def test_pid_file(running, name, words):
     os.kill(running.pids[0], signal.SIGKILL)
     wait_for(lambda: start().returncode == 0)           # it is stale now
     assert running.pids[-1] != running.pids[0]
-    started = time.monotonic()
     os.kill(running.pids[-1], signal.SIGTERM)
     wait_for(lambda: not os.path.exists(path))
-    assert time.monotonic() - started < 1.0
-
-
-@pytest.mark.parametrize("name, words", [
-    ("recvstats.py", ["--table", "{0}/table", "-p", "{1}"]),
-    ("sendstats.py", ["-p", "{1}", "0", "127.0.0.1"])])
-def test_daemon_started_with_its_files_closed(running, name, words):
-    """Their numbers may not go to a socket, which the daemon would lose."""
-    path = os.path.join(running.folder, "pid")
-    line = "%s %s/%s --pid-file %s %s <&- >&- 2>&-" % (
-        sys.executable, HERE, name, path, " ".join(words).format(
-            running.folder, running.port))
-    if name == "sendstats.py":
-        running.recvstats()
-    assert subprocess.call(line, shell=True) == 0
-    with open(path) as file:
-        running.pids.append(int(file.read()))
-    if name == "recvstats.py":
-        running.sendstats("-r", "0.1", 0, "127.0.0.1")
-    assert running.wait_up(0).kernel.forks
-    for fd in range(3):
-        assert os.readlink("/proc/%d/fd/%d" % (
-            running.pids[-1], fd)) == "/dev/null"
-
-
-def test_agent_that_can_send_nothing_stays(running):
-    """Its parent was gone when it was ready, and so it died."""
-    path = os.path.join(running.folder, "pid")
-    started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
-    running.pids.append(read_pid(path))
-    assert started.returncode == 0
-    assert re.fullmatch(r"sendstats: no-such.invalid:5545: .*: trying again\n",
-                        started.stderr)
-    time.sleep(0.3)
-    os.kill(running.pids[0], 0)
-    os.kill(running.pids[0], signal.SIGTERM)
-    wait_for(lambda: not os.path.exists(path))
-
-
-def read_pid(path):
-    """Return the number in a pid file."""
-    with open(path) as file:
-        return int(file.read())
-
-
-def test_parent_that_is_killed_changes_nothing(running, master):
-    path = os.path.join(running.folder, "pid")
-    parent = running.start("sendstats.py", "-r", "0.1", "--pid-file", path, 7,
-                           "127.0.0.1:%d" % master.getsockname()[1])
-    wait_for(lambda: os.path.exists(path) and os.path.getsize(path))
-    running.pids.append(read_pid(path))
-    parent.kill()
-    for _ in range(5):
-        assert header_of(master.recv(65536))["node"] == 7
-
-
-@pytest.mark.parametrize("umask", [0, 0o777])
-def test_pid_file_is_its_owners_alone(running, umask):
-    """Nobody else can lock it, which would stop the next start."""
-    path = os.path.join(running.folder, "pid")
-    started = tool("sendstats.py", "-p", running.port, "--pid-file", path, 0,
-                   "127.0.0.1", preexec_fn=lambda: os.umask(umask))
-    assert started.returncode == 0
-    running.pids.append(read_pid(path))
-    assert os.stat(path).st_mode & 0o777 == 0o600
 
 
 def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
@@ -2825,31 +2479,73 @@ def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
     assert not os.path.exists(path)
 
 
-def test_file_that_is_not_a_pid_file_is_not_touched(tmp_path):
-    path = tmp_path / "passwd"
-    path.write_text("root:x:0:0\n")
-    shown = tool("sendstats.py", "--pid-file", path, 0, "127.0.0.1")
-    assert (shown.returncode, shown.stderr) == (
-        1, "sendstats: %s: is not a pid file: name another\n" % path)
-    assert path.read_text() == "root:x:0:0\n"
+def test_daemons_started_with_their_files_closed(running):
+    """Their numbers may not go to a socket, which the daemon would lose."""
+    for name in DAEMONS:
+        words = ["--table", running.table]
+        if name == "sendstats.py":
+            words = ["-r", "0.1", "0", "127.0.0.1"]
+        path = os.path.join(running.folder, name)
+        assert subprocess.call(
+            ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable,
+             os.path.join(HERE, name), "-p", str(running.port), "--pid-file",
+             path, *words]) == 0
+        running.pids.append(read_pid(path))
+    assert running.wait_up(0).kernel.forks
+    for pid in running.pids:
+        for fd in range(3):
+            assert os.readlink("/proc/%d/fd/%d" % (pid, fd)) == "/dev/null"
 
 
-@pytest.mark.parametrize("count", [3, 1100])
-def test_descriptors_of_the_caller_are_closed(running, count):
-    """A lock of its would be held for ever; select knows none over 1,023."""
-    import resource
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < count + 100:
-        pytest.skip("this machine allows %d descriptors" % hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, hard))
-    fds = [os.open(running.folder, os.O_RDONLY) for _ in range(count)]
+def slow_agent_that_can_send_nothing_stays(running):
+    """Its parent does not wait until it is ready."""
     path = os.path.join(running.folder, "pid")
+    started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
+    running.pids.append(read_pid(path))
+    assert started.returncode == 0
+    assert re.fullmatch(r"sendstats: no-such.invalid:5545: .*: trying again\n",
+                        started.stderr)
+    time.sleep(0.3)
+    os.kill(running.pids[0], signal.SIGTERM)
+    wait_for(lambda: not os.path.exists(path))
+
+
+def slow_parent_that_is_killed_changes_nothing(running):
+    path = os.path.join(running.folder, "pid")
+    running.recvstats()
+    parent = running.start("sendstats.py", "-r", "0.1", "-p", running.port,
+                           "--pid-file", path, 7, "127.0.0.1", "no.such.name")
+    wait_for(lambda: os.path.exists(path) and os.path.getsize(path))
+    running.pids.append(read_pid(path))
+    parent.kill()
+    running.wait_up(7)
+    with running.open() as cluster:
+        wait_for(lambda: cluster[7].sequence > 5)
+
+
+def slow_reader_of_its_errors_may_go(running):
+    running.recvstats()
+    agent = running.sendstats("-d", "-r", "0.1", 7, "no.such.name",
+                              "127.0.0.1")
+    before = running.wait_up(7).sequence
+    agent.stdout.close()
+    agent.stderr.close()
+    with running.open() as cluster:
+        wait_for(lambda: cluster[7].sequence > before + 5)
+    assert agent.poll() is None
+
+
+def test_descriptors_of_the_caller_are_closed(running):
+    """A lock of its would be held for ever; select knows none over 1,023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this machine allows %d descriptors" % hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    fds = [os.open(running.folder, os.O_RDONLY) for _ in range(1100)]
     try:
         running.recvstats()
-        started = tool("sendstats.py", "-p", running.port, "--pid-file", path,
-                       0, "127.0.0.1", pass_fds=fds)
+        started = running.daemon("sendstats.py", pass_fds=fds)
         assert (started.returncode, started.stderr) == (0, "")
-        running.pids.append(read_pid(path))
         running.wait_up(0)
         folder = "/proc/%d/fd/" % running.pids[0]
         assert running.folder not in map(
@@ -2860,19 +2556,8 @@ def test_descriptors_of_the_caller_are_closed(running, count):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_reader_of_its_errors_may_go(running, master):
-    agent = running.start("sendstats.py", "-d", "-r", "0.1", 7, "no.such.name",
-                          "127.0.0.1:%d" % master.getsockname()[1])
-    master.recv(65536)
-    agent.stdout.close()
-    agent.stderr.close()
-    for _ in range(5):
-        master.recv(65536)
-    assert agent.poll() is None
-
-
 def test_tools_by_other_names(running):
-    """Links in /usr/bin to files elsewhere, and --table by environment."""
+    """Links in /usr/bin to files elsewhere, and a table by environment."""
     folder = os.path.join(running.folder, "bin")
     os.mkdir(folder)
     for name in "recvstats", "sendstats", "beostat":
@@ -2884,40 +2569,26 @@ def test_tools_by_other_names(running):
             [sys.executable, *["-I"] * (name == "beostat"),
              os.path.join(folder, name), *map(str, words)], timeout=20,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
+            env=dict(os.environ, BEOSTAT_TABLE=running.table),
             universal_newlines=True)
-    running.processes.append(subprocess.Popen(
-        [sys.executable, os.path.join(folder, "recvstats"), "-f", "-p",
-         str(running.port), "--table", running.table],
-        stderr=subprocess.DEVNULL))
-    wait_for(lambda: os.path.exists(running.table))
+    path = os.path.join(running.folder, "pid")
+    assert run("recvstats", "-p", running.port, "--table", running.table,
+               "--pid-file", path).returncode == 0
+    running.pids.append(read_pid(path))
     sent = run("sendstats", "--once", "-p", running.port, 5, "127.0.0.1")
     assert (sent.returncode, sent.stderr) == (0, "")
-    shown = run("beostat", "--table", running.table, "5")
+    shown = run("beostat", "5")
     assert shown.returncode == 0 and " up " in shown.stdout
-
-
-def test_disk_that_is_full(running):
-    running.recvstats()
-    running.sendstats("--once", 0, "127.0.0.1")
-    running.wait_up(0)
-    for words in "", "--json":
-        shown = subprocess.run(
-            "%s %s/beostat.py --table %s %s > /dev/full" % (
-                sys.executable, HERE, running.table, words), shell=True,
-            stderr=subprocess.PIPE, universal_newlines=True)
-        assert (shown.returncode, shown.stderr) == (
-            3, "beostat: cannot write: No space left on device\n")
 
 
 def test_beostat_without_its_library(tmp_path):
     shutil.copy(os.path.join(HERE, "beostat.py"), str(tmp_path))
-    shown = subprocess.run([sys.executable, "-I", "-S", "beostat.py"],
+    ended = subprocess.run([sys.executable, "-I", "-S", "beostat.py"],
                            cwd=str(tmp_path), stderr=subprocess.PIPE,
                            universal_newlines=True)
-    assert shown.returncode == 1
-    assert shown.stderr == (
-        "beostat: libbeostat.py is not beside %s/beostat.py: copy it there\n"
-        % os.path.realpath(str(tmp_path)))
+    assert (ended.returncode, ended.stderr) == (
+        1, "beostat: libbeostat.py is not beside %s/beostat.py: copy it "
+        "there\n" % os.path.realpath(str(tmp_path)))
 
 
 # ---- end to end on loopback --------------------------------------------
@@ -2942,6 +2613,13 @@ def test_daemons_one_after_the_other_and_the_command_at_once(running):
     assert node.split()[3] == "%d" % os.sysconf("SC_NPROCESSORS_ONLN")
     assert node.split()[-1] == os.uname().nodename
     assert total.startswith("total 1 up")
+    document = json.loads(running.beostat("--json", "0").stdout)
+    assert document["path"] == running.table
+    assert document["recvstats"]["running"] is True
+    node, = document["nodes"]
+    assert (node["number"], node["state"]) == (0, "up")
+    assert len(node["cpus"]) == node["agent"]["cpus"]
+    assert node["processor"]["ticks_per_s"] == os.sysconf("SC_CLK_TCK")
     for pid, path in zip(reversed(running.pids), reversed(files)):
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not os.path.exists(path), 1.5)
@@ -2960,85 +2638,75 @@ def slow_agent_that_is_killed_is_down_after_three_periods(running):
     killed = time.monotonic()
     with running.open() as cluster:
         wait_for(lambda: cluster[2].state == "down")
-    assert 2.5 < time.monotonic() - killed < 4.5
+    assert 2.5 < time.monotonic() - killed < 6
     shown = running.beostat()
     assert shown.returncode == 1 and "down: n2\n" in shown.stdout
 
 
-def test_farewell_is_seen_at_once(running):
-    running.recvstats()
-    agent = running.sendstats(2, "127.0.0.1", "-r", "60")
-    running.wait_up(2)
-    agent.terminate()
-    assert agent.wait(1.0) == 0
-    with running.open() as cluster:
-        wait_for(lambda: cluster[2].state == "left", 1.0)
-    assert "left: n2\n" in running.beostat().stdout
-
-
-def test_recvstats_killed_and_started_again(running):
+def slow_recvstats_killed_and_started_again(running):
+    """Its agents go on, at the phase that each has."""
     first = running.recvstats()
-    for number in range(5):
-        running.sendstats(number, "127.0.0.1", "-r", "0.2")
-    for number in range(5):
+    for number in range(3):
+        running.sendstats(number, "127.0.0.1", "-r", "0.5")
+    for number in range(3):
         running.wait_up(number)
+    times = set()
+    with running.open() as cluster:
+        wait_for(lambda: times.add(cluster[1].time_s) or len(times) > 5)
     first.kill()
     first.wait()
     assert running.beostat().returncode in (0, 1)   # its heartbeat is new
     running.recvstats()
     with running.open() as cluster:
-        assert [node.number for node in cluster] == list(range(5))
+        assert [node.number for node in cluster] == [0, 1, 2]
         before = cluster[0].sequence
         wait_for(lambda: cluster[0].sequence > before + 1)
         assert cluster.status.stale == cluster.status.repeated == 0
+    _, first, *rest = sorted(times)
+    for other in rest:
+        periods = (other - first) / 0.5
+        assert abs(periods - round(periods)) < 0.2
 
 
-def test_several_masters_and_one_that_refuses_until_it_is_there(running):
+def slow_several_masters_and_one_that_refuses_until_it_is_there(running):
     other = Running(running.folder)
     other.table += "2"
     try:
         running.recvstats()
         running.sendstats("-r", "0.1", 3, "127.0.0.1",
                           "127.0.0.1:%d" % other.port, "no.such.name")
-        running.wait_up(3)
-        time.sleep(0.2)
-        other.recvstats()
-        node = other.wait_up(3)
-        assert node.sequence > 1
-        assert node.agent.send_errors > 0           # the name
+        first = running.wait_up(3).sequence
         with running.open() as cluster:
+            wait_for(lambda: cluster[3].sequence > first + 1)
+            other.recvstats()
+            node = other.wait_up(3)
+            assert node.sequence > first + 1
+            assert node.agent.send_errors > 0       # the name
             assert cluster[3].lost == 0
     finally:
         other.end()
 
 
 def test_number_of_the_environment_or_by_address(running):
-    running.recvstats("--iprange", "127.0.0.1-127.0.0.9")
-    running.sendstats("--once", "127.0.0.1", env=dict(os.environ, NODE="6"))
+    """And what -d says is sent and received."""
+    receiver = running.recvstats("-d", "--iprange", "127.0.0.1-127.0.0.9")
+    unset = {key: value for key, value in os.environ.items() if key != "NODE"}
+    agents = [running.sendstats("-d", "--once", *words, "127.0.0.1", env=env)
+              for words, env in (((), dict(unset, NODE="6")),
+                                 (("-a", "127.0.0.5"), unset), ((-1,), unset))]
     running.wait_up(6)
-    running.sendstats("--once", "127.0.0.1", "-a", "127.0.0.5",
-                      env={key: value for key, value in os.environ.items()
-                           if key != "NODE"})
     assert running.wait_up(4).address == "127.0.0.5"
-    running.sendstats("--once", -1, "127.0.0.1")
     running.wait_up(-1)
-    shown = running.beostat("master", "-1")
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
-        "node", "-1", "total"]
-
-
-def test_debug_says_what_is_sent_and_received(running):
-    receiver = running.start("recvstats.py", "-d", "-p", running.port,
-                             "--table", running.table)
-    wait_for(lambda: os.path.exists(running.table))
-    agent = tool("sendstats.py", "-d", "--once", "-p", running.port, 7,
-                 "127.0.0.1")
-    assert re.fullmatch(r"sequence 1, \d+ bytes to 127.0.0.1:%d: sent\n"
-                        % running.port, agent.stdout)
-    running.wait_up(7)
-    receiver.terminate()
-    _, log = receiver.communicate()
-    assert re.search(r"127.0.0.1:\d+: node 7, \d+ bytes: stored", log)
+    _, output, _ = answer(running.table, "-b", "master", "-1")
+    assert [line.split()[0] for line in output.splitlines()] == ["-1"]
+    for agent in agents:
+        assert re.fullmatch(r"sequence 1, \d+ bytes to 127.0.0.1:%d: sent\n"
+                            % running.port, agent.communicate()[0])
+    stop(receiver)
+    log = receiver.stderr.read()
+    for number in 6, -1:
+        assert re.search(r"127.0.0.1:\d+: node %d, \d+ bytes: stored"
+                         % number, log)
 
 
 def test_once_is_good_for_three_of_its_periods(running, master):
@@ -3050,48 +2718,24 @@ def test_once_is_good_for_three_of_its_periods(running, master):
         master.recv(65536)
 
 
-def test_once_that_cannot_send_fails():
-    shown = subprocess.run(
-        [sys.executable, "-S", "-c", "import sys; sys.path[:0] = [%r]; "
-         "import sendstats; sendstats.ONCE_S = 0.5; sys.exit(sendstats.main("
-         "['--once', '0', 'no.such.name']))" % HERE],
-        stderr=subprocess.PIPE, universal_newlines=True)
-    assert shown.returncode == 1
-    assert re.fullmatch("sendstats: no.such.name:5545: .+: name it in /etc/"
-                        "hosts\n", shown.stderr)
-
-
-def test_refusal_is_said(running):
-    """It said `sent` for ever where nobody listens, and exited 0."""
-    where = "127.0.0.1:%d" % free_port()
-    shown = tool("sendstats.py", "--once", "-d", 7, where)
-    assert shown.returncode == 1
-    assert re.fullmatch(r"sequence 1, \d+ bytes to %s: refused: nobody "
-                        r"listens there\n" % where, shown.stdout)
-    said = ("sendstats: %s: refused: nobody listens there: start recvstats, or "
-            "name its port with -p\n" % where)
-    assert shown.stderr == said
-    agent = running.start("sendstats.py", "-d", "-r", "0.1", 7, where)
-    for _ in range(3):
-        assert ": refused: " in agent.stdout.readline()
+def slow_once_tells_what_became_of_its_message(running):
+    nobody = "127.0.0.1:%d" % free_port()
+    refused = "%s: refused: nobody listens there" % nobody
+    cure = ": start recvstats, or name its port with -p\n"
     running.recvstats()
-    shown = tool("sendstats.py", "--once", "-d", "-p", running.port, 7, where,
-                 "127.0.0.1")
-    assert (shown.returncode, shown.stderr) == (0, said)
+    for words, status, output, error in (
+            (["no.such.name"], 1, "", r"sendstats: no.such.name:5545: .+: "
+             "name it in /etc/hosts\n"),
+            (["-d", nobody], 1, r"sequence 1, \d+ bytes to " + refused
+             + "\n", "sendstats: " + refused + cure),
+            (["-d", nobody, "127.0.0.1:%d" % running.port], 0,
+             r"(sequence 1, \d+ bytes to .*(: sent|: refused: .*)\n){2}",
+             "sendstats: " + refused + cure)):
+        shown = tool("sendstats.py", "--once", 7, *words)
+        assert shown.returncode == status
+        assert re.fullmatch(output, shown.stdout), shown.stdout
+        assert re.fullmatch(error, shown.stderr), shown.stderr
     assert shown.stdout.count(": sent\n") == 1
-
-
-def test_samples_keep_a_fixed_phase(running):
-    running.recvstats()
-    running.sendstats(1, "127.0.0.1", "-r", "0.15")
-    running.wait_up(1)
-    times = set()
-    with running.open() as cluster:
-        wait_for(lambda: times.add(cluster[1].time_s) or len(times) > 5)
-    first, *rest = sorted(times)[1:]
-    for other in rest:
-        periods = (other - first) / 0.15
-        assert abs(periods - round(periods)) < 0.2
 
 
 @pytest.mark.parametrize("period_s", [0.1, 1.0, 60.0])
@@ -3112,8 +2756,7 @@ def test_next_due(period_s):
 @pytest.mark.parametrize("name", ["sendstats.py", "recvstats.py",
                                   "libbeostat.py"])
 def test_file_alone_in_an_empty_folder(tmp_path, name):
-    with open(os.path.join(HERE, name)) as source:
-        (tmp_path / name).write_text(source.read())
+    shutil.copy(os.path.join(HERE, name), str(tmp_path))
     command = [sys.executable, "-I", "-S", name]
     option = [] if name == "libbeostat.py" else ["--help"]
     shown = subprocess.run(command + option, cwd=str(tmp_path), timeout=20,
@@ -3124,56 +2767,14 @@ def test_file_alone_in_an_empty_folder(tmp_path, name):
 
 def test_agent_needs_only_modules_of_a_minimal_python():
     """Those that Debian's python3-minimal has not may not be loaded."""
-    code = ("import sys; sys.argv = ['sendstats', '--once', '0', "
-            "'127.0.0.1:9']; sys.path.insert(0, %r); import sendstats; "
-            "sendstats.main(); print(*sys.modules)" % HERE)
-    shown = subprocess.run([sys.executable, "-I", "-S", "-c", code],
-                           stdout=subprocess.PIPE, timeout=20,
-                           universal_newlines=True)
+    code = ("import sys; sys.path.insert(0, %r); import sendstats; "
+            "sendstats.main(['--once', '0', '127.0.0.1:9']); "
+            "print(*sys.modules)" % HERE)
+    shown = subprocess.check_output(
+        [sys.executable, "-I", "-S", "-c", code], timeout=20,
+        stderr=subprocess.DEVNULL, universal_newlines=True)
     missing = {"mmap", "json", "shutil", "hmac", "encodings.idna"}
-    assert not missing & set(shown.stdout.split())
-
-
-def test_json(running):
-    running.recvstats("-N", "3")
-    running.sendstats(1, "127.0.0.1")
-    running.wait_up(1)
-    shown = running.beostat("--json")
-    document = json.loads(shown.stdout)
-    assert document["path"] == running.table
-    assert document["recvstats"]["running"] is True
-    assert document["never"] == [0, 2] and document["refused"] == {}
-    node, = document["nodes"]
-    assert (node["number"], node["state"]) == (1, "up")
-    assert node["host"]["hostname"] == os.uname().nodename
-    assert len(node["cpus"]) == node["agent"]["cpus"]
-    assert node["processor"]["ticks_per_s"] == os.sysconf("SC_CLK_TCK")
-    named = json.loads(running.beostat("--json", "1").stdout)["nodes"]
-    assert named[0]["kernel"]["boot_time_s"] == node["kernel"]["boot_time_s"]
-
-
-def test_watch_says_what_is_missing(running):
-    running.recvstats()
-    running.send(message(0))
-    running.wait_up(0)
-    watcher = running.start("beostat.py", "--table", running.table, "-w",
-                            "0.1", "-b", "0,99")
-    assert " 0 up " in watcher.stdout.readline()
-    assert watcher.stdout.readline() == "node 99: not in the table\n"
-
-
-def test_exit_status(running):
-    running.recvstats("-N", "2")
-    running.send(message(0), message(1, kind=sendstats.FAREWELL))
-    running.wait_up(0)
-    for nodes, status in (["0"], 0), (["0-1"], 1), ([], 1), (["1"], 1), (
-            ["7"], 1), (["0", os.uname().nodename], 1), (["5-3"], 2), (
-            ["no-such-host"], 1), (["[x"], 2):
-        shown = running.beostat(*nodes)
-        assert shown.returncode == status, nodes
-        assert "Traceback" not in shown.stderr
-    shown = running.beostat("0,99")
-    assert shown.stderr == "beostat: node 99: not in the table\n"
+    assert not missing & set(shown.split())
 
 
 # ---- views -------------------------------------------------------------
@@ -3195,6 +2796,31 @@ def shown(receiver, *words):
     return beostat.format_lines(args.view.format(picture, args), args).decode()
 
 
+def answer(table, *words, encoding="utf-8"):
+    """Return (exit status, standard output, standard error) of a beostat
+    that is a fork of this process: a fifth of the cost of a start."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as said:
+        pid, status = os.fork(), 70
+        if not pid:
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.stdout, sys.stderr = [
+                    open(fd, "w", encoding=encoding,
+                         errors="backslashreplace") for fd in (1, 2)]
+                status = beostat.main(["--table", table, *words])
+            except SystemExit as end:
+                status = end.code
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        status = os.waitpid(pid, 0)[1] >> 8
+        texts = [os.pread(file.fileno(), 1 << 20, 0).decode(
+            "utf-8", "surrogateescape") for file in (output, said)]
+    return (status, *texts)
+
+
 @pytest.fixture(autouse=True)
 def plain_surroundings(monkeypatch):
     """Nothing of the caller's terminal and time zone may show."""
@@ -3204,86 +2830,39 @@ def plain_surroundings(monkeypatch):
     time.tzset()
 
 
+NAME_6 = r'\x1b[31m"<&>\\n\u202e\x9b'           # EVIL, made harmless
+ROW_6 = ("    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0"
+         "     0 " + NAME_6)
+NOT_UP = ["down: n5", "left: n3", "never heard: n[7-8]"]
+ROWS = (
+    # words, the rows, the totals, the last lines
+    ("", range(7), "5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2"
+     "  123M   999", NOT_UP),
+    ("-b", range(7), "", []),
+    ("--down", (3, 5), "0 up", NOT_UP),
+    ("--sort load --top 3", (4, 6, 1), "3 up        196 99.0 196.31  198"
+     "  4221 97.6   0.0  63.2  123M   999", NOT_UP),
+    ("--sort -name --top 2", (4, 2), "2 up        193 99.5 191.70  192  4093"
+     " 98.8   0.8  63.2     0     0", NOT_UP),
+    ("--reverse 0-2", (2, 1, 0), "3 up          5 43.5   2.51    4   288  3.1"
+     "   0.2  63.2  123M   999", []),
+    ("6", (6,), "1 up          2 12.5   2.75    3    77  0.8        63.2"
+     "     0     0", []))
+
+
+@pytest.mark.parametrize("words, rows, totals, last", ROWS)
+def test_default_view(seven, words, rows, totals, last):
+    """Its rows are those of README."""
+    heading, *lines = README_VIEWS["0-5"].splitlines()[:7] + [ROW_6]
+    want = [lines[row] for row in rows]
+    if totals:
+        want = [heading] + want + ["total " + totals] + last
+    assert shown(seven, *words.split()).splitlines() == want
+
+
 GOLDEN = {
-    '': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2  123M   999
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '-b': """\
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-""",
-    '-b --down': """\
-n[3,5,7-8]
-""",
-    '--down': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    3 left   0.5    4 50.0   3.99    4   312 25.3     -  63.2     0     0 n3
-    5 down   10m    - 12.5      -    -     -    -     -  63.2     -     - n5
-total 0 up
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--sort load --top 3': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-total 3 up        196 99.0 196.31  198  4221 97.6   0.0  63.2  123M   999
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--sort -name --top 2': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    4 up     0.5  192  100 191.50  192  4013 98.8     -  63.2     0     0 n4
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-total 2 up        193 99.5 191.70  192  4093 98.8   0.8  63.2     0     0
-down: n5
-left: n3
-never heard: n[7-8]
-""",
-    '--reverse 0-2': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    2 up     0.5    1 12.5   0.20    0    80 31.8   0.8  63.2     0     0 n2
-    1 up     0.5    2 90.0   2.06    3   131 15.6   0.0  63.2  123M   999 n1
-    0 up     0.5    2 12.5   0.25    1    77  0.8     -  63.2     0     0 n0
-total 3 up          5 43.5   2.51    4   288  3.1   0.2  63.2  123M   999
-""",
-    '6': """\
- node state  age cpus cpu%   load  run tasks mem% swap% disk%  in/s out/s name
-    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0     0 \\x1b[31m"<&>\\\\n\\u202e\\x9b
-total 1 up          2 12.5   2.75    3    77  0.8        63.2     0     0
-""",
-    '-c 0-3': """\
-=============== Node: n0 (index 0) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 2
-vendor_id\t: AuthenticAMD
-model name\t: AMD EPYC
-cpu MHz\t\t: 2596.118
-cache size\t: 1024 KB
-sockets\t\t: 1
-cpu cores\t: 2
-bogomips\t: 5192.23
-
+    # what README does not show
+    '-cmnC 1': """\
 =============== Node: n1 (index 1) ===============
 
  *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
@@ -3296,503 +2875,59 @@ sockets\t\t: 2
 cpu cores\t: 2
 bogomips\t: 5989.50
 
-=============== Node: n2 (index 2) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Pentium III (Coppermine)
-cpu MHz\t\t: 863.872
-cache size\t: 256 KB
-bogomips\t: 1723.59
-
-=============== Node: n3 (index 3) ===============
-*** left, last heard 0.5 s ago ***
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 4
-vendor_id\t: 0x41
-bogomips\t: 50.00
-
-""",
-    '-c 3 -b': """\
-3 processors : 4 vendor_id : 0x41 bogomips : 50.00
-""",
-    '-m 2': """\
-=============== Node: n2 (index 2) ===============
-
  *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:         256232 kB
-MemFree:            7980 kB
-Buffers:           20608 kB
-Cached:           146152 kB
-SwapTotal:        524248 kB
-SwapFree:         520248 kB
+MemTotal:        4043516 kB
+MemFree:          211344 kB
+Buffers:          316292 kB
+Cached:          2884532 kB
+SwapTotal:       2031608 kB
+SwapFree:        2031504 kB
+
+ *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 94105221  331211    0    0    0     0          0         0 94105221  331211    0    0    0     0       0          0
+  eth0: 3121110921 22301117    0    0    0     0          0         0 2001222333 21010101    0    0    0     0       0          0
+  eth1:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+  sit0:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+
+ *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
+cpu0 0.0000
+cpu1 0.0000
 
 """,
-    '-l 5': """\
+    '-sfb 1': (
+        "1 cpu 17005 41 6102 1400211 2103 51 330 7 cpu0 8601 20 3284 "
+        "701304 cpu1 8404 21 3206 701010 intr 7523133 ctxt 9312345 "
+        "btime 1184240113 processes 20712 procs_running 2 "
+        "procs_blocked 1 f_bsize: 4096 f_blocks: 1000000 f_bfree: "
+        "400000 f_bavail: 350000 f_files: 65536 f_ffree: 60000 "
+        "f_namelen: 255\n"),
+    '-l 2,5': """\
+=============== Node: n2 (index 2) ===============
+
+ *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
+0.20 0.18 0.12 0/80 11206
+
 =============== Node: n5 (index 5) ===============
 *** down, last heard 600.0 s ago ***
 
  *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
 
 """,
-    '-n 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
-  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
-
-""",
-    '-s 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/stat *** Sun Sep 09 01:46:40 2001
-cpu  1132430 3104 220311 51234907
-cpu0 1132430 3104 220311 51234907
-intr 1462898
-ctxt 115315
-btime 1062191376
-processes 86031
-
-""",
-    '-f 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** statfs of / *** Sun Sep 09 01:46:40 2001
-f_bsize: 4096
-f_blocks: 1000000
-f_bfree: 400000
-f_bavail: 350000
-f_files: 65536
-f_ffree: 60000
-f_namelen: 255
-
-""",
-    '-C 3': """\
-=============== Node: n3 (index 3) ===============
-*** left, last heard 0.5 s ago ***
-
- *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
-cpu0 0.0000
-cpu1 0.0000
-cpu2 0.0000
-cpu3 0.0000
-
-""",
+    '-cb 3': "3 processors : 4 vendor_id : 0x41 bogomips : 50.00\n",
+    '-lRb 1,5': "1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 "
+                "bytes/second\n5\n",
     '-Cb 0-3': """\
 0.0000 0.0000 0
 0.0000 0.0000 1
 0.0000 2
 0.0000 0.0000 0.0000 0.0000 3
 """,
-    '-nb 1,2': """\
-1 lo 94105221 331211 0 0 0 0 0 0 94105221 331211 0 0 0 0 0 0
-1 eth0 3121110921 22301117 0 0 0 0 0 0 2001222333 21010101 0 0 0 0 0 0
-1 eth1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-1 sit0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-2 lo 104503 1301 0 0 0 0 0 0 104503 1301 0 0 0 0 0 0
-2 eth0 1235461773 3510213 17 2 1 3 0 11 4013244571 4120551 5 0 0 91 7 0
-""",
-    '--names --up': """\
-n[0-2,4,6]
-""",
-    '-R 1': """\
-=============== Node: n1 (index 1) ===============
-
- *** network rate *** Sun Sep 09 01:46:40 2001
-Network rate 123457788 bytes/second
-
-""",
-    '-Rb': """\
-0 Network rate 0 bytes/second
-1 Network rate 123457788 bytes/second
-2 Network rate 0 bytes/second
-3 Network rate 0 bytes/second
-4 Network rate 0 bytes/second
-5
-6 Network rate 0 bytes/second
-""",
-    '-a 2': """\
-=============== Node: n2 (index 2) ===============
-
- *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Pentium III (Coppermine)
-cpu MHz\t\t: 863.872
-cache size\t: 256 KB
-bogomips\t: 1723.59
-
- *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:         256232 kB
-MemFree:            7980 kB
-Buffers:           20608 kB
-Cached:           146152 kB
-SwapTotal:        524248 kB
-SwapFree:         520248 kB
-
- *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
-0.20 0.18 0.12 0/80 11206
-
- *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
-  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
-
- *** /proc/stat *** Sun Sep 09 01:46:40 2001
-cpu  1132430 3104 220311 51234907
-cpu0 1132430 3104 220311 51234907
-intr 1462898
-ctxt 115315
-btime 1062191376
-processes 86031
-
- *** statfs of / *** Sun Sep 09 01:46:40 2001
-f_bsize: 4096
-f_blocks: 1000000
-f_bfree: 400000
-f_bavail: 350000
-f_files: 65536
-f_ffree: 60000
-f_namelen: 255
-
-""",
-    '-lRb 1': """\
-1 2.06 2.01 1.73 3/131 20712 Network rate 123457788 bytes/second
-""",
-    '--dots': """\
-0 :%:L@D:NN
-.:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-""",
     '--dots --up': """\
 0 :%: @ :NN
 .:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-""",
-    '--daemon': """\
-recvstats        running, pid 812
-uptime           60m
-port             5545
-messages/s       15
-last request     none
-table            /dev/shm/beostat, 282k bytes used
-expected         9 nodes
-received         15
-stored           15
-late             0
-repeated         0
-stale            0
-conflict         0
-clock_wrong      0
-short            0
-long             0
-magic_wrong      0
-version_wrong    0
-crc_wrong        0
-header_wrong     0
-number_wrong     0
-unnumbered       0
-not_allowed      0
-unsigned         0
-signature_wrong  0
-no_space         0
-requests         0
-kernel_drops     0
-log_drops        0
-lost             2 of 17 (11.7647 %)
-lost by node 1   2 of 11 (18.1818 %)
-agent's cost     median 350 us a sample, worst 2120 us (node 4)
-clock skew       at most 1.0 s (node 6)
-""",
-    '--prometheus 2': """\
-# HELP beostat_node_up 1 while the node's samples arrive.
-# TYPE beostat_node_up gauge
-beostat_node_up{instance="n2",node="2"} 1
-# HELP beostat_node_state 1 of the state that the node is in.
-# TYPE beostat_node_state gauge
-beostat_node_state{instance="n2",node="2",state="up"} 1
-# HELP beostat_node_age_seconds Time since the last sample arrived.
-# TYPE beostat_node_age_seconds gauge
-beostat_node_age_seconds{instance="n2",node="2"} 0.5
-# HELP beostat_node_received_messages_total Messages received.
-# TYPE beostat_node_received_messages_total counter
-beostat_node_received_messages_total{instance="n2",node="2"} 1
-# HELP beostat_node_lost_messages_total Messages that never came.
-# TYPE beostat_node_lost_messages_total counter
-beostat_node_lost_messages_total{instance="n2",node="2"} 0
-# HELP beostat_node_agent_restarts_total Starts but the first.
-# TYPE beostat_node_agent_restarts_total counter
-beostat_node_agent_restarts_total{instance="n2",node="2"} 0
-# HELP beostat_node_info What the node is, and where.
-# TYPE beostat_node_info gauge
-beostat_node_info{instance="n2",node="2",vendor="GenuineIntel",model="Pentium III (Coppermine)",address="10.0.0.2"} 1
-# HELP node_cpu_seconds_total CPU time since boot.
-# TYPE node_cpu_seconds_total counter
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="user"} 11324.3
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="nice"} 31.04
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="system"} 2203.11
-node_cpu_seconds_total{instance="n2",node="2",cpu="mean",mode="idle"} 512349.07
-# HELP node_boot_time_seconds Boot time, since the epoch.
-# TYPE node_boot_time_seconds gauge
-node_boot_time_seconds{instance="n2",node="2"} 1062191376
-# HELP node_context_switches_total Context switches since boot.
-# TYPE node_context_switches_total counter
-node_context_switches_total{instance="n2",node="2"} 115315
-# HELP node_intr_total Interrupts since boot.
-# TYPE node_intr_total counter
-node_intr_total{instance="n2",node="2"} 1462898
-# HELP node_forks_total Processes made since boot.
-# TYPE node_forks_total counter
-node_forks_total{instance="n2",node="2"} 86031
-# HELP beostat_node_cpu_busy_ratio Use of all CPUs over the last period.
-# TYPE beostat_node_cpu_busy_ratio gauge
-beostat_node_cpu_busy_ratio{instance="n2",node="2"} 0.125
-# HELP node_load1 1m load average.
-# TYPE node_load1 gauge
-node_load1{instance="n2",node="2"} 0.2
-# HELP node_load5 5m load average.
-# TYPE node_load5 gauge
-node_load5{instance="n2",node="2"} 0.18
-# HELP node_load15 15m load average.
-# TYPE node_load15 gauge
-node_load15{instance="n2",node="2"} 0.12
-# HELP node_processes_threads Tasks: threads of all processes.
-# TYPE node_processes_threads gauge
-node_processes_threads{instance="n2",node="2"} 80
-# HELP node_memory_MemTotal_bytes MemTotal of /proc/meminfo.
-# TYPE node_memory_MemTotal_bytes gauge
-node_memory_MemTotal_bytes{instance="n2",node="2"} 262381568
-# HELP node_memory_MemFree_bytes MemFree of /proc/meminfo.
-# TYPE node_memory_MemFree_bytes gauge
-node_memory_MemFree_bytes{instance="n2",node="2"} 8171520
-# HELP node_memory_Buffers_bytes Buffers of /proc/meminfo.
-# TYPE node_memory_Buffers_bytes gauge
-node_memory_Buffers_bytes{instance="n2",node="2"} 21102592
-# HELP node_memory_Cached_bytes Cached of /proc/meminfo.
-# TYPE node_memory_Cached_bytes gauge
-node_memory_Cached_bytes{instance="n2",node="2"} 149659648
-# HELP node_memory_SwapTotal_bytes SwapTotal of /proc/meminfo.
-# TYPE node_memory_SwapTotal_bytes gauge
-node_memory_SwapTotal_bytes{instance="n2",node="2"} 536829952
-# HELP node_memory_SwapFree_bytes SwapFree of /proc/meminfo.
-# TYPE node_memory_SwapFree_bytes gauge
-node_memory_SwapFree_bytes{instance="n2",node="2"} 532733952
-# HELP node_filesystem_files Inodes of /.
-# TYPE node_filesystem_files gauge
-node_filesystem_files{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 65536
-# HELP node_filesystem_files_free Free inodes of /.
-# TYPE node_filesystem_files_free gauge
-node_filesystem_files_free{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 60000
-# HELP node_filesystem_size_bytes Size of /.
-# TYPE node_filesystem_size_bytes gauge
-node_filesystem_size_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 4096000000
-# HELP node_filesystem_free_bytes Free in /.
-# TYPE node_filesystem_free_bytes gauge
-node_filesystem_free_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1638400000
-# HELP node_filesystem_avail_bytes Free in / to users.
-# TYPE node_filesystem_avail_bytes gauge
-node_filesystem_avail_bytes{instance="n2",node="2",device="root",fstype="unknown",mountpoint="/"} 1433600000
-# HELP beostat_node_agent_cost_seconds CPU time of a sample.
-# TYPE beostat_node_agent_cost_seconds gauge
-beostat_node_agent_cost_seconds{instance="n2",node="2"} 0.00035
-# HELP beostat_node_cpus CPUs on line.
-# TYPE beostat_node_cpus gauge
-beostat_node_cpus{instance="n2",node="2"} 1
-# HELP node_time_seconds Time of the sample by the node's clock.
-# TYPE node_time_seconds gauge
-node_time_seconds{instance="n2",node="2"} 1000000000.0
-# HELP node_uname_info What uname(2) tells.
-# TYPE node_uname_info gauge
-node_uname_info{instance="n2",node="2",release="6.1.0",machine="x86_64",nodename="n2",sysname="Linux"} 1
-# HELP node_network_receive_bytes_total bytes of /proc/net/dev.
-# TYPE node_network_receive_bytes_total counter
-node_network_receive_bytes_total{instance="n2",node="2",device="lo"} 104503
-node_network_receive_bytes_total{instance="n2",node="2",device="eth0"} 1235461773
-# HELP node_network_receive_packets_total packets of /proc/net/dev.
-# TYPE node_network_receive_packets_total counter
-node_network_receive_packets_total{instance="n2",node="2",device="lo"} 1301
-node_network_receive_packets_total{instance="n2",node="2",device="eth0"} 3510213
-# HELP node_network_receive_errs_total errs of /proc/net/dev.
-# TYPE node_network_receive_errs_total counter
-node_network_receive_errs_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_errs_total{instance="n2",node="2",device="eth0"} 17
-# HELP node_network_receive_drop_total drop of /proc/net/dev.
-# TYPE node_network_receive_drop_total counter
-node_network_receive_drop_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_drop_total{instance="n2",node="2",device="eth0"} 2
-# HELP node_network_receive_fifo_total fifo of /proc/net/dev.
-# TYPE node_network_receive_fifo_total counter
-node_network_receive_fifo_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_fifo_total{instance="n2",node="2",device="eth0"} 1
-# HELP node_network_receive_frame_total frame of /proc/net/dev.
-# TYPE node_network_receive_frame_total counter
-node_network_receive_frame_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_frame_total{instance="n2",node="2",device="eth0"} 3
-# HELP node_network_receive_compressed_total compressed of /proc/net/dev.
-# TYPE node_network_receive_compressed_total counter
-node_network_receive_compressed_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_compressed_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_receive_multicast_total multicast of /proc/net/dev.
-# TYPE node_network_receive_multicast_total counter
-node_network_receive_multicast_total{instance="n2",node="2",device="lo"} 0
-node_network_receive_multicast_total{instance="n2",node="2",device="eth0"} 11
-# HELP node_network_transmit_bytes_total bytes of /proc/net/dev.
-# TYPE node_network_transmit_bytes_total counter
-node_network_transmit_bytes_total{instance="n2",node="2",device="lo"} 104503
-node_network_transmit_bytes_total{instance="n2",node="2",device="eth0"} 4013244571
-# HELP node_network_transmit_packets_total packets of /proc/net/dev.
-# TYPE node_network_transmit_packets_total counter
-node_network_transmit_packets_total{instance="n2",node="2",device="lo"} 1301
-node_network_transmit_packets_total{instance="n2",node="2",device="eth0"} 4120551
-# HELP node_network_transmit_errs_total errs of /proc/net/dev.
-# TYPE node_network_transmit_errs_total counter
-node_network_transmit_errs_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_errs_total{instance="n2",node="2",device="eth0"} 5
-# HELP node_network_transmit_drop_total drop of /proc/net/dev.
-# TYPE node_network_transmit_drop_total counter
-node_network_transmit_drop_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_drop_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_transmit_fifo_total fifo of /proc/net/dev.
-# TYPE node_network_transmit_fifo_total counter
-node_network_transmit_fifo_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_fifo_total{instance="n2",node="2",device="eth0"} 0
-# HELP node_network_transmit_colls_total colls of /proc/net/dev.
-# TYPE node_network_transmit_colls_total counter
-node_network_transmit_colls_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_colls_total{instance="n2",node="2",device="eth0"} 91
-# HELP node_network_transmit_carrier_total carrier of /proc/net/dev.
-# TYPE node_network_transmit_carrier_total counter
-node_network_transmit_carrier_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_carrier_total{instance="n2",node="2",device="eth0"} 7
-# HELP node_network_transmit_compressed_total compressed of /proc/net/dev.
-# TYPE node_network_transmit_compressed_total counter
-node_network_transmit_compressed_total{instance="n2",node="2",device="lo"} 0
-node_network_transmit_compressed_total{instance="n2",node="2",device="eth0"} 0
-# HELP beostat_recvstats_up 1 while recvstats is at work.
-# TYPE beostat_recvstats_up gauge
-beostat_recvstats_up 1
-# HELP beostat_recvstats_datagrams_total What became of datagrams.
-# TYPE beostat_recvstats_datagrams_total counter
-beostat_recvstats_datagrams_total{result="stored"} 15
-beostat_recvstats_datagrams_total{result="late"} 0
-beostat_recvstats_datagrams_total{result="repeated"} 0
-beostat_recvstats_datagrams_total{result="stale"} 0
-beostat_recvstats_datagrams_total{result="conflict"} 0
-beostat_recvstats_datagrams_total{result="clock_wrong"} 0
-beostat_recvstats_datagrams_total{result="short"} 0
-beostat_recvstats_datagrams_total{result="long"} 0
-beostat_recvstats_datagrams_total{result="magic_wrong"} 0
-beostat_recvstats_datagrams_total{result="version_wrong"} 0
-beostat_recvstats_datagrams_total{result="crc_wrong"} 0
-beostat_recvstats_datagrams_total{result="header_wrong"} 0
-beostat_recvstats_datagrams_total{result="number_wrong"} 0
-beostat_recvstats_datagrams_total{result="unnumbered"} 0
-beostat_recvstats_datagrams_total{result="not_allowed"} 0
-beostat_recvstats_datagrams_total{result="unsigned"} 0
-beostat_recvstats_datagrams_total{result="signature_wrong"} 0
-beostat_recvstats_datagrams_total{result="no_space"} 0
-beostat_recvstats_datagrams_total{result="requests"} 0
-beostat_recvstats_datagrams_total{result="kernel_drops"} 0
-beostat_recvstats_datagrams_total{result="log_drops"} 0
-""",
-    '--ganglia 2,6 --cluster blue': """\
-<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
-<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
-<CLUSTER NAME="blue" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
-<HOST NAME="n2" IP="10.0.0.2" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="load_one" VAL="0.200" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_five" VAL="0.180" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_fifteen" VAL="0.120" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_run" VAL="0" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_total" VAL="80" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_num" VAL="1" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_speed" VAL="863" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="256232.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="7980.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_buffers" VAL="20608.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_cached" VAL="146152.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="swap_total" VAL="524248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="swap_free" VAL="520248.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="1062191376" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-<HOST NAME="\\x1b[31m&quot;&lt;&amp;&gt;\\\\n\\u202e\\x9b" IP="10.0.0.6" TAGS="" REPORTED="1000000001" TN="0" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="load_one" VAL="2.750" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_five" VAL="0.010" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="load_fifteen" VAL="0.050" TYPE="float" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_run" VAL="3" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="proc_total" VAL="77" TYPE="uint32" UNITS=" " TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_num" VAL="2" TYPE="uint16" UNITS="CPUs" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="24684092.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="24598216.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_shared" VAL="8856.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_buffers" VAL="432.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_cached" VAL="13512.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="swap_total" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="swap_free" VAL="0.000" TYPE="float" UNITS="KB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_in" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="bytes_out" VAL="0" TYPE="float" UNITS="bytes/sec" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="0" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="1795226462" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="0" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-</CLUSTER>
-</GANGLIA_XML>
-""",
-    '--ganglia 5': """\
-<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
-<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">
-<CLUSTER NAME="beostat" LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified" URL="unspecified">
-<HOST NAME="n5" IP="10.0.0.5" TAGS="" REPORTED="1000000001" TN="600" TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
-<METRIC NAME="cpu_speed" VAL="2596" TYPE="uint32" UNITS="MHz" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="cpu_user" VAL="10.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_nice" VAL="0.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_system" VAL="2.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_wio" VAL="5.000" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="cpu_idle" VAL="82.500" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="mem_total" VAL="2097152.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="mem_free" VAL="1048576.000" TYPE="float" UNITS="KB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="disk_total" VAL="4.096" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="disk_free" VAL="1.638" TYPE="double" UNITS="GB" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="part_max_used" VAL="63.158" TYPE="float" UNITS="%" TN="600" TMAX="20" DMAX="0" SLOPE="both" SOURCE="gmond"/>
-<METRIC NAME="boottime" VAL="0" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="sys_clock" VAL="1000000000" TYPE="uint32" UNITS="s" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="machine_type" VAL="x86_64" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_name" VAL="Linux" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-<METRIC NAME="os_release" VAL="6.1.0" TYPE="string" UNITS="" TN="600" TMAX="20" DMAX="0" SLOPE="zero" SOURCE="gmond"/>
-</HOST>
-</CLUSTER>
-</GANGLIA_XML>
-""",
-}
+"""}
 
 
 @pytest.mark.parametrize("words", sorted(GOLDEN))
@@ -3800,10 +2935,143 @@ def test_view(seven, words):
     assert shown(seven, *words.split()) == GOLDEN[words]
 
 
-def test_json_is_stable_and_evil_names_are_harmless(seven):
+def test_all_texts_are_each_text(seven):
+    texts = [shown(seven, "-" + letter, "1").split("\n\n", 1)
+             for letter in "cmlnsfCR"]
+    for words, count in ("-a", 6), ("-aCR", 8):
+        assert shown(seven, words, "1") == "%s\n\n%s" % (
+            texts[0][0], "".join([text for _, text in texts[:count]]))
+
+
+METRICS = """\
+beostat_node_up{} 1
+beostat_node_state{,state="up"} 1
+beostat_node_age_seconds{} 0.5
+beostat_node_received_messages_total{} 1
+beostat_node_lost_messages_total{} 0
+beostat_node_agent_restarts_total{} 0
+beostat_node_info{,vendor="GenuineIntel",model="Pentium III (Coppermine)",\
+address="10.0.0.2"} 1
+node_cpu_seconds_total{,cpu="mean",mode="user"} 11324.3
+node_cpu_seconds_total{,cpu="mean",mode="nice"} 31.04
+node_cpu_seconds_total{,cpu="mean",mode="system"} 2203.11
+node_cpu_seconds_total{,cpu="mean",mode="idle"} 512349.07
+node_boot_time_seconds{} 1062191376
+node_context_switches_total{} 115315
+node_intr_total{} 1462898
+node_forks_total{} 86031
+beostat_node_cpu_busy_ratio{} 0.125
+node_load1{} 0.2
+node_load5{} 0.18
+node_load15{} 0.12
+node_processes_threads{} 80
+node_memory_MemTotal_bytes{} 262381568
+node_memory_MemFree_bytes{} 8171520
+node_memory_Buffers_bytes{} 21102592
+node_memory_Cached_bytes{} 149659648
+node_memory_SwapTotal_bytes{} 536829952
+node_memory_SwapFree_bytes{} 532733952
+node_filesystem_files{ROOT} 65536
+node_filesystem_files_free{ROOT} 60000
+node_filesystem_size_bytes{ROOT} 4096000000
+node_filesystem_free_bytes{ROOT} 1638400000
+node_filesystem_avail_bytes{ROOT} 1433600000
+beostat_node_agent_cost_seconds{} 0.00035
+beostat_node_cpus{} 1
+node_time_seconds{} 1000000000.0
+node_uname_info{,release="6.1.0",machine="x86_64",nodename="n2",\
+sysname="Linux"} 1
+""".replace("ROOT", ',device="root",fstype="unknown",mountpoint="/"')
+COLUMNS = """receive_bytes receive_packets receive_errs receive_drop
+    receive_fifo receive_frame receive_compressed receive_multicast
+    transmit_bytes transmit_packets transmit_errs transmit_drop transmit_fifo
+    transmit_colls transmit_carrier transmit_compressed""".split()
+FAMILY = r"# HELP (\w+) .+\.\n# TYPE \1 (counter|gauge)\n((?:\1[{ ].*\n)+)"
+
+
+def test_metrics_of_a_node(seven):
+    """README shows its interfaces' columns."""
+    want, devices = METRICS, [
+        line.split()[1:] for line in README_VIEWS["-nb 2"].splitlines()]
+    for name, *values in zip(COLUMNS, *[columns for _, *columns in devices]):
+        for (device, *_), value in zip(devices, values):
+            want += 'node_network_%s_total{,device="%s"} %s\n' % (
+                name, device, value)
+    want = want.replace("{", '{instance="n2",node="2"')
+    want += "beostat_recvstats_up 1\n"
+    for name in recvstats.COUNTER_NAMES[1:]:
+        want += 'beostat_recvstats_datagrams_total{result="%s"} %d\n' % (
+            name, 15 if name == "stored" else 0)
+    text = shown(seven, "--prometheus", "2")
+    families = re.findall(FAMILY, text)
+    assert "".join(samples for *_, samples in families) == want
+    assert re.sub(FAMILY, "", text) == ""
+    for name, kind, _ in families:
+        assert (kind == "counter") == name.endswith("_total")
+
+
+HOST = """\
+<HOST NAME="%s" IP="10.0.0.%d" TAGS="" REPORTED="1000000001" TN="%s" \
+TMAX="20" DMAX="0" LOCATION="unspecified" GMOND_STARTED="999999940">
+%s</HOST>
+"""
+METRIC = ('<METRIC NAME="%s" VAL="%s" TYPE="%s" UNITS="%s" TN="%s" TMAX="20" '
+          'DMAX="0" SLOPE="%s" SOURCE="gmond"/>\n')
+GANGLIA = (
+    # name, type, units, slope, what nodes 6 and 5 have, which is down
+    ("load_one", "float", " ", "both", "2.750", None),
+    ("load_five", "float", " ", "both", "0.010", None),
+    ("load_fifteen", "float", " ", "both", "0.050", None),
+    ("proc_run", "uint32", " ", "both", "3", None),
+    ("proc_total", "uint32", " ", "both", "77", None),
+    ("cpu_num", "uint16", "CPUs", "zero", "2", None),
+    ("cpu_speed", "uint32", "MHz", "zero", "2596", "2596"),
+    ("cpu_user", "float", "%", "both", "10.000", "10.000"),
+    ("cpu_nice", "float", "%", "both", "0.000", "0.000"),
+    ("cpu_system", "float", "%", "both", "2.500", "2.500"),
+    ("cpu_wio", "float", "%", "both", "5.000", "5.000"),
+    ("cpu_idle", "float", "%", "both", "82.500", "82.500"),
+    ("mem_total", "float", "KB", "zero", "24684092.000", "2097152.000"),
+    ("mem_free", "float", "KB", "both", "24598216.000", "1048576.000"),
+    ("mem_shared", "float", "KB", "both", "8856.000", None),
+    ("mem_buffers", "float", "KB", "both", "432.000", None),
+    ("mem_cached", "float", "KB", "both", "13512.000", None),
+    ("swap_total", "float", "KB", "zero", "0.000", None),
+    ("swap_free", "float", "KB", "both", "0.000", None),
+    ("bytes_in", "float", "bytes/sec", "both", "0", None),
+    ("bytes_out", "float", "bytes/sec", "both", "0", None),
+    ("disk_total", "double", "GB", "zero", "4.096", "4.096"),
+    ("disk_free", "double", "GB", "both", "1.638", "1.638"),
+    ("part_max_used", "float", "%", "both", "63.158", "63.158"),
+    ("boottime", "uint32", "s", "zero", "1795226462", "0"),
+    ("sys_clock", "uint32", "s", "zero", "1000000000", "1000000000"),
+    ("machine_type", "string", "", "zero", "x86_64", "x86_64"),
+    ("os_name", "string", "", "zero", "Linux", "Linux"),
+    ("os_release", "string", "", "zero", "6.1.0", "6.1.0"))
+
+
+def test_ganglia(seven):
+    hosts = ""
+    for number, name, age_s, column in ((5, "n5", "600", 5), (
+            6, NAME_6.replace("&", "&amp;").replace("<", "&lt;").replace(
+                ">", "&gt;").replace('"', "&quot;"), "0", 4)):
+        hosts += HOST % (name, number, age_s, "".join([
+            METRIC % (row[0], row[column], *row[1:3], age_s, row[3])
+            for row in GANGLIA if row[column]]))
+    assert shown(seven, "--ganglia", "5,6", "--cluster", '<"&').replace(
+        'CLUSTER NAME="&lt;&quot;&amp;"', "CLUSTER") == (
+            '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
+            '<GANGLIA_XML VERSION="3.7.2" SOURCE="gmond">\n<CLUSTER '
+            'LOCALTIME="1000000002" OWNER="unspecified" LATLONG="unspecified"'
+            ' URL="unspecified">\n%s</CLUSTER>\n</GANGLIA_XML>\n' % hosts)
+    assert '<CLUSTER NAME="beostat" ' in shown(seven, "--ganglia")
+
+
+def test_json_is_stable(seven):
     document = json.loads(shown(seven, "--json"))
     assert list(document) == ["path", "time_s", "recvstats", "nodes",
                               "never", "refused"]
+    assert (document["never"], document["refused"]) == ([7, 8], {})
     node = document["nodes"][6]
     assert list(node) == [
         "number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
@@ -3811,26 +3079,6 @@ def test_json_is_stable_and_evil_names_are_harmless(seven):
         "restarts", "signature", *libbeostat.PARTS, "cpus", "interfaces"]
     assert node["host"]["hostname"] == EVIL
     assert document["nodes"][5]["load"]["one"] is None
-    for words in ("", "-a", "-b", "--dots", "--daemon", "--prometheus",
-                  "--ganglia", "--json", "-lCRb"):
-        text = shown(seven, *words.split())
-        assert not set(text) & set("\x1b\x9b\u202e\r"), words
-
-
-def test_xml_parses_and_names_every_host(seven):
-    import xml.etree.ElementTree
-    tree = xml.etree.ElementTree.fromstring(
-        shown(seven, "--ganglia", "--cluster", '<"&'))
-    cluster, = tree
-    assert cluster.get("NAME") == '<"&'
-    hosts = {host.get("IP"): host for host in cluster}
-    assert len(hosts) == 7 and hosts["10.0.0.5"].get("TN") == "600"
-    metrics = {metric.get("NAME"): metric.get("VAL")
-               for metric in hosts["10.0.0.1"]}
-    assert metrics["load_one"] == "2.060" and metrics["cpu_num"] == "2"
-    assert metrics["cpu_user"] == "80.000" and metrics["cpu_idle"] == "5.000"
-    assert "cpu_speed" not in {metric.get("NAME")
-                               for metric in hosts["10.0.0.3"]}
 
 
 def installed(program):
@@ -3851,78 +3099,91 @@ def test_promtool_accepts_the_text(seven):
                 if not re.match("node_memory_.*'camelCase'", line)]
 
 
-def test_gmetad_lists_the_nodes(seven, running):
-    gmetad = installed("gmetad")
+GMETAD = """\
+data_source "blue" 1 127.0.0.1:%d
+xml_port %d
+interactive_port %d
+rrd_rootdir "%s"
+setuid off
+all_trusted on
+"""
+
+
+def test_gmetad_lists_the_nodes(seven, running, tmp_path):
+    port, config = free_tcp_port(), tmp_path / "gmetad.conf"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(5)
-        ports = free_port(), free_port()
-        config = os.path.join(running.folder, "gmetad.conf")
-        os.mkdir(os.path.join(running.folder, "rrd"))
-        with open(config, "w") as file:
-            file.write('data_source "blue" 1 127.0.0.1:%d\nxml_port %d\n'
-                       'interactive_port %d\nsetuid off\n'
-                       'rrd_rootdir "%s/rrd"\nall_trusted on\n' % (
-                           (listener.getsockname()[1],) + ports
-                           + (running.folder,)))
+        config.write_text(GMETAD % (listener.getsockname()[1], port,
+                                    free_tcp_port(), tmp_path))
         running.processes.append(subprocess.Popen(
-            [gmetad, "-d", "1", "-c", config], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL))
+            [installed("gmetad"), "-d", "1", "-c", str(config)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         listener.settimeout(LIMIT_S)
         for _ in range(2):              # as inetd would
             with listener.accept()[0] as connection:
                 connection.sendall(shown(seven, "--ganglia", "--cluster",
                                          "blue").encode())
 
-        def answer():
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", ports[0])):
-                    return False
-                data = b"".join(iter(lambda: sock.recv(65536), b""))
-                return b"</GANGLIA_XML>" in data and data.count(
-                    b"<HOST ") == 7 and b'NAME="n4"' in data
-        wait_for(answer)
-        written = os.path.join(running.folder, "rrd", "blue", "n4")
-        wait_for(lambda: os.path.exists(written + "/sys_clock.rrd"))
+        def told():
+            with contextlib.suppress(OSError), socket.create_connection(
+                    ("127.0.0.1", port)) as sock:
+                return b"".join(iter(lambda: sock.recv(65536), b""))
+        wait_for(lambda: sorted(re.findall(
+            b'<HOST NAME="(n.)"', told() or b"")) == [
+                b"n%d" % number for number in range(6)])
+        wait_for((tmp_path / "blue" / "n4" / "sys_clock.rrd").exists)
 
 
-@pytest.mark.parametrize("words", [
-    "--sort zip", "--top 0", "--top x", "-w 0.01", "--json -c",
-    "5-3", "0-99999999999", "n[1", "--sort", "--daemon 0"])
-def test_wrong_words_are_a_usage_error(seven, words):
-    shown = tool("beostat.py", "--table", seven.table.path, *words.split())
-    assert shown.returncode == 2 and "Traceback" not in shown.stderr
+WRONG = (
+    # words, how the last line ends
+    ("--sort zip", "--sort zip: choose from node state age cpus cpu load "
+     "running tasks mem swap disk in out name"),
+    ("--sort", "--sort: expected one argument"),
+    ("--top 0", "--top 0: at least 1"), ("--top x", "value: 'x'"),
+    ("-w 0.01", "--watch: 0.1 to 1e+06 seconds"),
+    ("-w 1e7", "--watch: 0.1 to 1e+06 seconds"),
+    ("--daemon 0", "--daemon is about recvstats: no NODES"),
+    *[(words, "one view at a time") for words in (
+        "--json -c", "--json --dots", "--html --json", "--names --dots",
+        "--json --events --dots", "-l --events", "--dots --events")],
+    *[(words, "--events: no --sort, --reverse, --top or --brief")
+      for words in ("--events --sort cpu", "--events --reverse",
+                    "--events -b", "--events --top 3")],
+    *[(words, "--cluster goes with --ganglia, --html, or --serve")
+      for words in ("--cluster blue", "--json --cluster blue")],
+    *[(words, "--serve goes with --per-cpu, --cluster and --table alone")
+      for words in ("--serve 9545 --json", "--serve 9545 7")],
+    ("--serve 99999", "99999 is not [ADDRESS:]PORT"),
+    ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
+    ("--http", "--http goes before one document"),
+    ("--html --http -w", "--http goes before one document"),
+    ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
+    *[(words, words + " ends before it begins, or is too long")
+      for words in ("5-3", "0-99999999999")],
+    *[(words, "%r is no node and no list of nodes" % words)
+      for words in ("n[1", "[x")],
+)
 
 
-def test_unknown_nodes_are_named_and_the_others_shown(seven):
-    shown = tool("beostat.py", "--table", seven.table.path, "-b", "0,99",
-                 "7", "n2")
-    assert shown.returncode == 1
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
-        "0", "2"]
-    assert shown.stderr == ("beostat: node 99: not in the table\n"
-                            "beostat: node 7: never heard\n")
+@pytest.mark.parametrize("words, says", WRONG)
+def test_wrong_words_are_a_usage_error(seven, words, says):
+    status, output, error = answer(seven.table.path, *words.split())
+    assert (status, output) == (2, "") and error.endswith(says + "\n")
 
 
-def test_closed_pipe_is_silent(seven):
-    shown = subprocess.run(
-        "%s %s/beostat.py --table %s -w 0.1 --json | head -c 100" % (
-            sys.executable, HERE, seven.table.path), shell=True, timeout=20,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert len(shown.stdout) == 100 and shown.stderr == b""
-
-
-def test_four_thousand_dots_fit_a_screen(receiver, monkeypatch):
-    for number in range(4000):
+def test_dots_fill_the_screens_width(receiver, monkeypatch):
+    """By tens: 190 of 200 columns; 4,000 nodes are on one screen."""
+    for number in range(400):
         feed(receiver, message(number), now=time.monotonic() - 9
-             * (number == 1234))
+             * (number == 234))
     monkeypatch.setenv("COLUMNS", "200")
-    lines = shown(receiver, "--dots").splitlines()
-    assert len(lines) <= 24 and max(map(len, lines)) <= 200
-    numbers = [int(line.split()[0]) for line in lines[:-1]]
-    assert numbers == list(range(0, 4000, 190))
-    row = lines[1234 // 190].split()[1]
-    assert row.count("D") == 1 and row[1234 % 190] == "D"
+    *lines, legend = shown(receiver, "--dots").splitlines()
+    assert [(int(first), len(cells)) for first, cells in map(
+        str.split, lines)] == [(0, 190), (190, 190), (380, 20)]
+    _, cells = lines[1].split()
+    assert (cells.count("D"), cells.index("D")) == (1, 234 - 190)
+    assert len(legend) < 80
     monkeypatch.setenv("COLUMNS", "20")
     assert max(map(len, shown(receiver, "--dots").splitlines()[:-1])) <= 20
 
@@ -3931,20 +3192,14 @@ def test_four_thousand_dots_fit_a_screen(receiver, monkeypatch):
 def test_encoding_of_the_terminal_does_not_matter(receiver, encoding):
     """Documents are UTF-8 in all of them."""
     feed(receiver, message(0, body=body_with(hostname="k\xf6ln".encode())))
-
-    def output(*words):
-        shown = subprocess.run(
-            [sys.executable, "-S", os.path.join(HERE, "beostat.py"), *words,
-             "--table", receiver.table.path], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(os.environ, PYTHONIOENCODING=encoding))
-        assert b"Traceback" not in shown.stderr
-        return shown.stdout
-    assert "k\xf6ln".encode(encoding, "backslashreplace") in output()
-    for view in "--prometheus", "--ganglia", "--html":
-        assert "k\xf6ln" in output(view).decode("utf-8")
-    assert json.loads(output("--json"))["nodes"][0]["host"][
-        "hostname"] == "k\xf6ln"
+    for words, want in (
+            ("-b", "k\xf6ln".encode(encoding, "backslashreplace").decode(
+                "utf-8", "surrogateescape")), ("--json", r"k\u00f6ln"),
+            *[(view, "k\xf6ln") for view in (
+                "--prometheus", "--ganglia", "--html")]):
+        status, output, error = answer(receiver.table.path, words,
+                                       encoding=encoding)
+        assert (status, error, want in output) == (0, "", True), words
 
 
 CLOSED = (
@@ -3971,25 +3226,32 @@ def test_closed_descriptors(seven, words, status, output, error):
 
 
 HOSTS = (
-    # host names of nodes 0, 1 ..., the names of Ganglia's HOSTs
-    (["a", "b.example"], ["a", "b.example"]),
-    (["..", ".", "", "/etc", "a/../../b", "__SummaryInfo__"],
-     ["n0", "n1", "n2", "n3", "n4", "n5"]),
-    (["a", "a", "b"], ["n0", "n1", "b"]),
-    (["n1", "..", "n1_"], ["n1", "n1__", "n1_"]),
-    (["n07", "n1"], ["n07", "n1"]),
-    (["a\x01", "a\\x01"], ["n0", "n1"]),      # alike once escaped
+    # host names of nodes 0, 1 ..., Ganglia's names, Prometheus' instances
+    (["a", "b.example"], ["a", "b.example"], ["a", "b.example"]),
+    (["a", "a", ""], ["n0", "n1", "n2"], ["n0", "n1", "n2"]),
+    (["a", "a", "b"], ["n0", "n1", "b"], ["n0", "n1", "b"]),
+    (["..", "/etc", "a/../../b"], ["n0", "n1", "n2"],
+     ["..", "/etc", "a/../../b"]),
+    ([".", "__SummaryInfo__"], ["n0", "n1"], [".", "__SummaryInfo__"]),
+    (["n1", "b"], ["n1", "b"], ["n0", "b"]),    # as node 1 could be called
+    (["n1", "..", "n1_"], ["n1", "n1__", "n1_"], ["n0", "..", "n1_"]),
+    (["n07", "n1"], ["n07", "n1"], ["n07", "n1"]),
+    (["a\x01", "a\\x01"], ["n0", "n1"], ["n0", "n1"]),     # as shown
+    (["n0", 'q"\\%s\n'], ["n0", r'q"\%s\n'], ["n0", r'q\"\\%s\\n']),
 )
 
 
-@pytest.mark.parametrize("hosts, names", HOSTS)
-def test_ganglia_names_are_folders_of_one_host_each(receiver, hosts, names):
+@pytest.mark.parametrize("hosts, names, instances", HOSTS)
+def test_name_is_one_nodes(receiver, hosts, names, instances):
+    """For Ganglia it is a folder's as well."""
     import xml.etree.ElementTree
     for number, host in enumerate(hosts):
         feed(receiver, message(number, body=body_with(
             hostname=host.encode())))
     tree = xml.etree.ElementTree.fromstring(shown(receiver, "--ganglia"))
     assert [host.get("NAME") for host in tree.iter("HOST")] == names
+    assert re.findall(r'node_load1{instance="(.*)",node="\d"} ',
+                      shown(receiver, "--prometheus")) == instances
 
 
 def test_message_too_small_for_all_is_said(receiver):
@@ -4022,15 +3284,14 @@ def test_unknown_is_not_0_and_in_no_total(receiver, field):
     """Node 1, which knows it, makes the total alone."""
     code, = [code for fields, code, *_ in libbeostat.NODE
              if field in fields.split()]
-    known = body_of(os.path.join(os.path.dirname(receiver.table.path), "p"),
-                    XEON, **FIXED)
-    values = list(libbeostat.NODE_STRUCT.unpack_from(known))
-    place = list(libbeostat.NODE_AT).index(field)
-    values[place] = 0 if field == "cpus" else libbeostat.ABSENT[code]
-    tail = known[libbeostat.NODE_STRUCT.size:]
-    if field == "cpus":
-        tail = tail[2 * libbeostat.CPU_STRUCT.size:]
-    unknown = libbeostat.NODE_STRUCT.pack(*values) + tail
+    unset = 0 if field == "cpus" else libbeostat.ABSENT[code]
+    known, unknown = [
+        body_of(receiver.table.path + "-proc", XEON, **dict(FIXED, **more))
+        for more in ({}, {field: unset})]
+    if field == "cpus":                 # of which no record then follows
+        end = libbeostat.NODE_STRUCT.size
+        unknown = (unknown[:end]
+                   + unknown[end + 2 * libbeostat.CPU_STRUCT.size:])
     feed(receiver, message(0, body=unknown))
     feed(receiver, message(1, body=known), "10.0.0.2")
     head, first, second, totals = [
@@ -4058,7 +3319,7 @@ EVERY_VIEW = (
     "", "-b", "-b --up", "-b --down", "--sort name", "--sort mem --reverse",
     "-cmlnsf", "-aCR", "-aCRb", "--dots", "--daemon", "--json",
     "--prometheus", "--prometheus --per-cpu", "--ganglia", "--html",
-    "--html --dots")
+    "--html --dots", "--html 0")
 
 
 def edge_bodies():
@@ -4094,28 +3355,28 @@ def check_views(receiver):
     with libbeostat.open(receiver.table.path) as cluster:
         numbers = {node.number for node in cluster}
         refused = set(cluster.refused)
-    for words in EVERY_VIEW:
-        text = shown(receiver, *words.split())
-        assert all(char == "\n" or char == "\t" or char.isprintable()
+    texts = {words: shown(receiver, *words.split()) for words in EVERY_VIEW}
+    for words, text in texts.items():
+        assert all(char in "\n\t" or char.isprintable()
                    for char in text), words
         assert "None" not in text and "nan" not in text.split(), words
-    document = json.loads(shown(receiver, "--json"), parse_constant=int)
+        if "--html" in words:
+            assert Page(text).tags <= PAGE_TAGS
+        if "--prometheus" in words:
+            series = [line.rpartition(" ")[0] for line in text.splitlines()
+                      if line[0] != "#"]
+            assert len(series) == len(set(series))
+            for each in series:
+                assert re.fullmatch(
+                    r'[A-Za-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?',
+                    each), each
+    document = json.loads(texts["--json"], parse_constant=int)
     assert {node["number"] for node in document["nodes"]} == numbers
     assert set(map(int, document["refused"])) == refused
-    hosts = xml.etree.ElementTree.fromstring(shown(receiver, "--ganglia"))
+    hosts = xml.etree.ElementTree.fromstring(texts["--ganglia"])
     names = [host.get("NAME") for host in hosts.iter("HOST")]
     assert len(names) == len(set(names)) == len(numbers)
     assert not {"", ".", ".."} & set(names)
-    for words in ("--prometheus",), ("--prometheus", "--per-cpu"):
-        series = [line.rpartition(" ")[0] for line in shown(
-            receiver, *words).splitlines() if line[0] != "#"]
-        assert len(series) == len(set(series))
-        for each in series:
-            assert re.fullmatch(
-                r'[A-Za-z_0-9]+(\{([a-z]+="([^"\\]|\\["\\])*",?)+\})?',
-                each), each
-    for words in ("--html",), ("--html", "--dots"), ("--html", "0"):
-        assert Page(shown(receiver, *words)).tags <= PAGE_TAGS
 
 
 def test_every_value_of_every_field_through_every_view(receiver):
@@ -4167,26 +3428,27 @@ WORDS = (
     ("up", [-1, 0, 1, 2, 3, 4, 7, 8], ""), ("down", [5, 6], ""),
     (".-1", [-1], ""), ("-1,0", [-1, 0], ""), ("-1", [-1], ""),
     ("head,up,1", [-1, 0, 1, 2, 3, 4, 7, 8], ""),
-    ("0-70000", [0, 1, 2, 3, 4, 5, 6, 7, 8],
+    ("0-7000", [0, 1, 2, 3, 4, 5, 6, 7, 8],
      "beostat: nodes n[9-10]: never heard\n"
-     "beostat: nodes n[11-70000]: not in the table\n"),
+     "beostat: nodes n[11-7000]: not in the table\n"),
     ("8-12", [8], "beostat: nodes n[9-10]: never heard\n"
      "beostat: nodes n[11-12]: not in the table\n"),
-    ("0,77", [0], "beostat: node 77: not in the table\n"),
+    ("0,77 9 n2", [0, 2], "beostat: node 77: not in the table\n"
+     "beostat: node 9: never heard\n"),
     ("compute-009", [], "beostat: compute-009: no node's name\n"),
     ("login,compute-[007-011],2,master,down", [0, 4, 5, 2, -1, 6],
      "beostat: compute-[009-011]: no node's name\n"),
 )
 
 
-@pytest.mark.parametrize("words, rows, error", WORDS)
-def test_words_for_nodes(named, words, rows, error):
-    """A host name is itself before it is a number."""
-    shown = tool("beostat.py", "--table", named.table.path, "-b",
-                 *words.split())
-    assert [int(line.split()[0]) for line in shown.stdout.splitlines()
-            ] == rows
-    assert shown.stderr == error
+@pytest.mark.parametrize("words, rows, says", WORDS)
+def test_words_for_nodes(named, words, rows, says):
+    """A host name is itself before it is a number; the exit status is 1 if
+    a node is not up, or there is none."""
+    status, output, error = answer(named.table.path, "-b", *words.split())
+    assert [int(line.split()[0]) for line in output.splitlines()] == rows
+    assert error == says
+    assert status == (1 if says or {5, 6} & set(rows) else 0)
 
 
 FOLDED = (
@@ -4214,35 +3476,17 @@ def test_nodeset_expands_the_names(named):
 
 def test_damaged_sample_is_named(receiver):
     feed(receiver, message(3, body=body_with(one=float("nan"))))
-    shown = tool("beostat.py", "--table", receiver.table.path, "3")
-    assert shown.stderr.startswith("beostat: node 3: sample ")
-    text = tool("beostat.py", "--table", receiver.table.path).stdout
-    assert "\nrefused: node 3: sample " in text
+    status, output, error = answer(receiver.table.path, "3")
+    assert status == 1 and error.startswith("beostat: node 3: sample ")
+    status, output, error = answer(receiver.table.path)
+    assert (status, error) == (1, "") and (
+        "\nrefused: node 3: sample " in output)
 
 
 def test_master_is_in_loads_only_when_named(named):
     loads = [line.split()[-1] for line in shown(named, "-Cb").splitlines()]
     assert loads == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
     assert shown(named, "-Cb", "master").split()[-1] == "-1"
-
-
-@pytest.mark.parametrize("words", [
-    "--json --dots", "-c --json", "--json --events --dots", "-l --events",
-    "--dots --events", "--names --dots"])
-def test_views_exclude_each_other(words):
-    shown = tool("beostat.py", *words.split())
-    assert shown.returncode == 2
-    assert shown.stderr.endswith("error: one view at a time\n")
-
-
-@pytest.mark.parametrize("words, says", [
-    ("--events --sort cpu", "--events: no --sort, --reverse, --top or "
-     "--brief"), ("--events -b", "--brief"), ("--events --top 3", "--brief"),
-    ("--cluster blue", "--cluster goes with --ganglia, --html, or --serve"),
-    ("--json --cluster blue", "--cluster goes with --ganglia, --html, or --serve")])
-def test_no_option_is_taken_and_ignored(words, says):
-    shown = tool("beostat.py", *words.split())
-    assert shown.returncode == 2 and shown.stderr.endswith(says + "\n")
 
 
 def test_dropped_datagrams_are_said(running):
@@ -4252,8 +3496,8 @@ def test_dropped_datagrams_are_said(running):
     running.wait_up(0)
     wait_for(lambda: "\n4 datagrams dropped in the last minute: magic_wrong 1"
              ", unnumbered 3 (journalctl -t recvstats says what to do)\n"
-             in running.beostat().stdout)
-    assert "dropped" not in running.beostat("-b").stdout
+             in answer(running.table)[1])
+    assert "dropped" not in answer(running.table, "-b")[1]
 
 
 def stop(master):
@@ -4267,11 +3511,13 @@ def test_document_is_complete_when_recvstats_is_gone(running):
     running.send(message(0))
     running.wait_up(0)
     stop(master)
-    for view in "--json", "--prometheus", "--ganglia", "--html":
-        shown = running.beostat(view)
-        assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout
-        assert running.beostat(view, "99").returncode == 1
-    assert running.beostat("--dots").returncode == 3
+    for view, says in (("--json", '"running": false'), (
+            "--prometheus", "recvstats_up 0\n"), ("--ganglia", "TMAX="), (
+                "--html", "is gone: start it again with recvstats.py")):
+        status, output, error = answer(running.table, view)
+        assert (status, error, says in output) == (0, "", True), view
+        assert answer(running.table, view, "99")[0] == 1
+    assert answer(running.table, "--dots")[0] == 3
     watcher = running.start("beostat.py", "--table", running.table, "-w")
     assert "recvstats is gone\n" in itertools.islice(
         iter(watcher.stdout.readline, ""), 5)
@@ -4284,12 +3530,15 @@ def lines_of(process):
         yield process.stdout.readline()
 
 
-def test_events(running):
+def slow_events(running):
     """A line for each kind of change, folded, as it comes."""
     def start(*words):
-        return lines_of(running.start(
-            "beostat.py", "--table", running.table, "--events", "-w", "0.1",
-            *words, bufsize=0))
+        process = running.start("beostat.py", "--table", running.table,
+                                "--events", "-w", "0.1", *words, bufsize=0)
+        folder = "/proc/%d/fd/" % process.pid
+        wait_for(lambda: running.table in [
+            os.path.realpath(folder + fd) for fd in os.listdir(folder)])
+        return lines_of(process)
 
     def send(numbers, kind, sequence):
         running.send(*[message(number, sequence, kind=kind, period_s=60.0,
@@ -4319,74 +3568,72 @@ def test_events(running):
 
 
 class Terminal:
-    """A program in a pseudo-terminal."""
+    """A program in a pseudo-terminal, ended when nobody needs it."""
 
     def __init__(self, lines, columns, command, **environment):
-        self.pid, self.fd = pty.fork()
-        if not self.pid:
-            os.execvpe(command[0], command, dict(os.environ, **environment))
-        self.resize(lines, columns)
         self.text = ""
+        self.pid, self.fd = pty.fork()
+        self.resize(lines, columns)     # before the program can look
+        if not self.pid:
+            os.execvpe(command[0], command, dict(dict(
+                os.environ, TERM="xterm", PYTHONIOENCODING="utf-8"),
+                **environment))
 
     def resize(self, lines, columns):
         """Give the window another size."""
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ,
+        fcntl.ioctl(self.fd if self.pid else 0, termios.TIOCSWINSZ,
                     struct.pack("HHHH", lines, columns, 0, 0))
 
     def wait_text(self, text):
         """Return all that was drawn since the last call, up to text."""
-        def look():
-            if select.select([self.fd], [], [], 0.01)[0]:
-                with contextlib.suppress(OSError):
-                    self.text += os.read(self.fd, 65536).decode()
-            return text in self.text
-        try:
-            wait_for(look)
-        except AssertionError:
-            raise AssertionError("no %r in %r" % (text, self.text))
+        end = time.monotonic() + LIMIT_S
+        while text not in self.text:
+            assert time.monotonic() < end, "no %r in %r" % (text, self.text)
+            if select.select([self.fd], [], [], LIMIT_S)[0]:
+                self.text += os.read(self.fd, 65536).decode(errors="replace")
         seen, self.text = self.text, ""
         return seen
 
     def frame(self):
         """Return the lines of the next whole frame, without colours."""
-        self.text = ""
-        for _ in range(2):
-            seen = self.wait_text("\033[J")
-        frame = seen[seen.rindex("\033[H"):].replace("\033[J", "")
-        return re.sub(r"\033\[[0-9;]*[A-Za-z]", "", frame).split("\r\n")
+        frames, self.text = [], ""
+        while not frames:
+            frames = re.findall(r"\033\[H(.*?)\033\[J",
+                                self.wait_text("\033[J"), re.S)
+        return re.sub(r"\033\[[0-9;]*[A-Za-z]", "", frames[-1]).split("\r\n")
 
     def type(self, keys):
         """Press keys."""
         os.write(self.fd, keys)
 
     def status(self):
-        """Return the exit status of the program."""
-        status = []
+        """Return the exit status of the program, once it has ended."""
+        with contextlib.suppress(OSError):      # it has closed its end
+            while select.select([self.fd], [], [], LIMIT_S)[0]:
+                os.read(self.fd, 65536)
+        status, self.pid = os.waitpid(self.pid, 0)[1] >> 8, 0
+        return status
 
-        def look():
-            with contextlib.suppress(OSError):
-                if select.select([self.fd], [], [], 0)[0]:
-                    self.text += os.read(self.fd, 65536).decode()
-            pid, code = os.waitpid(self.pid, os.WNOHANG)
-            return pid and (status.append(code) or True)
-        wait_for(look)
+    def __del__(self):
         os.close(self.fd)
-        return status[0] >> 8 if not status[0] & 127 else -status[0]
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 def watch(receiver, *words, lines=20, columns=120, **environment):
     """Return a Terminal in which beostat watches a table."""
     return Terminal(lines, columns, [
         sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-        receiver.table.path, "-w", "0.1", *words],
-        **dict(dict(TERM="xterm", PYTHONIOENCODING="utf-8"), **environment))
+        receiver.table.path, "-w", "0.1", *words], **environment)
 
 
 def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     for number in range(53):
         feed(receiver, message(number))
     screen = watch(receiver)
-    assert "\033[?1049h" in screen.wait_text("q quits")
+    drawn = screen.wait_text("q quits")
+    assert "\033[?1049h" in drawn and re.search(r"\033\[[0-9;]+m", drawn)
     frame = screen.frame()
     assert len(frame) == 20 and max(map(len, frame)) <= 120
     assert "53 nodes" in frame[0] and frame[1].startswith("cpu ")
@@ -4397,6 +3644,10 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
                         (b"\033[6~", 18), (b"G", 38), (b"g", 0)):
         screen.type(keys)
         wait_for(lambda: screen.frame()[3].split()[0] == "%d" % first)
+    for columns, bars in (105, False), (106, True):     # as README has it
+        screen.resize(20, columns)
+        wait_for(lambda: bool(re.search("cpus {9}", screen.frame()[2]))
+                 == bars)
     screen.resize(9, 20)
     wait_for(lambda: len(screen.frame()) == 9)
     assert max(map(len, screen.frame())) <= 20
@@ -4431,20 +3682,11 @@ def test_watch_helps_sorts_and_filters(named):
     wait_for(lambda: "only n[0-1]" in screen.frame()[-1])
     screen.type(b"/\r")
     wait_for(lambda: len(first_rows()) > 9)
-    screen.type(b"q")
-    screen.status()
 
 
 def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
     feed(receiver, message(0))
-    pid, fd = pty.fork()
-    if not pid:                         # a shell with job control
-        os.execvpe("bash", ["bash", "--norc", "-i"],
-                   dict(os.environ, PS1="ready$ ", TERM="xterm",
-                        PYTHONIOENCODING="utf-8"))
-    shell = Terminal.__new__(Terminal)
-    shell.pid, shell.fd, shell.text = pid, fd, ""
-    shell.resize(20, 100)
+    shell = Terminal(20, 100, ["bash", "--norc", "-i"], PS1="ready$ ")
     shell.wait_text("ready$ ")
     shell.type(b"%s %s/beostat.py --table %s -w 0.1\r" % tuple(map(
         os.fsencode, (sys.executable, HERE, receiver.table.path))))
@@ -4456,46 +3698,39 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
     shell.type(b"fg\r")
     assert "\033[?1049h" in shell.wait_text("? helps")
     shell.type(b"q")
-    shell.wait_text("ready$ ")
-    shell.type(b"exit\r")
-    shell.status()
+    assert "\033[?1049l" in shell.wait_text("ready$ ")
 
 
 def test_terminal_of_no_size_has_80_columns(receiver):
+    """And none of its lines a colour, if so wanted."""
     for number in range(40):
         feed(receiver, message(number, body=body_with(hostname=b"h" * 60)))
-    screen = watch(receiver, lines=0, columns=0)
-    screen.wait_text("? helps")
+    screen = watch(receiver, lines=0, columns=0, NO_COLOR="1")
+    assert not re.search(r"\033\[[0-9;]+m", screen.wait_text("? helps"))
     frame = screen.frame()
     assert len(frame) == 24 and max(map(len, frame)) == 80
-    screen.type(b"q")
-    screen.status()
 
 
-@pytest.mark.parametrize("columns, shown_columns", [(80, 80), (100, 100),
-                                                    (40, 138)])
+@pytest.mark.parametrize("columns, length", [(80, 80), (40, 138)])
 def test_long_name_is_cut_on_a_terminal_and_whole_in_a_pipe(
-        receiver, columns, shown_columns):
+        receiver, columns, length):
     feed(receiver, message(0, body=body_with(hostname=b"h" * 64)))
     screen = Terminal(24, columns, [
-        "sh", "-c", "sleep 0.1; exec %s -S %s/beostat.py --table %s" % (
-            sys.executable, HERE, receiver.table.path)],
-        TERM="xterm", PYTHONIOENCODING="utf-8")
+        sys.executable, "-S", os.path.join(HERE, "beostat.py"), "--table",
+        receiver.table.path])
     row = screen.wait_text("total").split("\r\n")[1]
-    screen.status()
-    assert len(row) == shown_columns
+    assert len(row) == length
     assert row.endswith("h\u2026") == (columns > 74)
     assert "h" * 64 in shown(receiver)
 
 
-@pytest.mark.parametrize("words", [[], ["-c"], ["5"], ["-w", "1"]])
+@pytest.mark.parametrize("words", ["", "-c 5"])
 def test_beostatus_is_the_live_view(receiver, tmp_path, words):
     feed(receiver, message(5))
     link = str(tmp_path / "beostatus")
     os.symlink(os.path.join(HERE, "beostat.py"), link)
     screen = Terminal(20, 100, [sys.executable, "-S", link, "--table",
-                                receiver.table.path, *words],
-                      TERM="xterm", PYTHONIOENCODING="utf-8")
+                                receiver.table.path, *words.split()])
     assert "1 node: 1 up" in screen.wait_text("? helps")
     screen.type(b"q")
     assert screen.status() in (0, 3)
@@ -4505,8 +3740,7 @@ def test_beostatus_is_the_live_view(receiver, tmp_path, words):
 def test_watch_gives_the_terminal_back_however_it_ends(receiver, end):
     feed(receiver, message(0))
     screen = watch(receiver, "--dots")
-    before = screen.wait_text("q quits")
-    assert "\033[?1049h" in before
+    screen.wait_text("q quits")
     if end == b"\x03":
         screen.type(end)
     else:
@@ -4515,33 +3749,21 @@ def test_watch_gives_the_terminal_back_however_it_ends(receiver, end):
     assert screen.status() == 1
 
 
-def test_watch_without_colours(receiver):
-    feed(receiver, message(0))
-    screen = watch(receiver, NO_COLOR="1")
-    screen.wait_text("q quits")
-    assert not re.search(r"\033\[[0-9;]+m", screen.wait_text("q quits"))
-    screen.type(b"q")
-    screen.status()
-
-
 def test_watch_on_a_dumb_terminal_is_plain(receiver):
     feed(receiver, message(0))
     screen = watch(receiver, TERM="dumb")
     text = "".join(screen.wait_text("total") for _ in range(3))
     assert "\033" not in text
-    os.kill(screen.pid, signal.SIGINT)
-    screen.status()
 
 
-def test_watch_of_documents_is_a_line_per_tick(seven):
-    with subprocess.Popen(
-            [sys.executable, os.path.join(HERE, "beostat.py"), "--table",
-             seven.table.path, "--json", "--watch", "0.1", "0-2"],
-            stdout=subprocess.PIPE, universal_newlines=True) as process:
-        for _ in range(3):
-            document = json.loads(process.stdout.readline())
-            assert len(document["nodes"]) == 3
-        process.terminate()
+@pytest.mark.parametrize("words, lines", [
+    ("-b 0,99", [" +0 up .*", "node 99: not in the table", ""]),
+    ("--json 0,1", ['{.*"number": 0.*"number": 1.*}'])])
+def test_watch_in_a_pipe(seven, running, words, lines):
+    watcher = running.start("beostat.py", "--table", seven.table.path,
+                            *words.split(), "--watch", "0.1")
+    for line in lines * 3:
+        assert re.fullmatch(line + "\n", watcher.stdout.readline())
 
 
 def test_words_behind_watch_may_be_nodes(seven):
@@ -4592,38 +3814,20 @@ def test_metrics_of_the_server_are_those_of_the_command(scraped):
         "text/plain; version=0.0.4; charset=utf-8")
 
 
-INSTANCES = (
-    # host names of nodes 0, 1 ..., the instances of their metrics
-    (["a", "b.example"], ["a", "b.example"]),
-    (["a", "a", ""], ["n0", "n1", "n2"]),
-    (["n1", "b"], ["n0", "b"]),         # n1 is how node 1 could be called
-    (["n0", 'q"\\%s\n'], ["n0", r'q\"\\%s\\n']),
-)
-
-
-@pytest.mark.parametrize("hosts, instances", INSTANCES)
-def test_instance_of_a_metric_is_one_nodes(receiver, hosts, instances):
-    for number, host in enumerate(hosts):
-        feed(receiver, message(number, body=body_with(
-            hostname=host.encode())))
-    assert re.findall(r'node_load1{instance="(.*)",node="\d"} ',
-                      shown(receiver, "--prometheus")) == instances
-
-
 def test_metrics_of_each_state(running):
     """Only what is up is measured, and nothing while recvstats is gone."""
     master = running.recvstats("-N", "3")
     running.send(message(0), message(1, kind=sendstats.FAREWELL), message(
         4, body=body_with(one=float("nan"))))
     running.wait_count("stored", 3)
-    text = running.beostat("--prometheus").stdout
+    text = answer(running.table, "--prometheus")[1]
     assert re.findall(r'node_state{.*node="(\d)",state="(.*)"} 1', text) == [
         ("0", "up"), ("1", "left"), ("2", "never"), ("4", "refused")]
     assert re.findall(r'node_up{.*node="(\d)"} (\d)', text) == [
         ("0", "1"), ("1", "0"), ("2", "0"), ("4", "0")]
     assert re.findall(r'node_load1{.*node="(\d)"', text) == ["0"]
     stop(master)
-    text = running.beostat("--prometheus").stdout
+    text = answer(running.table, "--prometheus")[1]
     assert "\nbeostat_recvstats_up 0\n" in text
     assert 'state="up"} 1\n' in text and "node_load1" not in text
 
@@ -4701,6 +3905,7 @@ def test_page_of_dots_has_a_cell_for_every_node(seven):
     assert [kind for kind, _ in page.cells] == [
         "s1", "s8", "s1", "off", "s9", "down", "s1", "never", "never"]
     assert page.cells[1][1].startswith("n1 n1, up, cpu% 90.0, load 2.06, ")
+    assert page.cells[6][1].startswith("n6 " + NAME_6 + ", up, ")
     assert len(page.rows) == 2          # heading and totals
 
 
@@ -4722,19 +3927,12 @@ def test_page_of_many_nodes_shows_the_first_thousand(receiver):
 
 
 class Served:
-    """A beostat.py --serve, and what it answers."""
+    """A process of beostat.py --serve, and what it answers."""
 
-    def __init__(self, running, *words, seconds=None):
-        self.running = running
-        self.process = running.start(
-            "beostat.py", "--serve", "0", "--table", running.table, *words,
-            bufsize=0) if seconds is None else subprocess.Popen(
-                [sys.executable, "-S", "-c", "import beostat, os\n"
-                 "beostat.CHILD_S = %d\nos._exit(beostat.main([%s]))" % (
-                     seconds, "'--serve', '0', '--table', %r"
-                     % running.table)], cwd=HERE, universal_newlines=True,
-                stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        running.processes.append(self.process)
+    def __init__(self, running, *words, program="beostat.py"):
+        self.running, self.process = running, running.start(
+            program, "--serve", "0", "--table", running.table, *words,
+            bufsize=0)
         line = self.process.stderr.readline()
         self.port = int(re.fullmatch(
             r"beostat: serving http://127.0.0.1:(\d+)/\n", line).group(1))
@@ -4742,8 +3940,7 @@ class Served:
 
     def connect(self):
         """Return a new connection."""
-        sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
-        return sock
+        return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
 
     def answer(self, data):
         """Return the bytes that a request gets."""
@@ -4766,9 +3963,10 @@ def children_of(pid):
     return read_text("/proc/%d/task/%d/children" % (pid, pid)).split()
 
 
-@pytest.fixture
-def served(running):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
     """A server of three nodes, of which 2 has left."""
+    running = Running(tmp_path_factory.mktemp("served"))
     running.recvstats("-N", "5")
     running.send(*[message(
         number, period_s=60.0, kind=sendstats.FAREWELL if number == 2 else
@@ -4776,7 +3974,8 @@ def served(running):
             hostname=[b"login", b"<script>alert(1)</script>", b"c2"][number],
             one=float(number))) for number in range(3)])
     running.wait_count("stored", 3)
-    return Served(running, "--cluster", "blue")
+    yield Served(running, "--cluster", "blue")
+    running.end()
 
 
 REQUESTS = (
@@ -4816,7 +4015,8 @@ REQUESTS = (
 
 
 def test_requests(served):
-    digest = hashlib.sha256(beostat.SHEET.encode()).digest()
+    sheet, = re.findall("<style>(.*)</style>", served.get("/")[2], re.S)
+    digest = hashlib.sha256(sheet.encode()).digest()
     for method, target, host, status, part in REQUESTS:
         found, headers, body = served.get(target, method, host)
         assert (found, part in body) == (status, True), (target, host, body)
@@ -4858,9 +4058,8 @@ def test_server_without_a_table(running):
     assert status == 503 and "start it with recvstats.py" in body
     running.recvstats()
     assert served.get("/metrics")[0] == 200
-    again = running.beostat("--serve", served.port)
-    assert (again.returncode, again.stderr) == (
-        3, "beostat: --serve 127.0.0.1:%d: Address already in use\n"
+    assert answer(running.table, "--serve", "%d" % served.port) == (
+        3, "", "beostat: --serve 127.0.0.1:%d: Address already in use\n"
         % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
@@ -4871,10 +4070,13 @@ def test_server_without_a_table(running):
             .readline() == "beostat: serving %s/\n" % served.url
 
 
-def test_clients_that_hold_the_server_up(running):
+def slow_clients_that_hold_the_server_up(running):
     """Endless, idle and many: each ends, and others are served."""
     running.recvstats()
-    served = Served(running, seconds=1)
+    program = os.path.join(running.folder, "hasty.py")
+    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
+               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
+    served = Served(running, program=program)
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
     assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
@@ -4894,10 +4096,10 @@ def test_clients_that_hold_the_server_up(running):
 
 def test_document_with_the_header_of_http(served):
     """As inetd has it: with a request unread, its end would be lost."""
-    head, _, body = served.running.beostat("--html", "--http").stdout \
-        .partition("\n\n")
-    assert head.startswith("HTTP/1.0 200 OK\nContent-Type: text/html")
-    assert "Content-Length: %d\n" % len(body) in head
+    _, text, _ = answer(served.running.table, "--html", "--http")
+    head, _, body = text.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.0 200 OK\r\nContent-Type: text/html")
+    assert "Content-Length: %d\r\n" % len(body) in head
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
@@ -4914,80 +4116,29 @@ def test_document_with_the_header_of_http(served):
     assert data.endswith(b'{result="log_drops"} 0\n')
 
 
-WORDS_OF_SERVE = (
-    ("--serve 9545 --json", "--serve goes with --per-cpu, --cluster and "
-     "--table alone"),
-    ("--serve 9545 7", "--serve goes with --per-cpu, --cluster and --table "
-     "alone"),
-    ("--serve 99999", "99999 is not [ADDRESS:]PORT"),
-    ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
-    ("--http", "--http goes before one document"),
-    ("--html --http -w", "--http goes before one document"),
-    ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
-    ("--html --json", "one view at a time"),
-)
-
-
-@pytest.mark.parametrize("words, error", WORDS_OF_SERVE)
-def test_words_that_do_not_go_together(words, error):
-    shown = tool("beostat.py", *words.split())
-    assert (shown.returncode, shown.stdout) == (2, "")
-    assert shown.stderr.endswith(": %s\n" % error)
-
-
 CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
             "--no-first-run --disable-background-networking --disable-sync "
             "--disable-component-update --dump-dom --user-data-dir=").split()
 
 
 def test_page_in_a_browser(served, tmp_path):
-    """The sheet is taken, the name of node 1 stays text, links are pages."""
-    chromium = installed("chromium")
-    os.mkdir(str(tmp_path / "gone"))
-    gone = new_receiver(tmp_path / "gone")
-    feed(gone, message(3))
-    close(gone)
-    (tmp_path / "gone.html").write_text(tool(
-        "beostat.py", "--html", "--table", gone.table.path).stdout)
-    browsers = [subprocess.Popen(
-        [chromium, *CHROMIUM[1:-1], CHROMIUM[-1] + str(tmp_path / str(place)),
-         url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        universal_newlines=True) for place, url in enumerate([
-            served.url + "/?sort=-load", served.url + "/?node=1",
-            served.url + "/?view=dots&state=up",
-            "file://%s/gone.html" % tmp_path])]
-    try:
-        pages = [Page(browser.communicate(timeout=30)[0])
-                 for browser in browsers]
-    finally:
-        for browser in browsers:
-            browser.kill()
-    rows, node, dots, gone = pages
-    for page in pages:
-        assert page.tags <= PAGE_TAGS | {"head", "body"}
-    assert [row[1:4] for row in rows.rows[2:]] == [
-        ["0", "login", "up"], ["1", "<script>alert(1)</script>", "up"],
-        ["2", "c2", rows.rows[4][3]]]
-    assert rows.rows[4][0] == "left off"
-    assert [title.split(",")[0] for _, title in dots.cells] == [
-        "n0 login", "n1 <script>alert(1)</script>", "n3 never", "n4 never"]
-    assert "/proc/meminfo" in node.text and "MemTotal:" in node.text
-    assert "is gone: start it again with recvstats.py" in gone.text
-    assert [row[1] for row in gone.rows[2:]] == ["3"]
+    """The name of node 1 stays text."""
+    page = Page(subprocess.check_output(
+        [installed("chromium"), *CHROMIUM[1:-1], CHROMIUM[-1] + str(tmp_path),
+         served.url + "/?sort=-load"], stderr=subprocess.DEVNULL, timeout=30,
+        universal_newlines=True))
+    assert page.tags <= PAGE_TAGS | {"head", "body"}
+    assert [row[:3] for row in page.rows[2:]] == [
+        ["up", "0", "login"], ["up", "1", "<script>alert(1)</script>"],
+        ["left off", "2", "c2"]]
 
 
 QUERIES = (
     # of the usual dashboards, and what the files of node 1 make of them
     ("node_load1", "2.06"),
     ("node_load1 / on(instance) beostat_node_cpus", "1.03"),
-    ("node_memory_MemTotal_bytes", 4043516 * 1024),
     ("node_memory_MemTotal_bytes - node_memory_MemFree_bytes - "
      "node_memory_Cached_bytes - node_memory_Buffers_bytes", 631348 * 1024),
-    ("node_memory_SwapTotal_bytes - node_memory_SwapFree_bytes", 104 * 1024),
-    ("node_boot_time_seconds", 1184240113),
-    ("node_context_switches_total", 9312345),
-    ("node_forks_total", 20712),
-    ("node_procs_blocked", 1),
     ('sum by (instance) (node_network_receive_bytes_total{device!="lo"})',
      3121110921),
     ('sum by (instance) (node_cpu_seconds_total{mode!="idle"})', 128.195),
@@ -5018,11 +4169,7 @@ def test_prometheus_scrapes_two_nodes(scraped):
         found = query(text)
         assert set(found) == {"n0", "n1"}, text
         assert abs(found["n1"] - float(want)) < 1e-6 * float(want), text
-    kb, = re.findall(r"MemTotal: +(\d+)", read_text("/proc/meminfo"))
-    booted, = re.findall(r"\nbtime (\d+)", read_text("/proc/stat"))
     ticks = read_text("/proc/stat").split()[1:9]
-    assert query("node_memory_MemTotal_bytes")["n0"] == int(kb) * 1024
-    assert query("node_boot_time_seconds")["n0"] == int(booted)
     passed = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") / os.cpu_count()
     assert 0 <= passed - query("sum by (instance) (node_cpu_seconds_total)")[
         "n0"] < 60
@@ -5038,7 +4185,8 @@ def original(seven, monkeypatch):
     """libbeostat, whose functions read the table of seven nodes."""
     monkeypatch.setenv("BEOSTAT_TABLE", seven.table.path)
     libbeostat.cluster.cache_clear()
-    return libbeostat
+    yield libbeostat
+    libbeostat.cluster.cache_clear()    # and so close it
 
 
 CALLS = (
@@ -5069,12 +4217,20 @@ CALLS = (
     ("get_cpuinfo_x86", (2,), ("GenuineIntel", "Pentium III (Coppermine)",
                                863.872, 256, 1723.59)),
     ("get_last_multicast", (), 0.0),
+    # where the original returned -1
+    *[(*call, libbeostat.BeostatError) for call in (
+        ("get_cpu_percent", (0, 2)), ("get_name", (99,)), ("get_name", (7,)),
+        ("set_last_multicast", (1,)))],
 )
 
 
 @pytest.mark.parametrize("name, arguments, want", CALLS)
 def test_function_of_the_original(original, name, arguments, want):
-    assert getattr(original, name)(*arguments) == want
+    try:
+        found = getattr(original, name)(*arguments)
+    except original.BeostatError:
+        found = original.BeostatError
+    assert found == want
 
 
 def test_net_dev_has_the_originals_fields(original):
@@ -5085,26 +4241,23 @@ def test_net_dev_has_the_originals_fields(original):
                             "colls", "carrier")
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("get_cpu_percent", (0, 2)), ("get_name", (99,)), ("get_name", (7,)),
-    ("set_last_multicast", (1,))])
-def test_function_raises_where_the_original_returned_minus_one(
-        original, name, arguments):
-    with pytest.raises(original.BeostatError):
-        getattr(original, name)(*arguments)
+GROWTH = """
+import sys
+sys.path.insert(0, %r)
+import libbeostat
+cluster = libbeostat.open(%r)
+for turn in range(600):
+    for node in cluster:
+        node.load, node.cpus, node.interfaces
+    if turn %% 200 == 199:
+        print(open("/proc/self/statm").read().split()[1])
+"""
 
 
 def test_script_that_iterates_for_days_does_not_grow(seven):
-    def resident_kb():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4
-    with libbeostat.open(seven.table.path) as cluster:
-        for turn in range(600):
-            for node in cluster:
-                node.load, node.cpus, node.interfaces
-            if turn == 200:
-                before = resident_kb()
-        assert resident_kb() - before <= 256
+    pages = subprocess.check_output([sys.executable, "-S", "-c", GROWTH % (
+        HERE, seven.table.path)], universal_newlines=True).split()
+    assert (int(pages[2]) - int(pages[0])) * resource.getpagesize() < 1 << 18
 
 
 # ---- requests and multicast --------------------------------------------
@@ -7846,6 +6999,14 @@ def test_an_older_python_stops_at_the_line_that_tells_why(name):
     assert all(isinstance(each, (ast.Expr, ast.Import, ast.Try))
                or isinstance(each.value, (ast.Call, ast.Constant))
                for each in body[:told])
+
+
+def test_agent_of_another_header_is_logged(receiver):
+    feed(receiver, broken(message(3), magic=b"BEO\2"))
+    receiver.tick(time.monotonic())
+    assert receiver.lines == [
+        "version_wrong: 1 datagrams dropped, the last one from 10.0.0.1:4000: "
+        "it is newer: update the master first"]
 
 
 def test_a_second_pair_tries_a_node_and_disturbs_nothing(running, tmp_path):
