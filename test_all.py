@@ -7009,6 +7009,15 @@ def test_agent_of_another_header_is_logged(receiver):
         "it is newer: update the master first"]
 
 
+def test_master_that_refuses_by_icmp(running, namespaces):
+    _, b = namespaces
+    assert ip("-n", b, "route", "add", "unreachable", "10.9.7.7")
+    agent = inside(running, b, "sendstats.py", 5, "10.9.7.7")
+    assert agent.stderr.readline() == (
+        "sendstats: 10.9.7.7:5545: No route to host: it is off, or its "
+        "firewall refuses: trying again\n")
+
+
 def test_a_second_pair_tries_a_node_and_disturbs_nothing(running, tmp_path):
     """As TROUBLESHOOTING has it."""
     running.recvstats()
