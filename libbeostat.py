@@ -490,6 +490,8 @@ HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
 HEADER_STRUCT, _ = layout(HEADER)
 SLOT_STRUCT, _ = layout(SLOT)
 NODE_STRUCT, NODE_AT = layout(NODE)
+NODE_CODES = {field: code for fields, code, *_ in NODE
+              for field in fields.split()}
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 ABSENTS = frozenset(ABSENT.values())
@@ -572,8 +574,7 @@ def picker(names):
     """
     fields = [name.partition(".")[2] for name in names]
     struct_, _ = layout(NODE, fields)
-    codes = {field: code for each, code, *_ in NODE for field in each.split()}
-    absents = [ABSENT.get(codes[field]) for field in fields]
+    absents = [ABSENT.get(NODE_CODES[field]) for field in fields]
 
     def pick(node):
         values = struct_.unpack_from(node.message, BODY)
@@ -582,27 +583,6 @@ def picker(names):
         return [None if value == absent else value
                 for value, absent in zip(values, absents)]
     return pick
-
-
-def renew(message, error):
-    """Return a message of an EARLIER layout as one of today's, what it does
-    not have ABSENT.
-
-    Raises  the error, where it is of none
-    """
-    codes = {field: code for each, code, *_ in NODE for field in each.split()}
-    for version, names in EARLIER:
-        renewed = message
-        for field in names.split():
-            at, code = BODY + NODE_AT[field], codes[field]
-            renewed = (renewed[:at] + struct.pack("<" + code, ABSENT[code])
-                       + renewed[at:])
-        try:
-            check(renewed, version)
-            return renewed
-        except BeostatError:
-            pass
-    raise error
 
 
 def check(message, known=RECORDS_VERSION):
@@ -630,6 +610,30 @@ def check(message, known=RECORDS_VERSION):
     if (max(floats[FRACTIONS]) > 1
             or max(shares, default=(0,)) > (FULL,)):
         raise BadSample("sample with a CPU that is over 100 % busy")
+
+
+def renew(message):
+    """Return a message that passes check(), one of an EARLIER layout as one
+    of today's: what it does not have is ABSENT.
+
+    Raises  BadSample, OtherVersion
+    """
+    try:
+        check(message)
+        return message
+    except BeostatError:
+        for version, names in EARLIER:
+            renewed = message
+            for field in names.split():
+                at, code = BODY + NODE_AT[field], NODE_CODES[field]
+                renewed = b"".join((renewed[:at], struct.pack(
+                    "<" + code, ABSENT[code]), renewed[at:]))
+            try:
+                check(renewed, version)
+                return renewed
+            except BeostatError:
+                pass
+        raise
 
 
 class Node:
@@ -973,10 +977,7 @@ class Cluster:
             raise BadSample("node %d: cannot be read: %s"
                             % (number, error.strerror))
         node = Node(number, slot, time.monotonic(), self.clock_s)
-        try:
-            check(node.message)
-        except BeostatError as error:
-            node.message = renew(node.message, error)
+        node.message = renew(node.message)
         return node
 
     def __iter__(self):
