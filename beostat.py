@@ -1027,12 +1027,14 @@ def read_jobs(picture, args):
 HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
          "period_s", "sequence", "address", "port", "received", "lost",
          "restarts", "signature")
+WORDS = "state", "address", "signature"     # of HEADS: as plain as they are
 
 
-@functools.lru_cache(None)
 def object_template(fields):
     """Return the template of a JSON object."""
-    return "{%s}" % ", ".join(['"%s": %%s' % field for field in fields])
+    return "{%s}" % ", ".join([
+        '"%s": %s' % (field, '"%s"' if field in WORDS else "%s")
+        for field in fields])
 
 
 def node_template(parts):
@@ -1047,6 +1049,31 @@ def node_template(parts):
         '"cpus": [%s], "interfaces": [%s]}')
 
 
+def list_fields(rows):
+    """Return the names of a record's fields."""
+    return " ".join(fields for fields, *_ in rows).split()
+
+
+def lists_formatter(encode):
+    """Return the function that gives the JSON of a node's two lists, without
+    their brackets."""
+    cpu_form, interface_form = [object_template(list_fields(rows)) for rows
+                                in (libbeostat.ONE_CPU_SHOWN,
+                                    libbeostat.INTERFACE)]
+
+    def format_lists(node):
+        cpus, interfaces = node.records()
+        return (", ".join([
+            cpu_form % (cpu, busy / libbeostat.FULL, *ticks)
+            for cpu, busy, *ticks in libbeostat.CPU_STRUCT.iter_unpack(cpus)]),
+            ", ".join([
+                interface_form % (encode(libbeostat.unpack_text(name)),
+                                  *counts)
+                for name, *counts
+                in libbeostat.INTERFACE_STRUCT.iter_unpack(interfaces)]))
+    return format_lists
+
+
 def node_formatter(encode):
     """Return the function that gives a node's JSON object.
 
@@ -1054,30 +1081,27 @@ def node_formatter(encode):
     name would take twice the time.
     encode  gives the JSON of a text
     """
-    parts = {part: tuple(" ".join(fields for fields, *_ in rows).split())
-             for part, (rows, *_) in libbeostat.PARTS.items()}
-    form = node_template(parts)
-    pick = libbeostat.picker(["%s.%s" % (part, field) for part in parts
-                              for field in parts[part]])
-
-    def format_value(value):
-        return ("null" if value is None else
-                libbeostat.rounded(value) if isinstance(value, float) else
-                encode(libbeostat.unpack_text(value))
-                if isinstance(value, bytes) else value)
-
-    def format_record(record):
-        first, *others = record         # an interface's name, a CPU's number
-        return object_template(record._fields) % (
-            encode(first) if isinstance(first, str) else first, *others)
+    parts = {part: list_fields(rows)
+             for part, rows in libbeostat.PARTS.items()}
+    form, format_lists = node_template(parts), lists_formatter(encode)
+    pick_heads, pick = of(*HEADS), libbeostat.picker([
+        "%s.%s" % (part, field) for part in parts for field in parts[part]])
+    conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
+                   "f": libbeostat.rounded}
+    codes = [code[-1] for fields, code, *_ in libbeostat.NODE
+             for _ in fields.split()]
+    converted = [(place, conversions[code]) for place, code
+                 in enumerate(codes) if code in conversions]
 
     def format_node(node):
-        *values, cpus, interfaces = pick(node)
-        return form % (*[encode(value) if isinstance(value, str) else value
-                         for value in of(*HEADS)(node)],
-                       *map(format_value, [*values, cpus or None, interfaces]),
-                       ", ".join(map(format_record, node.cpus)),
-                       ", ".join(map(format_record, node.interfaces)))
+        values = list(pick(node))
+        for place, convert in converted:
+            if values[place] is not None:
+                values[place] = convert(values[place])
+        values[-2] = values[-2] or None         # CPUs, 0 unknown
+        if None in values:
+            values = ["null" if value is None else value for value in values]
+        return form % (*pick_heads(node), *values, *format_lists(node))
     return format_node
 
 
@@ -1086,10 +1110,11 @@ def format_json(picture, args):
 
     A node has a line of its own, but where each document must be a line.
     """
-    from json import JSONEncoder        # costs a quarter of the status view
+    # costs a quarter of the status view
+    from json.encoder import JSONEncoder, encode_basestring_ascii
     encode = JSONEncoder(check_circular=False).encode
     new_line = "\n" if args.watch is None else ""
-    nodes = map(node_formatter(encode), picture.nodes)
+    nodes = map(node_formatter(encode_basestring_ascii), picture.nodes)
     return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
              '"never": %s, "refused": %s}' % (
                  encode(picture.path), encode(picture.time_s),
