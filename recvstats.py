@@ -1819,7 +1819,7 @@ def start(args, log):
                  "or a system user" % table.path)
     log("version %s, port %d, %s: %d nodes taken over%s" % (
         VERSION, args.port, table.path, held,
-        "; it is on a disk: a tmpfs, as /dev/shm, is no work for one"
+        "; it is on a disk: put it on a tmpfs, as /dev/shm"
         if os.major(os.fstat(table.fd).st_dev) else ""))
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
     if size < BUFFER_BYTES:

@@ -7039,8 +7039,8 @@ def test_a_second_pair_tries_a_node_and_disturbs_nothing(running, tmp_path):
 
 @pytest.mark.parametrize("folder, said", [
     ("/dev/shm", "0 nodes taken over\n"),
-    (HERE, "0 nodes taken over; it is on a disk: a tmpfs, as /dev/shm, is no "
-     "work for one\n")])
+    (HERE, "0 nodes taken over; it is on a disk: put it on a tmpfs, as "
+     "/dev/shm\n")])
 def test_table_on_a_disk_is_said(folder, said):
     if folder == HERE and not os.major(os.stat(folder).st_dev):
         pytest.skip("no disk here")
