@@ -25,7 +25,8 @@ import zlib
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
 CRC_BYTES = 4
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 
@@ -198,6 +199,9 @@ INTERFACE = (
      "I", "", "transmit columns, they wrap; /proc/net/dev"),
     ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "over the last "
      "period"),
+)
+EARLIER = (     # version, the values of NODE that its samples do not have
+    (1, "user_fraction nice_fraction system_fraction iowait_fraction"),
 )
 
 # ---- layout: table -----------------------------------------------------
@@ -487,6 +491,8 @@ HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
 HEADER_STRUCT, _ = layout(HEADER)
 SLOT_STRUCT, _ = layout(SLOT)
 NODE_STRUCT, NODE_AT = layout(NODE)
+NODE_CODES = {field: code for fields, code, *_ in NODE
+              for field in fields.split()}
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 MESSAGE_AT, BODY = SLOT_STRUCT.size, HEADER_STRUCT.size
@@ -578,8 +584,7 @@ def picker(names):
     """
     fields = [name.partition(".")[2] for name in names]
     struct_, _ = layout(NODE, fields)
-    codes = {field: code for each, code, *_ in NODE for field in each.split()}
-    absents = [ABSENT.get(codes[field]) for field in fields]
+    absents = [ABSENT.get(NODE_CODES[field]) for field in fields]
     none = frozenset(absents)
 
     def pick(node):
@@ -597,18 +602,19 @@ def shares(cpus):
     return layout(ONE_CPU * cpus, ("busy",))[0]
 
 
-def check(slot):
+def check(slot, known=RECORDS_VERSION):
     """See that a slot, whose message is whole, says what can be.
 
+    known   the version that it is to be of
     Raises  BadSample, OtherVersion
     """
     if len(slot) < CPUS_AT + CRC_BYTES:
         raise BadSample("sample is cut off")
     version, *floats, cpus, interfaces = SHAPE.unpack_from(slot)
-    if version != RECORDS_VERSION:
+    if version != known:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
                            "update the master's tools, which come first"
-                           % (version, RECORDS_VERSION))
+                           % (version, known))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
     if len(slot) != (names_at + interfaces * INTERFACE_STRUCT.size
                      + CRC_BYTES):
@@ -619,6 +625,30 @@ def check(slot):
     if (max(floats[FRACTIONS]) > 1
             or max(shares(cpus).unpack_from(slot, CPUS_AT) or (0,)) > FULL):
         raise BadSample("sample with a CPU that is over 100 % busy")
+
+
+def renew(slot):
+    """Return a slot that passes check(), one of an EARLIER layout as one of
+    today's: what it does not have is ABSENT.
+
+    Raises  BadSample, OtherVersion
+    """
+    try:
+        check(slot)
+        return slot
+    except BeostatError:
+        for version, names in EARLIER:
+            renewed = slot
+            for field in names.split():
+                at, code = RECORDS_AT + NODE_AT[field], NODE_CODES[field]
+                renewed = b"".join((renewed[:at], struct.pack(
+                    "<" + code, ABSENT[code]), renewed[at:]))
+            try:
+                check(renewed, version)
+                return renewed
+            except BeostatError:
+                pass
+        raise
 
 
 class Node:
@@ -719,8 +749,8 @@ def open_table(path):
         reason = "not a table of recvstats"
     elif (path == TABLE and found.st_uid >= FIRST_USER
           and found.st_uid != os.geteuid()):
-        reason = ("belongs to user %d, whose table nobody believes"
-                  % found.st_uid)
+        reason = ("belongs to user %d, whose table nobody believes: run "
+                  "recvstats as root or a system user" % found.st_uid)
     if reason:
         close_table(fd)
         raise NotATable("%s: %s" % (path, reason))
@@ -969,7 +999,7 @@ class Cluster:
                     slot = find_slot(first, again, place - begin, number)
                     if not slot or slot[0] % 2:
                         slot = self.read_slot(number, place)
-                    check(slot)
+                    slot = renew(slot)
                     nodes[number] = Node(number, slot, time.monotonic(),
                                          self.clock_s)
                 except BeostatError as error:
@@ -991,7 +1021,7 @@ class Cluster:
             self.refresh(now)           # it may have come just now
             place = self.find(number)
         slot = self.read_slot(number, place)
-        check(slot)
+        slot = renew(slot)
         return Node(number, slot, time.monotonic(), self.clock_s)
 
     __getitem__ = node
