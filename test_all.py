@@ -3542,9 +3542,11 @@ def slow_events(running):
         return lines_of(process)
 
     def send(numbers, kind, sequence):
+        master.send_signal(signal.SIGSTOP)      # it gets them all at once
         running.send(*[message(number, sequence, kind=kind, period_s=60.0,
                                body=body_with(hostname=b"c%03d" % number))
                        for number in numbers])
+        master.send_signal(signal.SIGCONT)
 
     master = running.recvstats()
     send(range(9), sendstats.SAMPLE, 1)
