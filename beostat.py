@@ -20,7 +20,7 @@ login master all up down; default all that were heard.  Other views:
   --sort KEY --reverse      by a column, -KEY turned round: node state age
          cpus cpu load running tasks mem swap disk in out name; jobs: cpu rss
   --table PATH -h --help -v --version    default /dev/shm/beostat
-Exit status: 0 all are up, 1 some are not, 2 usage, 3 recvstats is gone.
+Exit status: 0 all are up, 1 some are not, 2 usage, 3 no data.
 examples:
   beostat.py -w --sort load               the most loaded first, live
   pdsh -w $(beostat.py --names --up) uptime    run it where it can run
@@ -49,7 +49,12 @@ except ImportError:
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
+if libbeostat.VERSION != VERSION:
+    sys.exit("beostat: %s is of version %s, beostat of %s: copy both from one "
+             "release" % (os.path.realpath(libbeostat.__file__),
+                          libbeostat.VERSION, VERSION))
 
 Picture = collections.namedtuple(
     "Picture", "path time_s status nodes silent never refused missing jobs")
@@ -85,6 +90,10 @@ COLOURS = {"dim": "2", "bold": "1", "red": "31", "green": "32",
 NOT_RUNNING = ("%s: recvstats is not running: start it with recvstats.py, or "
                "name its table with --table")
 GONE = "%s: recvstats (pid %d) is gone: start it again with recvstats.py"
+UNHEARD = ("no agent was heard on port %d: start sendstats.py on the nodes; "
+           "to try one here: sendstats.py --once -d -p %d 0 127.0.0.1")
+ALL_DROPPED = ("all %d datagrams on port %d were dropped: journalctl -t "
+               "recvstats says what to do")
 UP, DOWN = (libbeostat.CHOSEN[word] for word in ("up", "down"))   # states
 SUMS = 14                       # that measure() gives
 
@@ -415,6 +424,19 @@ def read_picture(cluster, args):
         refused, missing, []), args)
 
 
+def find_fault(picture):
+    """Return the line that says why there is no news of any node, "" when
+    there is."""
+    status = picture.status
+    if not status.running:
+        return GONE % (picture.path, status.pid)
+    if status.used_entries:
+        return ""
+    if status.received:
+        return ALL_DROPPED % (status.received, status.port)
+    return UNHEARD % (status.port, status.port)
+
+
 def read_sorted(picture, args):
     """Return the Picture with its nodes sorted, and cut by --top."""
     return picture._replace(nodes=sort_nodes(
@@ -468,8 +490,9 @@ def format_dropped(recent):
     """
     counts = ["%s %d" % (name, recent[name]) for name in DROPPED
               if recent[name]]
-    return ["%d datagrams dropped in the last minute: %s (--daemon tells more)"
-            % (sum(recent[name] for name in DROPPED), ", ".join(counts))
+    return ["%d datagrams dropped in the last minute: %s (journalctl "
+            "-t recvstats says what to do)" % (
+                sum(recent[name] for name in DROPPED), ", ".join(counts))
             ] if counts else []
 
 
@@ -1004,12 +1027,14 @@ def read_jobs(picture, args):
 HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
          "period_s", "sequence", "address", "port", "received", "lost",
          "restarts", "signature")
+WORDS = "state", "address", "signature"     # of HEADS: as plain as they are
 
 
-@functools.lru_cache(None)
 def object_template(fields):
     """Return the template of a JSON object."""
-    return "{%s}" % ", ".join(['"%s": %%s' % field for field in fields])
+    return "{%s}" % ", ".join([
+        '"%s": %s' % (field, '"%s"' if field in WORDS else "%s")
+        for field in fields])
 
 
 def node_template(parts):
@@ -1024,6 +1049,31 @@ def node_template(parts):
         '"cpus": [%s], "interfaces": [%s]}')
 
 
+def list_fields(rows):
+    """Return the names of a record's fields."""
+    return " ".join(fields for fields, *_ in rows).split()
+
+
+def lists_formatter(encode):
+    """Return the function that gives the JSON of a node's two lists, without
+    their brackets."""
+    cpu_form, interface_form = [object_template(list_fields(rows)) for rows
+                                in (libbeostat.ONE_CPU_SHOWN,
+                                    libbeostat.INTERFACE)]
+
+    def format_lists(node):
+        cpus, interfaces = node.records()
+        return (", ".join([
+            cpu_form % (cpu, busy / libbeostat.FULL, *ticks)
+            for cpu, busy, *ticks in libbeostat.CPU_STRUCT.iter_unpack(cpus)]),
+            ", ".join([
+                interface_form % (encode(libbeostat.unpack_text(name)),
+                                  *counts)
+                for name, *counts
+                in libbeostat.INTERFACE_STRUCT.iter_unpack(interfaces)]))
+    return format_lists
+
+
 def node_formatter(encode):
     """Return the function that gives a node's JSON object.
 
@@ -1031,30 +1081,27 @@ def node_formatter(encode):
     name would take twice the time.
     encode  gives the JSON of a text
     """
-    parts = {part: tuple(" ".join(fields for fields, *_ in rows).split())
-             for part, (rows, *_) in libbeostat.PARTS.items()}
-    form = node_template(parts)
-    pick = libbeostat.picker(["%s.%s" % (part, field) for part in parts
-                              for field in parts[part]])
-
-    def format_value(value):
-        return ("null" if value is None else
-                libbeostat.rounded(value) if isinstance(value, float) else
-                encode(libbeostat.unpack_text(value))
-                if isinstance(value, bytes) else value)
-
-    def format_record(record):
-        first, *others = record         # an interface's name, a CPU's number
-        return object_template(record._fields) % (
-            encode(first) if isinstance(first, str) else first, *others)
+    parts = {part: list_fields(rows)
+             for part, rows in libbeostat.PARTS.items()}
+    form, format_lists = node_template(parts), lists_formatter(encode)
+    pick_heads, pick = of(*HEADS), libbeostat.picker([
+        "%s.%s" % (part, field) for part in parts for field in parts[part]])
+    conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
+                   "f": libbeostat.rounded}
+    codes = [code[-1] for fields, code, *_ in libbeostat.NODE
+             for _ in fields.split()]
+    converted = [(place, conversions[code]) for place, code
+                 in enumerate(codes) if code in conversions]
 
     def format_node(node):
-        *values, cpus, interfaces = pick(node)
-        return form % (*[encode(value) if isinstance(value, str) else value
-                         for value in of(*HEADS)(node)],
-                       *map(format_value, [*values, cpus or None, interfaces]),
-                       ", ".join(map(format_record, node.cpus)),
-                       ", ".join(map(format_record, node.interfaces)))
+        values = list(pick(node))
+        for place, convert in converted:
+            if values[place] is not None:
+                values[place] = convert(values[place])
+        values[-2] = values[-2] or None         # CPUs, 0 unknown
+        if None in values:
+            values = ["null" if value is None else value for value in values]
+        return form % (*pick_heads(node), *values, *format_lists(node))
     return format_node
 
 
@@ -1063,10 +1110,11 @@ def format_json(picture, args):
 
     A node has a line of its own, but where each document must be a line.
     """
-    from json import JSONEncoder        # costs a quarter of the status view
+    # costs a quarter of the status view
+    from json.encoder import JSONEncoder, encode_basestring_ascii
     encode = JSONEncoder(check_circular=False).encode
     new_line = "\n" if args.watch is None else ""
-    nodes = map(node_formatter(encode), picture.nodes)
+    nodes = map(node_formatter(encode_basestring_ascii), picture.nodes)
     return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
              '"never": %s, "refused": %s}' % (
                  encode(picture.path), encode(picture.time_s),
@@ -1594,10 +1642,10 @@ def format_whole(node):
 
 def format_facts(picture, clipped):
     """Return the lines of the page that say how the cluster is."""
-    gone = [] if picture.status.running else [
-        '<p class="bad" role="alert">%s</p>' % escape_xml(
-            GONE % (picture.path, picture.status.pid))]
-    return gone + ["<p>%s</p>" % escape_xml(line).replace(",", ",<wbr>")
+    fault = find_fault(picture)
+    faults = ['<p class="bad" role="alert">%s</p>' % escape_xml(fault)
+              ] if fault else []
+    return faults + ["<p>%s</p>" % escape_xml(line).replace(",", ",<wbr>")
                    for line in ["%s, %s" % (
                        format_counts(picture), time.strftime(
                            "%H:%M:%S", time.localtime(picture.time_s)))]
@@ -1807,9 +1855,11 @@ class Screen:
 
 def format_watched(picture, args):
     """Return the lines of a view, and below it what is missing."""
-    missing = [] if args.view in DOCUMENTS else picture.missing
+    missing, fault = list(picture.missing), find_fault(picture)
+    if fault and picture.status.running:        # else its views say so
+        missing.append(fault)
     return args.view.format(picture, args) + [
-        (safe(line), "red") for line in missing]
+        (safe(line), "red") for line in missing if args.view not in DOCUMENTS]
 
 
 def watch_screen(cluster, args):
@@ -2397,8 +2447,9 @@ def report(picture, args):
         complain(error)
     if args.view in DOCUMENTS:
         return 1 if picture.missing else 0
-    if not picture.status.running:
-        complain(GONE % (picture.path, picture.status.pid))
+    fault = find_fault(picture)
+    if fault:
+        complain(fault)
         return 3
     up = all(node.state == "up" for node in picture.nodes)
     return 0 if up and not picture.missing and not picture.refused else 1

@@ -25,7 +25,8 @@ import zlib
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
 CRC_BYTES = 4
 CRC_RESIDUE = 0x2144df1c        # CRC-32 of any bytes and their own CRC-32
 
@@ -198,6 +199,9 @@ INTERFACE = (
      "I", "", "transmit columns, they wrap; /proc/net/dev"),
     ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "over the last "
      "period"),
+)
+EARLIER = (     # version, the values of NODE that its samples do not have
+    (1, "user_fraction nice_fraction system_fraction iowait_fraction"),
 )
 
 # ---- layout: table -----------------------------------------------------
@@ -483,29 +487,36 @@ SIGNATURES = "none", "unverified", "none", "verified"   # by a slot's flags
 HEADS = ("heard_time_s", "time_s", "start_time_s", "period_s", "sequence",
          "address", "port", "received", "lost", "restarts", "signature")
 
+# Of a slot, and its message in it.
 HEADER_STRUCT, _ = layout(HEADER)
 SLOT_STRUCT, _ = layout(SLOT)
 NODE_STRUCT, NODE_AT = layout(NODE)
+NODE_CODES = {field: code for fields, code, *_ in NODE
+              for field in fields.split()}
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
-ABSENTS = frozenset(ABSENT.values())
 MESSAGE_AT, BODY = SLOT_STRUCT.size, HEADER_STRUCT.size
-CPUS_AT = BODY + NODE_STRUCT.size
+RECORDS_AT = MESSAGE_AT + BODY
+CPUS_AT = RECORDS_AT + NODE_STRUCT.size
 
-# What a look at a sample needs of it, and no more.
+# What a look at one needs of it, and no more.
+FLOATS = [field for fields, code, *_ in HEADER + NODE if code in "df"
+          for field in fields.split()]
+FRACTIONS = slice(FLOATS.index("busy_fraction"),
+                  FLOATS.index("iowait_fraction") + 1)
+HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
 HEARD, _ = layout(SLOT + HEADER, (
-    "heard_s", "silent_from_s", "length", "kind", "period_s"))
-SHAPE, _ = layout(HEADER + NODE, ("version", "cpus", "interfaces"))
-BUSY, _ = layout(ONE_CPU, ("busy",))
-FLOAT_NAMES = [field for fields, code, *_ in HEADER + NODE if code in "df"
-               for field in fields.split()]
-FLOATS, _ = layout(HEADER + NODE, FLOAT_NAMES)
-FRACTIONS = slice(FLOAT_NAMES.index("busy_fraction"),
-                  FLOAT_NAMES.index("iowait_fraction") + 1)
+    "heard_s", "silent_from_s", "kind", "period_s"))
+SHAPE, _ = layout(SLOT + HEADER + NODE, (
+    "version", *FLOATS, "cpus", "interfaces"))
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
     ("busy_fraction", "", "", "0 to 1, of the last period")) + ONE_CPU[2:]
+PARTS = {"host": HOST, "processor": PROCESSOR, "kernel": KERNEL, "cpu": CPU,
+         "load": LOAD, "memory": MEMORY, "disk": DISK, "network": NETWORK,
+         "agent": AGENT}
+LISTS = "cpus", "interfaces"
 
 
 def unpack_text(data):
@@ -514,11 +525,11 @@ def unpack_text(data):
 
 
 def rounded(value):
-    """Return a 32-bit float in as many decimals as it holds."""
+    """Return a 32-bit float in as many decimals as it holds, None below 0.
+    """
     if 0 <= value < ROUND:
         return int(value * 1e4 + 0.5) / 1e4     # a third of round's time
-    return round(value, 3)
-
+    return round(value, 3) if value >= 0 else None
 
 
 def without(absent):
@@ -527,28 +538,10 @@ def without(absent):
 
 
 CONVERSIONS = {                 # of a code's value to what a user gets
-    "s": unpack_text,
-    "f": lambda value: rounded(value) if value >= 0 else None,
-    "H": without(ABSENT["H"]), "I": without(ABSENT["I"]),
-    "Q": without(ABSENT["Q"])}
+    "s": unpack_text, "f": rounded, "H": without(ABSENT["H"]),
+    "I": without(ABSENT["I"]), "Q": without(ABSENT["Q"])}
 
 
-def part_of_node(rows):
-    """Return how to unpack one of the records that make NODE: (its rows,
-    Struct, offset in a message, a conversion for each field)."""
-    first = rows[0][0].split()[0]
-    return rows, layout(rows)[0], BODY + NODE_AT[first], [
-        CONVERSIONS[code[-1]] for fields, code, *_ in rows
-        for _ in fields.split()]
-
-
-PARTS = {name: part_of_node(rows) for name, rows in (
-    ("host", HOST), ("processor", PROCESSOR), ("kernel", KERNEL),
-    ("cpu", CPU), ("load", LOAD), ("memory", MEMORY), ("disk", DISK),
-    ("network", NETWORK), ("agent", AGENT))}
-
-
-@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
 def record(name, rows):
     """Return the namedtuple class of a table of fields, documented by it."""
     made = collections.namedtuple(
@@ -557,6 +550,29 @@ def record(name, rows):
         "%s  %s (%s)" % (fields, meaning, unit or "-")
         for fields, _code, unit, meaning in rows)
     return made
+
+
+@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
+def unpacker(name):
+    """Return the function that gives a record, or a list, of a Node."""
+    if name == "cpus":
+        make = record("OneCpu", ONE_CPU_SHOWN)._make
+        return lambda node: [
+            make((cpu, busy / FULL, *ticks)) for cpu, busy, *ticks
+            in CPU_STRUCT.iter_unpack(node.records()[0])]
+    if name == "interfaces":
+        make = record("Interface", INTERFACE)._make
+        return lambda node: [
+            make((unpack_text(device), *counts)) for device, *counts
+            in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
+    rows = PARTS[name]
+    place = RECORDS_AT + NODE_AT[rows[0][0].split()[0]]
+    (struct_, _), make = layout(rows), record(name, rows)._make
+    conversions = [CONVERSIONS[code[-1]] for fields, code, *_ in rows
+                   for _ in fields.split()]
+    return lambda node: make([
+        convert(value) for convert, value
+        in zip(conversions, struct_.unpack_from(node.slot, place))])
 
 
 def picker(names):
@@ -568,42 +584,71 @@ def picker(names):
     """
     fields = [name.partition(".")[2] for name in names]
     struct_, _ = layout(NODE, fields)
-    codes = {field: code for each, code, *_ in NODE for field in each.split()}
-    absents = [ABSENT.get(codes[field]) for field in fields]
+    absents = [ABSENT.get(NODE_CODES[field]) for field in fields]
+    none = frozenset(absents)
 
     def pick(node):
-        values = struct_.unpack_from(node.message, BODY)
-        if ABSENTS.isdisjoint(values):
+        values = struct_.unpack_from(node.slot, RECORDS_AT)
+        if none.isdisjoint(values):
             return values
         return [None if value == absent else value
                 for value, absent in zip(values, absents)]
     return pick
 
 
-def check(message):
-    """See that a message whose CRC is right says what can be.
+@functools.lru_cache(None)      # most nodes are alike
+def shares(cpus):
+    """Return the Struct of the shares of so many CPUs."""
+    return layout(ONE_CPU * cpus, ("busy",))[0]
 
+
+def check(slot, known=RECORDS_VERSION):
+    """See that a slot, whose message is whole, says what can be.
+
+    known   the version that it is to be of
     Raises  BadSample, OtherVersion
     """
-    if len(message) < CPUS_AT + CRC_BYTES:
+    if len(slot) < CPUS_AT + CRC_BYTES:
         raise BadSample("sample is cut off")
-    version, cpus, interfaces = SHAPE.unpack_from(message)
-    if version != RECORDS_VERSION:
+    version, *floats, cpus, interfaces = SHAPE.unpack_from(slot)
+    if version != known:
         raise OtherVersion("sample of version %d, this libbeostat knows %d: "
                            "update the master's tools, which come first"
-                           % (version, RECORDS_VERSION))
+                           % (version, known))
     names_at = CPUS_AT + cpus * CPU_STRUCT.size
-    if len(message) != (names_at + interfaces * INTERFACE_STRUCT.size
-                        + CRC_BYTES):
+    if len(slot) != (names_at + interfaces * INTERFACE_STRUCT.size
+                     + CRC_BYTES):
         raise BadSample("sample does not hold the records it counts")
-    floats = FLOATS.unpack_from(message)
     if not (sum(floats) < TIME_MOST_S and (min(floats) >= 0 or all(
             value >= 0 or value == ABSENT["f"] for value in floats))):
         raise BadSample("sample with a value that is not a number")
-    shares = BUSY.iter_unpack(message[CPUS_AT:names_at])
     if (max(floats[FRACTIONS]) > 1
-            or max(shares, default=(0,)) > (FULL,)):
+            or max(shares(cpus).unpack_from(slot, CPUS_AT) or (0,)) > FULL):
         raise BadSample("sample with a CPU that is over 100 % busy")
+
+
+def renew(slot):
+    """Return a slot that passes check(), one of an EARLIER layout as one of
+    today's: what it does not have is ABSENT.
+
+    Raises  BadSample, OtherVersion
+    """
+    try:
+        check(slot)
+        return slot
+    except BeostatError:
+        for version, names in EARLIER:
+            renewed = slot
+            for field in names.split():
+                at, code = RECORDS_AT + NODE_AT[field], NODE_CODES[field]
+                renewed = b"".join((renewed[:at], struct.pack(
+                    "<" + code, ABSENT[code]), renewed[at:]))
+            try:
+                check(renewed, version)
+                return renewed
+            except BeostatError:
+                pass
+        raise
 
 
 class Node:
@@ -624,13 +669,10 @@ class Node:
     """
 
     def __init__(self, number, slot, now, clock_s):
-        heard_s, silent_from_s, length, kind, period_s = HEARD.unpack_from(
-            slot)
-        self.number, self.slot = number, slot[:MESSAGE_AT]
-        self.message = slot[MESSAGE_AT:MESSAGE_AT + length]
+        self.number, self.slot, self.state = number, slot, "up"
+        heard_s, silent_from_s, kind, period_s = HEARD.unpack_from(slot)
         self.age_s = max(now - heard_s, 0.0)
         silent_s = clock_s - silent_from_s
-        self.state = "up"
         if kind == FAREWELL:
             self.state = "left"
         elif silent_s > SILENT_S and silent_s > SILENT_PERIODS * period_s:
@@ -638,49 +680,32 @@ class Node:
 
     def __getattr__(self, name):
         """Unpack what is asked for, the first time that it is."""
-        if name in PARTS:
-            value = self.unpack(name)
-        elif name in HEADS:
+        if name in PARTS or name in LISTS:
+            value = self.__dict__[name] = unpacker(name)(self)
+            return value
+        if name in HEADS:
             self.unpack_heads()
-            return getattr(self, name)
-        elif name == "cpus":
-            made = record("OneCpu", ONE_CPU_SHOWN)
-            value = [made(cpu, busy / FULL, *ticks) for cpu, busy, *ticks
-                     in CPU_STRUCT.iter_unpack(self.records()[0])]
-        elif name == "interfaces":
-            made = record("Interface", INTERFACE)
-            value = [made(unpack_text(name), *values) for name, *values
-                     in INTERFACE_STRUCT.iter_unpack(self.records()[1])]
-        else:
-            raise AttributeError("a node has no " + name)
-        setattr(self, name, value)
-        return value
+            return self.__dict__[name]
+        raise AttributeError("a node has no " + name)
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
         (_, _, self.heard_time_s, _, _, self.received, self.lost, address, _,
-         _, _, self.restarts, self.port, flags, _) = SLOT_STRUCT.unpack(
+         _, _, self.restarts, self.port, flags, _) = SLOT_STRUCT.unpack_from(
              self.slot)
         (_, _, _, _, _, start_us, self.sequence, period_s, self.time_s
-         ) = HEADER_STRUCT.unpack_from(self.message)
+         ) = HEADER_STRUCT.unpack_from(self.slot, MESSAGE_AT)
         self.address = "%d.%d.%d.%d" % tuple(address)
         self.signature = SIGNATURES[flags & (SIGNED | VERIFIED)]
         self.start_time_s = start_us / 1e6
         self.period_s = rounded(period_s)
 
-    def unpack(self, name):
-        """Return one of the records, values that are absent as None."""
-        rows, struct_, offset, conversions = PARTS[name]
-        values = struct_.unpack_from(self.message, offset)
-        return record(name, rows)(*[
-            convert(value) for convert, value in zip(conversions, values)])
-
     def records(self):
         """Return the bytes of the CPU and of the interface records."""
-        _, cpus, _ = SHAPE.unpack_from(self.message)
-        middle = CPUS_AT + cpus * CPU_STRUCT.size
-        return (self.message[CPUS_AT:middle],
-                self.message[middle:-CRC_BYTES])
+        *_, cpus, _ = SHAPE.unpack_from(self.slot)
+        interfaces_at = CPUS_AT + cpus * CPU_STRUCT.size
+        return (self.slot[CPUS_AT:interfaces_at],
+                self.slot[interfaces_at:-CRC_BYTES])
 
 
 # ---- table -------------------------------------------------------------
@@ -692,12 +717,12 @@ TRIES, QUICK_TRIES = 200, 20    # to find a slot that nobody is writing
 PAUSE_S = 0.0005                # after the quick ones: its writer waits
 REFRESH_S = 0.1                 # header and index are read again after it
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
-READ_BYTES = 2048               # most slots are shorter
+READ_BYTES = 4096               # most slots are shorter
 SLOT_MOST_BYTES = 2**17         # and none is longer
+CHUNK_BYTES = 2**18             # of slots that are read together
 NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
-VERSION_AT, WORD_BYTES = TABLE_AT["version"], 8
-HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
+VERSION_AT = TABLE_AT["version"]
 TIMES, _ = layout(TABLE_HEADER, [
     field for fields, code, *_ in STATUS if code == "d"
     for field in fields.split()])
@@ -724,8 +749,8 @@ def open_table(path):
         reason = "not a table of recvstats"
     elif (path == TABLE and found.st_uid >= FIRST_USER
           and found.st_uid != os.geteuid()):
-        reason = ("belongs to user %d, whose table nobody believes"
-                  % found.st_uid)
+        reason = ("belongs to user %d, whose table nobody believes: run "
+                  "recvstats as root or a system user" % found.st_uid)
     if reason:
         close_table(fd)
         raise NotATable("%s: %s" % (path, reason))
@@ -791,6 +816,20 @@ def read_index(fd, path, header):
 # ---- cluster -----------------------------------------------------------
 
 
+def find_slot(first, again, place, number):
+    """Return a node's slot up to the end of its message, None unless that
+    is whole, and the same in two looks at the table."""
+    if len(first) < place + RECORDS_AT:
+        return None
+    owner, held_bytes, length = HOLDS.unpack_from(first, place)
+    slot = first[place:place + MESSAGE_AT + length]
+    if (owner == number and BODY <= length <= held_bytes
+            and again.startswith(slot, place)
+            and zlib.crc32(slot[MESSAGE_AT:]) == CRC_RESIDUE):
+        return slot
+    return None
+
+
 def open(path=None):
     """Return the Cluster of a table.
 
@@ -803,7 +842,8 @@ def open(path=None):
 class Cluster:
     """The nodes of a table; every access reads it anew.
 
-    for node in cluster     each node heard of, as one whole sample
+    for node in cluster     each node heard of, as one whole sample, all read
+                            when the loop begins
     cluster[7]              one node; the same as cluster.node(7)
     7 in cluster            whether it was heard
     len(cluster)            how many were
@@ -904,61 +944,67 @@ class Cluster:
             raise NeverHeard("node %d: never heard" % number)
         raise NoSuchNode("node %d: not in the table" % number)
 
-    def read_slot(self, number, place):
-        """Return the bytes of a slot that holds a whole sample.
+    def look_twice(self, size, place):
+        """Return bytes of the table, and the same read again.
 
-        It is one when nobody wrote meanwhile and the CRC is right.  The
-        word is read before and after: within one read a processor may copy
-        the end of a slot before its beginning.  A word that stays odd was
-        left so by a writer that was killed.
+        What has one even word in both was not written between the two, and
+        is whole where they are the same.  One look would not be enough: a
+        processor may copy the end of a slot before its beginning.
+        Raises  BadSample
+        """
+        try:
+            return (os.pread(self.fd, size, place),
+                    os.pread(self.fd, size, place))
+        except OSError as error:
+            raise BadSample("cannot be read: %s" % error.strerror)
+
+    def read_slot(self, number, place):
+        """Return a slot up to the end of its message.
+
+        A word that stays odd was left so by a writer that was killed.
         Raises  NeverHeard, BadSample, SampleChanging
         """
-        last = b""
+        last, size = None, READ_BYTES
         for turn in range(TRIES):
-            before = os.pread(self.fd, WORD_BYTES, place)
-            slot = os.pread(self.fd, READ_BYTES, place)
-            if len(slot) < MESSAGE_AT + BODY:
+            first, again = self.look_twice(size, place)
+            if len(first) < RECORDS_AT:
                 raise BadSample("node %d: cut off in the table" % number)
-            owner, size, length = HOLDS.unpack_from(slot)
-            if READ_BYTES - MESSAGE_AT < size < SLOT_MOST_BYTES:
-                slot = os.pread(self.fd, MESSAGE_AT + size, place)
-            settled = slot[0] % 2 == 0 or slot == last and turn > QUICK_TRIES
-            if (settled and owner == number and BODY <= length <= size
-                    and before == os.pread(self.fd, WORD_BYTES, place)
-                    and zlib.crc32(slot[MESSAGE_AT:MESSAGE_AT + length])
-                    == CRC_RESIDUE):
+            slot = find_slot(first, again, 0, number)
+            is_even = first[0] % 2 == 0
+            if slot and (is_even or slot == last and turn > QUICK_TRIES):
                 return slot
-            if slot == last and slot[0] % 2 == 0:   # nobody is writing
-                if not size:
-                    raise NeverHeard("node %d: not heard again yet" % number)
+            _, held_bytes, _ = HOLDS.unpack_from(first)
+            if size < MESSAGE_AT + held_bytes <= SLOT_MOST_BYTES:
+                size = MESSAGE_AT + held_bytes
+                continue
+            if is_even and first == again and not held_bytes:
+                raise NeverHeard("node %d: not heard again yet" % number)
+            if is_even and first == again:
                 raise BadSample("node %d: damaged in the table" % number)
             last = slot
             time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
         raise SampleChanging("node %d: sample kept changing" % number)
 
-    def read_node(self, number, place):
-        """Return the Node whose slot is at a place.
-
-        Raises  NeverHeard, BadSample, OtherVersion, SampleChanging
-        """
-        try:
-            slot = self.read_slot(number, place)
-        except OSError as error:
-            raise BadSample("node %d: cannot be read: %s"
-                            % (number, error.strerror))
-        node = Node(number, slot, time.monotonic(), self.clock_s)
-        check(node.message)
-        return node
-
     def __iter__(self):
         self.refresh(time.monotonic())
-        self.refused = {}
-        for number, place in enumerate(self.index.tolist(), MASTER):
+        self.refused, nodes, begin, first, again = {}, {}, 0, b"", b""
+        for place, number in sorted(zip(self.index.tolist(),
+                                        range(MASTER, len(self.index)))):
             if place:
                 try:
-                    yield self.read_node(number, place * UNIT_BYTES)
+                    place *= UNIT_BYTES
+                    if place + READ_BYTES > begin + len(first):
+                        first, again = self.look_twice(CHUNK_BYTES, place)
+                        begin = place
+                    slot = find_slot(first, again, place - begin, number)
+                    if not slot or slot[0] % 2:
+                        slot = self.read_slot(number, place)
+                    slot = renew(slot)
+                    nodes[number] = Node(number, slot, time.monotonic(),
+                                         self.clock_s)
                 except BeostatError as error:
                     self.refused[number] = error
+        return iter([nodes[number] for number in sorted(nodes)])
 
     def node(self, number):
         """Return one Node.
@@ -967,13 +1013,16 @@ class Cluster:
                 SampleChanging
         """
         now = time.monotonic()
-        if now < self.refresh_due:
-            try:
-                return self.read_node(number, self.find(number))
-            except NoSuchNode:
-                pass                    # it may have come just now
-        self.refresh(now)
-        return self.read_node(number, self.find(number))
+        try:
+            if now >= self.refresh_due:
+                self.refresh(now)
+            place = self.find(number)
+        except NoSuchNode:
+            self.refresh(now)           # it may have come just now
+            place = self.find(number)
+        slot = self.read_slot(number, place)
+        slot = renew(slot)
+        return Node(number, slot, time.monotonic(), self.clock_s)
 
     __getitem__ = node
 

@@ -44,7 +44,8 @@ import zlib
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
 PORT = 5545
 TICK_S = 1.0                    # between two heartbeats
 CRC_BYTES, MAC_BYTES = 4, 16
@@ -358,7 +359,8 @@ def claim(path, is_default, entries, log):
                              time.monotonic())
         if (header["version"] == TABLE_VERSION
                 and has_writer(fd, header, found.st_uid)):
-            raise InUse("%s: in use by another recvstats (pid %d, user %s)"
+            raise InUse("%s: in use by another recvstats (pid %d, user %s): "
+                        "end it, or choose another with --table"
                         % (path, header["pid"], read_user_name(uid)))
     finally:
         os.close(fd)
@@ -985,7 +987,7 @@ class Nodes:
         """Log which numbers two addresses send, and which have moved."""
         for pairs, form in (
                 (self.rivals, "node %d: %s sends this number too; it belongs "
-                 "to %s until that is down"),
+                 "to %s until that is down: give one of them another"),
                 (self.moved, "node %d: was up at %s and is now at %s")):
             for node, pair in sorted(pairs.items())[:RIVAL_LINES]:
                 self.log(form % (node, *map(socket.inet_ntoa, pair)))
@@ -1557,11 +1559,12 @@ FAULT_S = 0.1                   # a failed call is not tried again before
 DROPS = (                       # a line a minute each, with what to do
     ("unnumbered", "give its node a number, or its address with --iprange"),
     ("number_wrong", "give its node a lower number, or raise --max-nodes"),
-    ("not_allowed", "name its network with --allow, or stop it"),
+    ("not_allowed", "name its network with --allow, or its interface with -i"),
     ("unsigned", "start its agent with --key-file"),
     ("signature_wrong", "give its agent a key of --key-file"),
     ("clock_wrong", "set its clock"),
-    ("stale", "two agents run there, or its clock went back"),
+    ("stale", "two agents run there, end one; or its clock went back"),
+    ("version_wrong", "it is newer: update the master first"),
 )
 
 
@@ -1826,8 +1829,10 @@ def start(args, log):
     if receiver.is_default and os.geteuid() >= FIRST_USER:
         complain("%s: no other user will believe it: run recvstats as root "
                  "or a system user" % table.path)
-    log("version %s, port %d, %s: %d nodes taken over" % (
-        VERSION, args.port, table.path, held))
+    log("version %s, port %d, %s: %d nodes taken over%s" % (
+        VERSION, args.port, table.path, held,
+        "; it is on a disk: put it on a tmpfs, as /dev/shm"
+        if os.major(os.fstat(table.fd).st_dev) else ""))
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
     if size < BUFFER_BYTES:
         log("receive buffer is %d bytes, not %d: run as root or raise "
@@ -1949,7 +1954,7 @@ def main(argv=None):
         receiver, sock = start(args, Log(args.foreground))
         drain(sock.recvfrom_into, receiver, time.monotonic())
         receiver.tick(time.monotonic())
-        if receiver.group and not receiver.group.index:
+        if receiver.group and not (receiver.group.index or args.foreground):
             complain("%s: waiting for it" % receiver.group.trouble)
         release()
         run(receiver, sock, signals)

@@ -42,7 +42,8 @@ import zlib
 
 # ---- constants ---------------------------------------------------------
 
-VERSION = "1.0"
+f"needs Python 3.6 or newer"    # an older one shows this line, and ends
+VERSION = "1.1"
 PORT = 5545
 PERIOD_S = 1.0
 FIRST_S = 0.2                   # from the start to the first message
@@ -611,6 +612,10 @@ HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
 REFUSED = "refused: nobody listens there"
+CURES = {                       # of what is said of a master once, then
+    REFUSED: ": start recvstats, or name its port with -p",
+    os.strerror(errno.EHOSTUNREACH): ": it is off, or its firewall refuses",
+    os.strerror(errno.EADDRNOTAVAIL): ": -a is no address of this machine"}
 SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
 INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
     errno.ENODEV: " is not there",
@@ -698,7 +703,7 @@ def resolve(master, wanted):
                 socket.SOCK_DGRAM)[0][4][0]
             retry_s = RETRY_S
         except (OSError, UnicodeError) as error:
-            master.trouble = explain(error)
+            master.trouble = "%s: name it in /etc/hosts" % explain(error)
             wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
         time.sleep(RETRY_S)
         wanted.acquire(True, wait_s - RETRY_S)
@@ -1684,7 +1689,8 @@ class Agent:
     def troubles(self):
         """Return a text for each master that samples do not reach, as far
         as it is known here."""
-        return ["%s: %s" % (master.name, master.trouble)
+        return ["%s: %s%s" % (master.name, master.trouble,
+                              CURES.get(master.trouble, ""))
                 for master in self.masters if master.trouble]
 
     def report(self, then=": trying again"):
