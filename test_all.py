@@ -50,6 +50,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = "sendstats.py", "recvstats.py", "libbeostat.py", "beostat.py"
 LIMIT_S = 10.0                          # for anything to happen
 LONG = bool(os.environ.get("LONG"))     # faults at their full length
+# A shell's background job ignores it, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # ---- fixtures: /proc of several machines -------------------------------
 # Each text is in the format of the kernel that the comment names.
