@@ -303,10 +303,10 @@ MASTER_NAMES = "master", "-1", ".-1"
 CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
           "down": ("down", "left")}     # states, by the word for them
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
-RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
-WORD = re.compile(r"[^][\s]+")
-SPAN = re.compile(r"[0-9]+(-[0-9]+)?")
-LIST = re.compile(r"^[0-9,-]*$|[][,\s]")        # what is no host's name
+RANGE = r"(\.|n|node|)([0-9]+-[0-9]+)"  # without brackets
+WORD = r"[^][\s]+"
+SPAN = r"[0-9]+(-[0-9]+)?"
+LIST = r"^[0-9,-]*$|[][,\s]"    # what is no host's name
 
 
 def expand_span(text):
@@ -316,7 +316,7 @@ def expand_span(text):
     """
     first, dash, last = text.strip().partition("-")
     last = last if dash else first
-    if not SPAN.fullmatch(text.strip()):
+    if not re.fullmatch(SPAN, text.strip()):
         raise BadNodeList("%r is not a number and not a range" % text)
     if not int(first) <= int(last) < int(first) + NODES_AT_MOST:
         raise BadNodeList("%s ends before it begins, or is too long" % text)
@@ -332,7 +332,7 @@ def expand_item(item):
     Raises  BadNodeList
     """
     first, *others = re.split(r"\[([^][]*)\]", item)
-    bare = RANGE.fullmatch(item)
+    bare = re.fullmatch(RANGE, item)
     if bare:
         first, others = bare.group(1), [bare.group(2), ""]
     names = [first]
@@ -342,7 +342,7 @@ def expand_item(item):
         if len(names) * len(numbers) > NODES_AT_MOST:
             raise BadNodeList("%s: too many nodes" % item)
         names = [name + number for name in names for number in numbers]
-    if not WORD.fullmatch(names[0]):
+    if not re.fullmatch(WORD, names[0]):
         raise BadNodeList("%r is no node and no list of nodes" % item)
     return names
 
@@ -380,7 +380,8 @@ def parse_nodes(text, nodes=()):
     hosts, numbers = {}, []
     for node in nodes:
         name = node.host.hostname
-        if not (name in CHOSEN or name in MASTER_NAMES or LIST.search(name)):
+        if not (name in CHOSEN or name in MASTER_NAMES
+                or re.search(LIST, name)):
             hosts.setdefault(name, []).append(node.number)
     for item in split_items(text):
         if item in CHOSEN and nodes:
@@ -452,7 +453,7 @@ def fold_group(texts, rows):
         name = ["".join(pair) for pair in zip(texts, before)]
         name += [texts[place], ",".join(spans), texts[place + 1]]
         name += ["".join(pair) for pair in zip(after, texts[place + 2:])]
-        if len(numbers) > 1 or RANGE.fullmatch("".join(name)):
+        if len(numbers) > 1 or re.fullmatch(RANGE, "".join(name)):
             name[place + 1] = "[%s]" % name[place + 1]
         names.append("".join(name))
     return names
@@ -507,8 +508,8 @@ FRACTIONS = slice(FLOATS.index("busy_fraction"),
 HOLDS, _ = layout(SLOT + HEADER, ("number", "message_bytes", "length"))
 HEARD, _ = layout(SLOT + HEADER, (
     "heard_s", "silent_from_s", "kind", "period_s"))
-SHAPE, _ = layout(SLOT + HEADER + NODE, (
-    "version", *FLOATS, "cpus", "interfaces"))
+SHAPE, _ = layout(SLOT + HEADER + NODE, {
+    "version", *FLOATS, "cpus", "interfaces"})
 
 ONE_CPU_SHOWN = (
     ("id", "", "", "CPU number"),
@@ -583,7 +584,7 @@ def picker(names):
     names   as in "load.one", in the order of the node record
     """
     fields = [name.partition(".")[2] for name in names]
-    struct_, _ = layout(NODE, fields)
+    struct_, _ = layout(NODE, set(fields))
     absents = [ABSENT.get(NODE_CODES[field]) for field in fields]
     none = frozenset(absents)
 
@@ -719,7 +720,7 @@ REFRESH_S = 0.1                 # header and index are read again after it
 HEARTBEAT_S = 3.5               # recvstats is gone when silent for longer
 READ_BYTES = 4096               # most slots are shorter
 SLOT_MOST_BYTES = 2**17         # and none is longer
-CHUNK_BYTES = 2**18             # of slots that are read together
+CHUNK_BYTES = 2**16             # of slots that are read together
 NUMBERS = 2**24 + 1             # that an index may have room for
 TABLE_STRUCT, TABLE_AT = layout(TABLE_HEADER)
 VERSION_AT = TABLE_AT["version"]
