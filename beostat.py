@@ -30,6 +30,7 @@ import argparse
 import collections
 import functools
 import gc
+import itertools
 import operator
 import os
 import re
@@ -67,7 +68,7 @@ silent         {down, left: the numbers of such nodes}, before any cut
 never          numbers of nodes expected and never heard
 refused        {number: text} of nodes that sent what cannot be
 missing        lines about nodes asked for without a sample or an answer
-jobs           [(node number, Job)], of the view that fetches them
+jobs           [(node number, a row of measure_jobs())], where fetched
 """
 View = collections.namedtuple("View", "options format read sort_keys")
 View.__doc__ = """A way to show a Picture.
@@ -199,13 +200,6 @@ def format_bytes(count):
     return ("%.1f%s" if count < 99.95 else "%.0f%s") % (count, unit)
 
 
-def format_cell(form, value):
-    """Return a value by a column's format or function, - when unknown."""
-    if value is None:
-        return "-"
-    return form % value if isinstance(form, str) else form(value)
-
-
 def format_counts(picture):
     """Return how many nodes there are, and in which states."""
     states = [node.state for node in picture.nodes]
@@ -217,24 +211,24 @@ def format_counts(picture):
                               ", ".join(counts) or "none heard")
 
 
-# A column: key for --sort, heading, width (negative: flush left), format or
-# function, whether its highest value sorts first, how soon it gives way in
-# a narrow window (0 never).
+# A column: key for --sort, heading, width (negative: flush left), whether
+# its highest value sorts first, how soon it gives way in a narrow window (0
+# never).
 COLUMNS = (
-    ("node", "node", 5, "%d", False, 0),
-    ("state", "state", -5, "%s", False, 0),
-    ("age", "age", 4, format_age, False, 5),
-    ("cpus", "cpus", 4, "%d", True, 6),
-    ("cpu", "cpu%", 4, format_percent, True, 0),
-    ("load", "load", 6, "%.2f", True, 1),
-    ("running", "run", 4, "%d", True, 8),
-    ("tasks", "tasks", 5, "%d", True, 7),
-    ("mem", "mem%", 4, format_percent, True, 2),
-    ("swap", "swap%", 5, format_percent, True, 9),
-    ("disk", "disk%", 5, format_percent, True, 10),
-    ("in", "in/s", 5, format_bytes, True, 3),
-    ("out", "out/s", 5, format_bytes, True, 4),
-    ("name", "name", -1, safe, False, 0),
+    ("node", "node", 5, False, 0),
+    ("state", "state", -5, False, 0),
+    ("age", "age", 4, False, 5),
+    ("cpus", "cpus", 4, True, 6),
+    ("cpu", "cpu%", 4, True, 0),
+    ("load", "load", 6, True, 1),
+    ("running", "run", 4, True, 8),
+    ("tasks", "tasks", 5, True, 7),
+    ("mem", "mem%", 4, True, 2),
+    ("swap", "swap%", 5, True, 9),
+    ("disk", "disk%", 5, True, 10),
+    ("in", "in/s", 5, True, 3),
+    ("out", "out/s", 5, True, 4),
+    ("name", "name", -1, False, 0),
 )
 SORT_KEYS = tuple(key for key, *_ in COLUMNS)
 CPU_COLUMN, MEMORY_COLUMN = SORT_KEYS.index("cpu"), SORT_KEYS.index("mem")
@@ -265,12 +259,12 @@ def measure(node):
     if busy is not None:
         weight = cpus or 1
         busy_cpus = busy * weight
-    if available is None and None not in (free, cached):
+    if available is None and free is not None and cached is not None:
         # Kernels before 3.14: free memory, buffers and caches stand in.
         available = total((free, buffers, cached))
-    if None not in (memory, available):
+    if memory is not None and available is not None:
         used = max(memory - available, 0)
-    if None not in (swap, swap_free):
+    if swap is not None and swap_free is not None:
         used_swap = max(swap - swap_free, 0)
     if None not in (block, blocks, free_blocks, available_blocks):
         disk = (blocks - free_blocks) * block
@@ -288,6 +282,19 @@ def derive(number, state, age_s, name, sums):
     return (number, state, age_s, cpus, share(busy, weight), load, active,
             tasks, share(memory, all_memory), share(swap, all_swap),
             share(disk, all_disk), rx, tx, name)
+
+
+def format_values(values):
+    """Return the texts of what derive() gave, - where it is unknown."""
+    (number, state, age_s, cpus, cpu, load, running, tasks, memory, swap,
+     disk, rx, tx, name) = values
+    return (number, state, "-" if age_s is None else format_age(age_s),
+            "-" if cpus is None else cpus, format_percent(cpu),
+            "-" if load is None else "%.2f" % load,
+            "-" if running is None else running,
+            "-" if tasks is None else tasks, format_percent(memory),
+            format_percent(swap), format_percent(disk), format_bytes(rx),
+            format_bytes(tx), "-" if name is None else safe(name))
 
 
 def measure_all(all_sums):
@@ -310,7 +317,7 @@ def sort_nodes(nodes, key, reverse):
                             sums)[place], node))
     rows = sorted([row for row in rows if row[0] is not None],
                   key=lambda row: row[0],
-                  reverse=(COLUMNS[place][4] != key.startswith("-"))
+                  reverse=(COLUMNS[place][3] != key.startswith("-"))
                   != reverse) + [row for row in rows if row[0] is None]
     return sorted([node for _, node in rows],
                   key=lambda node: node.state != "up")
@@ -319,7 +326,7 @@ def sort_nodes(nodes, key, reverse):
 # ---- read --------------------------------------------------------------
 
 
-NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
+NUMBERS_ONLY = "[0-9,. -]+"     # of which none is a host's name
 FEW_NODES = 1000                # read one by one; beyond, all there are
 
 
@@ -350,7 +357,7 @@ def read_named(cluster, operands):
     Raises    BadNodeList
     """
     nodes, errors, text = [], {}, ",".join(operands)
-    everyone = [] if NUMBERS_ONLY.fullmatch(text) else list(cluster)
+    everyone = [] if re.fullmatch(NUMBERS_ONLY, text) else list(cluster)
     numbers, unknown = find_numbers(text, everyone)
     if len(numbers) > FEW_NODES:
         nodes, lines = read_many(cluster, numbers)
@@ -446,6 +453,7 @@ def read_sorted(picture, args):
 # ---- view: table -------------------------------------------------------
 
 BAR_CELLS, NAME_CELLS = 10, 10
+BARS = CPU_COLUMN, MEMORY_COLUMN        # whose bar stands before them
 BUSY_LOAD, OVER_LOAD = 0.7, 1.3         # per CPU: yellow and red from here
 BLOCKS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
 PLAIN_BLOCKS = " #"
@@ -456,7 +464,7 @@ DROPPED = [name for name, _, _, meaning in libbeostat.COUNTERS
 def format_bar(value, blocks):
     """Return a bar of BAR_CELLS for a percentage."""
     steps = len(blocks) - 1
-    filled = int(min(value or 0, 100) / 100 * BAR_CELLS * steps)
+    filled = int(min(value, 100) / 100 * BAR_CELLS * steps)
     cells = blocks[-1] * (filled // steps)
     if filled % steps:
         cells += blocks[filled % steps]
@@ -497,7 +505,7 @@ def format_dropped(recent):
 
 
 def choose_columns(args):
-    """Return [(place in COLUMNS, heading, width, format)] of a table.
+    """Return [(place in COLUMNS, or behind for a bar, heading, width)].
 
     In a window that is watched, columns give way until the rest fits;
     where there is room to spare, bars are put in.
@@ -505,45 +513,35 @@ def choose_columns(args):
     places = list(range(len(COLUMNS)))
     widths = [abs(column[2]) + 1 for column in COLUMNS[:-1]] + [NAME_CELLS]
     spare = args.width - sum(widths) if args.live else 0
-    for place in sorted(places, key=lambda place: -COLUMNS[place][5]):
-        if spare < 0 and COLUMNS[place][5]:
+    for place in sorted(places, key=lambda place: -COLUMNS[place][4]):
+        if spare < 0 and COLUMNS[place][4]:
             places.remove(place)
             spare += widths[place]
-    columns = [(place,) + COLUMNS[place][1:4] for place in places]
+    columns = [(place,) + COLUMNS[place][1:3] for place in places]
     if spare >= 2 * (BAR_CELLS + 1):
-        for place in MEMORY_COLUMN, CPU_COLUMN:
-            columns.insert(place, (
-                place, "", BAR_CELLS,
-                lambda value: format_bar(value, BLOCKS if args.wide
-                                         else PLAIN_BLOCKS)))
+        for bar, place in reversed(list(enumerate(BARS, len(COLUMNS)))):
+            columns.insert(place, (bar, "", BAR_CELLS))
     return columns
 
 
-def row_formatter(columns, texts):
-    """Return the function that formats values, of COLUMNS, as a row.
+def row_formatter(columns, args):
+    """Return the function that makes a row of values, of COLUMNS, and their
+    texts."""
+    template = " ".join(["%%%ds" % width for _, _, width in columns])
+    pick = operator.itemgetter(*[place for place, *_ in columns])
+    blocks = BLOCKS if args.wide else PLAIN_BLOCKS
 
-    One template does it where all numbers are known.
-    texts   template of a row of texts
-    """
-    template = " ".join([
-        "%%%d%s" % (width, form[1:] if isinstance(form, str) else "s")
-        for _, _, width, form in columns])
-    cells = [(place, form, callable(form)) for place, _, _, form in columns]
-
-    def format_row(values):
-        try:
-            return template % tuple([
-                form(values[place]) if is_function else values[place]
-                for place, form, is_function in cells])
-        except TypeError:
-            return texts % tuple([format_cell(form, values[place])
-                                  for place, form, _ in cells])
+    def format_row(values, texts):
+        if args.live:
+            texts = *texts, *[format_bar(values[place] or 0, blocks)
+                              for place in BARS]
+        return template % pick(texts)
     return format_row
 
 
 def cutter(columns, args):
     """Return the function that cuts a row's name where a terminal ends."""
-    names_at = sum(abs(width) + 1 for _, _, width, _ in columns[:-1])
+    names_at = sum(abs(width) + 1 for _, _, width in columns[:-1])
     if not args.terminal or args.width <= names_at:
         return str
     width, end = args.width, "\u2026" if args.wide else ">"
@@ -564,8 +562,7 @@ def row_colour(node, args):
 def format_table(picture, args):
     """Return the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
-    texts = " ".join("%%%ds" % width for _, _, width, _ in columns)
-    format_row, cut = row_formatter(columns, texts), cutter(columns, args)
+    format_row, cut = row_formatter(columns, args), cutter(columns, args)
     lines, up, clipped = [], [], []
     for node in picture.nodes:
         name, flags, sums = measure(node)
@@ -574,17 +571,18 @@ def format_table(picture, args):
         if flags:
             clipped.append((node.number, flags))
         values = derive(node.number, node.state, node.age_s, name, sums)
-        lines.append((cut(format_row(values)), row_colour(node, args)))
+        lines.append((cut(format_row(values, format_values(values))),
+                      row_colour(node, args)))
     if args.brief:
         return lines
     if args.states == UP:
         picture = picture._replace(never=[])
     values = measure_all(up)
-    totals = ["" if values[place] is None else
-              values[place] if place < 2 else format_cell(form, values[place])
-              for place, _, _, form in columns]
-    return ([(texts % tuple([column[1] for column in columns]), "bold")]
-            + lines + [((texts % tuple(totals)).rstrip(), "bold")]
+    totals = ["" if value is None else text
+              for value, text in zip(values, format_values(values))]
+    headings = [heading for _, heading, *_ in COLUMNS]
+    return ([(format_row([0] * len(COLUMNS), headings), "bold")]
+            + lines + [(format_row(values, totals).rstrip(), "bold")]
             + [(line, "") for line in format_lists(picture)
                + format_clipped(clipped)
                + format_dropped(picture.status.recent)])
@@ -592,7 +590,7 @@ def format_table(picture, args):
 
 # ---- view: folded ------------------------------------------------------
 
-HOST = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")     # that pdsh can be given
+HOST = "[A-Za-z0-9][A-Za-z0-9._-]*"     # that pdsh can be given
 
 
 def name_nodes(nodes, numbers, args):
@@ -602,7 +600,7 @@ def name_nodes(nodes, numbers, args):
              name no shell should see, stay numbers
     """
     return [node.host.hostname if args.names
-            and HOST.fullmatch(node.host.hostname) else node.number
+            and re.fullmatch(HOST, node.host.hostname) else node.number
             for node in nodes] + numbers
 
 
@@ -868,13 +866,8 @@ ANSWER_BYTES, ANSWER_JOBS = 1 << 22, 1 << 16    # no answer has more
 USERS = 1000                    # whose names are kept
 JOB_KEYS = ("cpu", "rss")
 JOB_ROW = "%5s %7s %-8s %s %4s %6s %5s %s"
-JOB_LINE = re.compile(          # a number fits 64 bits
-    r"(N) N (N) (\S{1,8}) (N) (N) N (N) (.{0,16384})".replace(
-        "N", "[0-9]{1,19}"))
-
-Job = collections.namedtuple(
-    "Job", "pid user state threads rss_kb cpu command")
-Job.__doc__ = """A process; cpu in percent of one CPU."""
+JOB_LINE = r"(N) N (N) (\S{1,8}) (N) (N) N (N) (.{0,16384})".replace(
+    "N", "[0-9]{1,19}")         # a number fits 64 bits
 
 
 def parse_jobs(answer):
@@ -884,7 +877,7 @@ def parse_jobs(answer):
     Raises  ValueError
     """
     count, *lines = answer.decode("utf-8", "replace").strip().split("\n")
-    found = [JOB_LINE.fullmatch(line) for line in lines[:ANSWER_JOBS]]
+    found = [re.fullmatch(JOB_LINE, line) for line in lines[:ANSWER_JOBS]]
     if count != "%d" % len(found) or None in found:
         raise ValueError("answer is not a list of processes")
     jobs = [job.groups() for job in found]
@@ -894,14 +887,15 @@ def parse_jobs(answer):
 
 
 def measure_jobs(first, second, hz):
-    """Return the Jobs of two answers; one that is new has no CPU use.
+    """Return [(pid, user, state, threads, resident kB, percent of one CPU,
+    command)] of two answers; a process that is new has no CPU use.
 
     first, second  (when it came, its jobs)
     """
     (before_s, before), (now_s, now) = first, second
-    return [Job(pid, read_user_name(uid), state, threads, rss, 100 * max(
+    return [(pid, read_user_name(uid), state, threads, rss, 100 * max(
         ticks - before.get(pid, now[pid])[4], 0) / hz / (now_s - before_s),
-                command)
+             command)
             for pid, (uid, state, threads, rss, ticks, command)
             in now.items()]
 
@@ -909,13 +903,14 @@ def measure_jobs(first, second, hz):
 def format_jobs(picture, args):
     """Return a line for each process of the nodes."""
     key = args.sort or "cpu"
+    place = {"rss": 4, "cpu": 5}[key.lstrip("-")]
     jobs = sorted(picture.jobs, reverse=key.startswith("-") == args.reverse,
-                  key=lambda pair: pair[1].rss_kb if key.endswith("rss")
-                  else pair[1].cpu)
+                  key=lambda pair: pair[1][place])
     lines = [(JOB_ROW % (
-        number, job.pid, safe(job.user)[:8], safe(job.state), job.threads,
-        format_bytes(job.rss_kb * 1024), "%.1f" % job.cpu,
-        safe(job.command)), "") for number, job in jobs[:args.top]]
+        number, pid, safe(user)[:8], safe(state), threads,
+        format_bytes(rss * 1024), "%.1f" % cpu, safe(command)), "")
+        for number, (pid, user, state, threads, rss, cpu, command)
+        in jobs[:args.top]]
     head = [(JOB_ROW % ("node", "pid", "user", "s", "thr", "rss", "cpu%",
                         "command"), "bold")]
     return lines if args.brief else head + lines
@@ -950,7 +945,7 @@ def receive_answer(sock, limit):
 
 
 def fetch_jobs(node):
-    """Return the Jobs of a node.
+    """Return what measure_jobs() gives of a node.
 
     Raises  ValueError
     """
@@ -1054,24 +1049,19 @@ def list_fields(rows):
     return " ".join(fields for fields, *_ in rows).split()
 
 
-def lists_formatter(encode):
-    """Return the function that gives the JSON of a node's two lists, without
-    their brackets."""
-    cpu_form, interface_form = [object_template(list_fields(rows)) for rows
-                                in (libbeostat.ONE_CPU_SHOWN,
-                                    libbeostat.INTERFACE)]
+def list_formatter(rows, struct_, field, convert):
+    """Return the function that gives the JSON of records, as they were sent,
+    without its brackets; one field of each is converted."""
+    fields = list_fields(rows)
+    form, place = object_template(fields), fields.index(field)
 
-    def format_lists(node):
-        cpus, interfaces = node.records()
-        return (", ".join([
-            cpu_form % (cpu, busy / libbeostat.FULL, *ticks)
-            for cpu, busy, *ticks in libbeostat.CPU_STRUCT.iter_unpack(cpus)]),
-            ", ".join([
-                interface_form % (encode(libbeostat.unpack_text(name)),
-                                  *counts)
-                for name, *counts
-                in libbeostat.INTERFACE_STRUCT.iter_unpack(interfaces)]))
-    return format_lists
+    def format_list(data):
+        records = list(struct_.iter_unpack(data))
+        values = [*itertools.chain.from_iterable(records)]
+        places = slice(place, None, len(fields))
+        values[places] = map(convert, values[places])
+        return ", ".join([form] * len(records)) % tuple(values)
+    return format_list
 
 
 def node_formatter(encode):
@@ -1083,11 +1073,17 @@ def node_formatter(encode):
     """
     parts = {part: list_fields(rows)
              for part, rows in libbeostat.PARTS.items()}
-    form, format_lists = node_template(parts), lists_formatter(encode)
+    form = node_template(parts)
     pick_heads, pick = of(*HEADS), libbeostat.picker([
         "%s.%s" % (part, field) for part in parts for field in parts[part]])
     conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
                    "f": libbeostat.rounded}
+    format_cpus = list_formatter(
+        libbeostat.ONE_CPU_SHOWN, libbeostat.CPU_STRUCT, "busy_fraction",
+        lambda busy: busy / libbeostat.FULL)
+    format_interfaces = list_formatter(
+        libbeostat.INTERFACE, libbeostat.INTERFACE_STRUCT, "name",
+        conversions["s"])
     codes = [code[-1] for fields, code, *_ in libbeostat.NODE
              for _ in fields.split()]
     converted = [(place, conversions[code]) for place, code
@@ -1101,7 +1097,9 @@ def node_formatter(encode):
         values[-2] = values[-2] or None         # CPUs, 0 unknown
         if None in values:
             values = ["null" if value is None else value for value in values]
-        return form % (*pick_heads(node), *values, *format_lists(node))
+        cpus, interfaces = node.records()
+        return form % (*pick_heads(node), *values, format_cpus(cpus),
+                       format_interfaces(interfaces))
     return format_node
 
 
@@ -1562,7 +1560,7 @@ def format_heading(place, key, args):
     turned = "" if args.sort != key else "-"
     order = ""
     if (args.sort or "").lstrip("-") == key:
-        falls = COLUMNS[place][4] != args.sort.startswith("-")
+        falls = COLUMNS[place][3] != args.sort.startswith("-")
         order = ' aria-sort="%s"' % ("descending" if falls else "ascending")
     return '<th scope="col" class="%s"%s>%s' % (key, order, format_link(
         COLUMNS[place][1], args, {"sort": turned + key}))
@@ -1573,11 +1571,10 @@ def format_page_row(values, kind, texts):
 
     values  of COLUMNS, texts: {key: what stands for its value}
     """
-    cells = []
+    cells, known = [], format_values(values)
     for place, key in PAGE_COLUMNS:
         value = values[place]
-        text = texts[key] if key in texts else format_cell(
-            COLUMNS[place][3], value)
+        text = texts.get(key, known[place])
         if key in METERS and value is not None:
             text = METER % (text, METERS[key], value)
         cells.append('<td class="%s">%s' % (key, text))
@@ -1607,6 +1604,7 @@ def format_rows(rows):
 
 def format_dot(node, values):
     """Return the cell of a node, its values as the title."""
+    texts = format_values(values)
     kind, text = "down" if node.state == "down" else "off", ""
     if node.state == "up":
         kind = "s%d" % ((values[CPU_COLUMN] or 0) / 100 * (SHADE_STEPS - 1)
@@ -1614,8 +1612,7 @@ def format_dot(node, values):
     else:
         text = CELLS[node.state]
     title = ", ".join(["n%d %s" % (node.number, values[-1]), node.state] + [
-        "%s %s" % (COLUMNS[place][1], format_cell(COLUMNS[place][3],
-                                                  values[place]))
+        "%s %s" % (COLUMNS[place][1], texts[place])
         for place, _ in PAGE_COLUMNS[3:]])
     return '<a href="?node=%d" class="%s" title="%s">%s</a>' % (
         node.number, kind, escape_xml(title), text)
@@ -1690,7 +1687,7 @@ SCROLL = {b"\033[A": "back", b"k": "back", b"\033[B": "on", b"j": "on",
           b"\033[5~": "page back", b"b": "page back", b"\033[6~": "page on",
           b" ": "page on", b"\033[H": "top", b"g": "top", b"\033[F": "end",
           b"G": "end"}
-KEY = re.compile(rb"\033\[[0-9;]*.|.", re.S)
+KEY = rb"(?s)\033\[[0-9;]*.|."
 ENTER_KEYS, ERASE_KEYS = (b"\r", b"\n"), (b"\x7f", b"\b")
 ESCAPE_KEY, STOP_KEY = b"\033", b"\x1a"
 ENTER = b"\033[?1049h\033[?25l\033[?7l"     # other screen, no cursor, no wrap
@@ -1715,8 +1712,8 @@ def format_head(picture, history, args):
     line = "%s  %s%s  %s CPUs  load %s" % (
         time.strftime("%H:%M:%S", time.localtime(picture.time_s)),
         format_counts(picture), "" if picture.status.running else
-        "; RECVSTATS IS GONE", format_cell("%d", values[3]),
-        format_cell("%.1f", values[5]))
+        "; RECVSTATS IS GONE", format_values(values)[3],
+        "-" if values[5] is None else "%.1f" % values[5])
     history.append(min(values[CPU_COLUMN] or 0, 100))
     cells = [heights[int(value / 100 * (len(heights) - 1) + 0.5)]
              for value in history]
@@ -1814,7 +1811,7 @@ class Screen:
             os.read(self.reader, 64)
         if self.input not in ready:
             return []
-        return KEY.findall(os.read(self.input, 64)) or [b"q"]
+        return re.findall(KEY, os.read(self.input, 64)) or [b"q"]
 
     def press(self, key, args, count):
         """Do what a key asks for; return whether the nodes change.
@@ -1964,7 +1961,7 @@ NAMES_AT_MOST = 100000          # in a list of nodes
 PORT_MOST = 65535
 COLLECT_S = 30.0                # at the latest, children are waited for
 REQUEST_BYTES = 1 << 16
-REQUEST_END = re.compile(rb"\r?\n\r?\n")
+REQUEST_END = rb"\r?\n\r?\n"
 PLAIN = "text/plain; charset=utf-8"
 WRONG_HOST = b"Host is not this machine: use its address or its name\n"
 PATHS = {"/": "--html", "/metrics": "--prometheus", "/json": "--json"}
@@ -2107,7 +2104,8 @@ def make_reply(data, args):
     request = b""
     if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
         signal.alarm(CHILD_S)
-        while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
+        while (len(request) < REQUEST_BYTES
+               and not re.search(REQUEST_END, request)):
             try:
                 request += os.read(0, REQUEST_BYTES) or b"\n\n"
             except OSError:             # it has hung up
