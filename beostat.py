@@ -149,24 +149,19 @@ def known_cpus(node):
     return node.agent.cpus or None
 
 
-def scaled(field, factor):
-    """Return the function that gives a node's field times a factor."""
-    get = of(field)
+def scaled(factor, *fields):
+    """Return the function that gives the product of a factor and a node's
+    fields, None when one is unknown."""
+    gets = [of(field) for field in fields]
 
     def value(node):
-        found = get(node)
-        return None if found is None else found * factor
-    return value
-
-
-def on_disk(field, factor=1):
-    """Return the function that gives blocks of / in bytes, likewise."""
-    get = of("disk.block_bytes", "disk." + field)
-
-    def value(node):
-        block_bytes, blocks = get(node)
-        return (None if None in (block_bytes, blocks)
-                else blocks * block_bytes * factor)
+        product = 1
+        for get in gets:
+            found = get(node)
+            if found is None:
+                return None
+            product *= found
+        return product * factor
     return value
 
 
@@ -1385,25 +1380,27 @@ GANGLIA = (
     ("proc_total", "uint32", " ", "both", of("load.total")),
     ("cpu_num", "uint16", "CPUs", "zero", known_cpus),
     ("cpu_speed", "uint32", "MHz", "zero", of("processor.mhz")),
-    ("cpu_user", "float", "%", "both", scaled("cpu.user_fraction", 100)),
-    ("cpu_nice", "float", "%", "both", scaled("cpu.nice_fraction", 100)),
-    ("cpu_system", "float", "%", "both", scaled("cpu.system_fraction", 100)),
-    ("cpu_wio", "float", "%", "both", scaled("cpu.iowait_fraction", 100)),
+    ("cpu_user", "float", "%", "both", scaled(100, "cpu.user_fraction")),
+    ("cpu_nice", "float", "%", "both", scaled(100, "cpu.nice_fraction")),
+    ("cpu_system", "float", "%", "both", scaled(100, "cpu.system_fraction")),
+    ("cpu_wio", "float", "%", "both", scaled(100, "cpu.iowait_fraction")),
     ("cpu_idle", "float", "%", "both",
      lambda node: less(less(100, share(node.cpu.busy_fraction, 1)),
                        share(node.cpu.iowait_fraction, 1))),
-    ("mem_total", "float", "KB", "zero", scaled("memory.total_bytes", KB)),
-    ("mem_free", "float", "KB", "both", scaled("memory.free_bytes", KB)),
-    ("mem_shared", "float", "KB", "both", scaled("memory.shared_bytes", KB)),
-    ("mem_buffers", "float", "KB", "both", scaled("memory.buffers_bytes", KB)),
-    ("mem_cached", "float", "KB", "both", scaled("memory.cached_bytes", KB)),
+    ("mem_total", "float", "KB", "zero", scaled(KB, "memory.total_bytes")),
+    ("mem_free", "float", "KB", "both", scaled(KB, "memory.free_bytes")),
+    ("mem_shared", "float", "KB", "both", scaled(KB, "memory.shared_bytes")),
+    ("mem_buffers", "float", "KB", "both", scaled(KB, "memory.buffers_bytes")),
+    ("mem_cached", "float", "KB", "both", scaled(KB, "memory.cached_bytes")),
     ("swap_total", "float", "KB", "zero",
-     scaled("memory.swap_total_bytes", KB)),
-    ("swap_free", "float", "KB", "both", scaled("memory.swap_free_bytes", KB)),
+     scaled(KB, "memory.swap_total_bytes")),
+    ("swap_free", "float", "KB", "both", scaled(KB, "memory.swap_free_bytes")),
     ("bytes_in", "float", "bytes/sec", "both", of("network.rx_bytes_per_s")),
     ("bytes_out", "float", "bytes/sec", "both", of("network.tx_bytes_per_s")),
-    ("disk_total", "double", "GB", "zero", on_disk("blocks", GB)),
-    ("disk_free", "double", "GB", "both", on_disk("free_blocks", GB)),
+    ("disk_total", "double", "GB", "zero",
+     scaled(GB, "disk.block_bytes", "disk.blocks")),
+    ("disk_free", "double", "GB", "both",
+     scaled(GB, "disk.block_bytes", "disk.free_blocks")),
     ("part_max_used", "float", "%", "both",
      lambda node: share(*measure(node)[2][10:12])),
     ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
