@@ -1106,16 +1106,17 @@ def format_json(picture, args):
     # costs a quarter of the status view
     from json.encoder import JSONEncoder, encode_basestring_ascii
     encode = JSONEncoder(check_circular=False).encode
-    new_line = "\n" if args.watch is None else ""
-    nodes = map(node_formatter(encode_basestring_ascii), picture.nodes)
-    return [('{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [%s], '
-             '"never": %s, "refused": %s}' % (
-                 encode(picture.path), encode(picture.time_s),
-                 encode(picture.status._asdict()),
-                 new_line + (", " + new_line).join(nodes) + new_line,
-                 encode(picture.never),
-                 encode({"%d" % number: text for number, text
-                         in sorted(picture.refused.items())})), "")]
+    format_node = node_formatter(encode_basestring_ascii)
+    nodes = [format_node(node) for node in picture.nodes] or [""]
+    lines = ['{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [' % (
+        encode(picture.path), encode(picture.time_s),
+        encode(picture.status._asdict())),
+        *[node + ", " for node in nodes[:-1]], nodes[-1],
+        '], "never": %s, "refused": %s}' % (encode(picture.never), encode(
+            {"%d" % number: text for number, text
+             in sorted(picture.refused.items())}))]
+    return [(line, "") for line in (
+        lines if args.watch is None else ["".join(lines)])]
 
 
 # ---- view: prometheus --------------------------------------------------
