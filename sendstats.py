@@ -17,7 +17,7 @@ tells it by address.  ADDRESS may be a name; default master.
   --pid-file FILE        hold the process id in FILE while running
   --key-file FILE        sign with its first key, take requests of any
   --procstatd PORT       answer about this node on TCP; by custom 7885
-  --allow NETWORK        who may ask there; default the masters, this node
+  --allow NETWORK        who may ask there; default the masters, loopback
   -h, --help, -v, --version
 Exit status: 0 told to stop, 1 could not start, 2 usage.
 examples:
@@ -1263,7 +1263,7 @@ def serve_client(sock, address, root, turn, clients):
 def refusal(address, clients, allow, masters):
     """Return why an address may not connect, or "".
 
-    Without --allow this node may, a master, and the network of a group.
+    Without --allow the loopback may, a master, and the network of a group.
     """
     networks = allow or [network(LOOPBACK)] + [
         master.network for master in masters if master.network]
