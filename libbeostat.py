@@ -221,13 +221,12 @@ STATUS = (
     ("entries", "I", "", "numbers that the index has room for, from -1"),
     ("pid", "I", "", "process id of recvstats"),
     ("port", "I", "", "UDP port it listens on"),
-    ("pid_start_ticks", "Q", "ticks", "when that process started, since "
-     "boot; /proc/PID/stat"),
+    ("pid_start_ticks", "Q", "ticks", "its start, since boot; "
+     "/proc/PID/stat"),
     ("pid_namespace", "Q", "", "inode of its PID namespace, 0 unknown"),
     ("start_time_s", "d", "s", "its start, since the epoch"),
     ("used_bytes", "Q", "bytes", "up to the end of the last slot"),
-    ("used_entries", "I", "", "entries of the index up to the highest number "
-     "that was heard"),
+    ("used_entries", "I", "", "entries up to the highest number heard"),
     ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
     ("messages_per_s", "I", "", "datagrams in the last second"),
     ("stopped", "I", "", "1: recvstats was told to stop, and did"),
@@ -243,26 +242,20 @@ COUNTERS = (
     ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
     ("repeated", "Q", "", "arrived before, or too late to tell; dropped"),
     ("stale", "Q", "", "from an earlier start of the agent; dropped"),
-    ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
-    ("clock_wrong", "Q", "", "signed, and of more than 60 s in the future; "
-     "dropped"),
+    ("conflict", "Q", "", "its number is another sender's; dropped"),
+    ("clock_wrong", "Q", "", "signed, over 60 s in the future; dropped"),
     ("short", "Q", "", "cut off, or shorter than any message; dropped"),
     ("long", "Q", "", "with bytes behind the message; dropped"),
     ("magic_wrong", "Q", "", "not a message of ours; dropped"),
     ("version_wrong", "Q", "", "with a header of another version; dropped"),
     ("crc_wrong", "Q", "", "damaged on the way; dropped"),
     ("header_wrong", "Q", "", "of no known kind or period; dropped"),
-    ("number_wrong", "Q", "", "node number not from -1 to --max-nodes less "
-     "1; dropped"),
-    ("unnumbered", "Q", "", "node number -2, and the sender's address not "
-     "in --iprange; dropped"),
-    ("not_allowed", "Q", "", "from an address outside --allow, or of another "
-     "interface than -i; dropped"),
-    ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
-     "dropped"),
+    ("number_wrong", "Q", "", "not from -1 to --max-nodes less 1; dropped"),
+    ("unnumbered", "Q", "", "node -2, address not in --iprange; dropped"),
+    ("not_allowed", "Q", "", "not in --allow, or not on -i; dropped"),
+    ("unsigned", "Q", "", "not signed, but --key-file; dropped"),
     ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
-    ("no_space", "Q", "", "no room in the file system, or in --max-bytes, "
-     "for its slot; dropped"),
+    ("no_space", "Q", "", "file system or --max-bytes is full; dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
