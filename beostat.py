@@ -148,27 +148,6 @@ def known_cpus(node):
     return node.agent.cpus or None
 
 
-def scaled(field, factor):
-    """Return the function that gives a node's field times a factor."""
-    get = of(field)
-
-    def value(node):
-        found = get(node)
-        return None if found is None else found * factor
-    return value
-
-
-def on_disk(field, factor=1):
-    """Return the function that gives blocks of / in bytes, likewise."""
-    get = of("disk.block_bytes", "disk." + field)
-
-    def value(node):
-        block_bytes, blocks = get(node)
-        return (None if None in (block_bytes, blocks)
-                else blocks * block_bytes * factor)
-    return value
-
-
 def format_age(age_s):
     """Return seconds, minutes, hours or days in at most 4 characters."""
     if age_s < 9.95:
@@ -1377,6 +1356,28 @@ def format_prometheus(picture, args):
 TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
 RESERVED = "", ".", "..", "__SummaryInfo__"
 KB, GB = 1 / 1024, 1e-9
+
+
+def scaled(field, factor):
+    """Return the function that gives a node's field times a factor."""
+    get = of(field)
+
+    def value(node):
+        found = get(node)
+        return None if found is None else found * factor
+    return value
+
+
+def on_disk(field, factor=1):
+    """Return the function that gives blocks of / in bytes, likewise."""
+    get = of("disk.block_bytes", "disk." + field)
+
+    def value(node):
+        block_bytes, blocks = get(node)
+        return (None if None in (block_bytes, blocks)
+                else blocks * block_bytes * factor)
+    return value
+
 
 # gmond's name, type, unit, slope, value of a node
 GANGLIA = (
