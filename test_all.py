@@ -6674,7 +6674,7 @@ def slow_readme_mail_script(running):
                    for number in range(40)])
     running.masters[0].send_signal(signal.SIGCONT)
     sent = os.path.join(running.folder, "sent")
-    wait_for(lambda: os.path.exists(sent))
+    wait_for(lambda: os.path.exists(sent) and read_text(sent))
     os.killpg(shell.pid, signal.SIGKILL)
     assert read_text(sent) == "left: c[000-039] to root\n"
 
