@@ -1910,10 +1910,12 @@ def watch_events(cluster, args):
 # Documents to browsers and Prometheus: a process for each request.
 
 CHILDREN, CHILD_S = 40, 10      # at once; each is ended then
-NAMES_AT_MOST = 100000          # in a list of nodes
+NAMES_AT_MOST = 100000          # in a request's lists of nodes
+NAME_CHARACTERS = 64            # of a host's name
 PORT_MOST = 65535
 COLLECT_S = 30.0                # at the latest, children are waited for
 REQUEST_BYTES = 1 << 16
+SPAN = re.compile(r"\D*([0-9]{1,18})-([0-9]{1,18})\s*")
 REQUEST_END = re.compile(rb"\r?\n\r?\n")
 PLAIN = "text/plain; charset=utf-8"
 WRONG_HOST = b"Host is not this machine: use its address or its name\n"
@@ -1956,15 +1958,17 @@ def check_serve(args, parser):
 
 
 def count_names(text):
-    """Return how many names a list of nodes is, before it is expanded."""
+    """Return how many names a list of nodes is, before it is expanded; one
+    that no host can have counts for as many as its length is of."""
     total = 0
     for item in re.findall(libbeostat.ITEMS, text):
-        count = 1
+        count, width = 1, 0
         for part in re.split(r"[][]", item):
-            count *= part.count(",") + sum([
-                max(int(last) - int(first) + 1, 1) for first, last in
-                re.findall("([0-9]+)-([0-9]+)", part)]) or 1
-        total += count
+            spans = [SPAN.fullmatch(span) for span in part.split(",")]
+            count *= sum([max(int(span.group(2)) - int(span.group(1)) + 1, 1)
+                          if span else 1 for span in spans])
+            width += len(part) // len(spans)
+        total += count * (1 + width // NAME_CHARACTERS)
     return total
 
 
@@ -1977,8 +1981,6 @@ def parse_query(path, query):
     words, nodes = [PATHS[path]], ["--"]
     for name, word in parse_qsl(query):
         if name == "node":
-            if count_names(word) > NAMES_AT_MOST:
-                raise ValueError("names too many nodes")
             nodes.append(word)
         elif name == "sort":
             words.append("--sort=" + word)
@@ -1986,6 +1988,8 @@ def parse_query(path, query):
             words.append(QUERY[name, word])
         else:
             raise ValueError("%s=%s: not a word of this page" % (name, word))
+    if count_names(",".join(nodes[1:])) > NAMES_AT_MOST:
+        raise ValueError("names too many nodes")
     return words + nodes
 
 
