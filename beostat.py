@@ -2055,17 +2055,21 @@ def format_headers(kind, size):
              + format_source(SHEET))]
 
 
+def has_client(args):
+    """Return whether a client of an inetd gets the document."""
+    return (args.http or args.view.format is format_ganglia) and stat.S_ISSOCK(
+        os.fstat(1).st_mode)
+
+
 def make_reply(data, args):
     """Return a document as a whole reply to the request on a socket, if an
     inetd has started us: unread, it would make the kernel drop our end."""
-    request = b""
-    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
-        signal.alarm(CHILD_S)
-        while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
-            try:
-                request += os.read(0, REQUEST_BYTES) or b"\n\n"
-            except OSError:             # it has hung up
-                break
+    request = b"" if has_client(args) else b"\n\n"
+    while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
+        try:
+            request += os.read(1, REQUEST_BYTES) or b"\n\n"
+        except OSError:                 # it has hung up
+            break
     headers = format_headers(DOCUMENTS[args.view], len(data))
     return "\r\n".join(["HTTP/1.0 200 OK"] + [
         "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
@@ -2352,6 +2356,8 @@ def run(args):
         gc.disable()                    # there will be no garbage in time
         picture = read_picture(cluster, args)
         data = format_lines(args.view.format(picture, args), args)
+        if has_client(args):            # that may never read
+            signal.alarm(CHILD_S)
         write(make_reply(data, args) if args.http else data)
         return picture
 

@@ -4069,13 +4069,18 @@ def test_server_without_a_table(running):
             .readline() == "beostat: serving %s/\n" % served.url
 
 
+def hasty(folder):
+    """Return a program that is beostat.py, and ends clients after 1 s."""
+    program = os.path.join(folder, "hasty.py")
+    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
+               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
+    return program
+
+
 def slow_clients_that_hold_the_server_up(running):
     """Endless, idle and many: each ends, and others are served."""
     running.recvstats()
-    program = os.path.join(running.folder, "hasty.py")
-    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
-               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
-    served = Served(running, program=program)
+    served = Served(running, program=hasty(running.folder))
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
     assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
@@ -4113,6 +4118,20 @@ def test_document_with_the_header_of_http(served):
     assert data.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; "
                            b"version=0.0.4; charset=utf-8\r\n")
     assert data.endswith(b'{result="log_drops"} 0\n')
+
+
+def test_inetd_client_that_takes_nothing(served):
+    """Its process ends, rather than hold a document for ever."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with ours, theirs, subprocess.Popen(
+            [sys.executable, hasty(served.running.folder), "--ganglia",
+             "--table", served.running.table], stdin=subprocess.DEVNULL,
+            stdout=theirs) as process:
+        try:
+            assert process.wait(LIMIT_S) == -signal.SIGALRM
+        finally:
+            process.kill()
 
 
 CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
