@@ -2088,6 +2088,11 @@ def make_handler(args):
         def setup(self):
             signal.alarm(CHILD_S)
             self.server.socket.close()      # lest it outlive the server
+            try:                        # where memory is short, end it first
+                with open("/proc/self/oom_score_adj", "w") as file:
+                    file.write("1000")
+            except OSError:
+                pass
             super().setup()
 
         def answer(self, status, kind, body, *more):

@@ -4062,7 +4062,10 @@ def test_server_without_a_table(running):
         % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
-        wait_for(lambda: set(children_of(served.process.pid)) - before)
+        child, = wait_for(
+            lambda: set(children_of(served.process.pid)) - before)
+        wait_for(lambda: read_text("/proc/%s/oom_score_adj" % child)
+                 == "1000\n")
         served.process.terminate()
         served.process.wait()
         assert running.start("beostat.py", "--serve", served.port).stderr \
