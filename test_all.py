@@ -5235,9 +5235,8 @@ def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
     monkeypatch.setattr(threading.Thread, "start", fail)
     for number in range(3):
         feed(receiver, message(number))
-    args = beostat.parse_args(["-J"])
     with libbeostat.open(receiver.table.path) as cluster:
-        picture = beostat.read_jobs(beostat.read_picture(cluster, args), args)
+        picture = beostat.read_picture(cluster, beostat.parse_args(["-J"]))
     assert len(picture.missing) == 3
 
 
