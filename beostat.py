@@ -80,7 +80,6 @@ sort_keys  that --sort may name
 
 
 # ---- values ------------------------------------------------------------
-
 # Of a node, for the views: pure functions.
 
 CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
@@ -138,35 +137,9 @@ def total(values):
     return sum(known) if known else None
 
 
-def less(whole, part):
-    """Return whole less part, None when one is unknown."""
-    return None if None in (whole, part) else whole - part
-
-
 def known_cpus(node):
     """Return how many CPUs are on line, None when that is unknown."""
     return node.agent.cpus or None
-
-
-def scaled(field, factor):
-    """Return the function that gives a node's field times a factor."""
-    get = of(field)
-
-    def value(node):
-        found = get(node)
-        return None if found is None else found * factor
-    return value
-
-
-def on_disk(field, factor=1):
-    """Return the function that gives blocks of / in bytes, likewise."""
-    get = of("disk.block_bytes", "disk." + field)
-
-    def value(node):
-        block_bytes, blocks = get(node)
-        return (None if None in (block_bytes, blocks)
-                else blocks * block_bytes * factor)
-    return value
 
 
 def format_age(age_s):
@@ -302,22 +275,20 @@ def sort_nodes(nodes, key, reverse):
     the known, and nodes that are not up behind all."""
     if not key:
         return nodes[::-1] if reverse else nodes
-    place = SORT_KEYS.index(key.lstrip("-"))
-    rows = []
+    nth = SORT_KEYS.index(key.lstrip("-"))
+    values = {}
     for node in nodes:
         name, _, sums = measure(node)
-        rows.append((derive(node.number, node.state, node.age_s, name,
-                            sums)[place], node))
-    rows = sorted([row for row in rows if row[0] is not None],
-                  key=lambda row: row[0],
-                  reverse=(COLUMNS[place][4] != key.startswith("-"))
-                  != reverse) + [row for row in rows if row[0] is None]
-    return sorted([node for _, node in rows],
+        values[node] = derive(node.number, node.state, node.age_s, name,
+                              sums)[nth]
+    known = sorted([node for node in nodes if values[node] is not None],
+                   key=values.get, reverse=(
+                       COLUMNS[nth][4] != key.startswith("-")) != reverse)
+    return sorted(known + [node for node in nodes if values[node] is None],
                   key=lambda node: node.state != "up")
 
 
 # ---- read --------------------------------------------------------------
-
 
 NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
 FEW_NODES = 1000                # read one by one; beyond, all there are
@@ -385,7 +356,8 @@ def find_numbers(text, nodes):
 
 
 def read_many(cluster, numbers):
-    """Return the same, of so many numbers that all nodes are read."""
+    """Return what read_named() does, of numbers so many that all nodes are
+    read."""
     nodes = {node.number: node for node in cluster}
     never, errors = set(cluster.never()), cluster.refused
     return [nodes[number] for number in numbers if number in nodes], (
@@ -497,25 +469,23 @@ def format_dropped(recent):
 
 
 def choose_columns(args):
-    """Return [(place in COLUMNS, heading, width, format)] of a table.
+    """Return [(nth in COLUMNS, heading, width, format)] of a table.
 
     In a window that is watched, columns give way until the rest fits;
     where there is room to spare, bars are put in.
     """
-    places = list(range(len(COLUMNS)))
+    kept = list(range(len(COLUMNS)))
     widths = [abs(column[2]) + 1 for column in COLUMNS[:-1]] + [NAME_CELLS]
     spare = args.width - sum(widths) if args.live else 0
-    for place in sorted(places, key=lambda place: -COLUMNS[place][5]):
-        if spare < 0 and COLUMNS[place][5]:
-            places.remove(place)
-            spare += widths[place]
-    columns = [(place,) + COLUMNS[place][1:4] for place in places]
+    for nth in sorted(kept, key=lambda nth: -COLUMNS[nth][5]):
+        if spare < 0 and COLUMNS[nth][5]:
+            kept.remove(nth)
+            spare += widths[nth]
+    columns = [(nth,) + COLUMNS[nth][1:4] for nth in kept]
     if spare >= 2 * (BAR_CELLS + 1):
-        for place in MEMORY_COLUMN, CPU_COLUMN:
-            columns.insert(place, (
-                place, "", BAR_CELLS,
-                lambda value: format_bar(value, BLOCKS if args.wide
-                                         else PLAIN_BLOCKS)))
+        for nth in MEMORY_COLUMN, CPU_COLUMN:
+            columns.insert(nth, (nth, "", BAR_CELLS, lambda value: format_bar(
+                value, BLOCKS if args.wide else PLAIN_BLOCKS)))
     return columns
 
 
@@ -528,16 +498,16 @@ def row_formatter(columns, texts):
     template = " ".join([
         "%%%d%s" % (width, form[1:] if isinstance(form, str) else "s")
         for _, _, width, form in columns])
-    cells = [(place, form, callable(form)) for place, _, _, form in columns]
+    cells = [(nth, form, callable(form)) for nth, _, _, form in columns]
 
     def format_row(values):
         try:
             return template % tuple([
-                form(values[place]) if is_function else values[place]
-                for place, form, is_function in cells])
+                form(values[nth]) if is_function else values[nth]
+                for nth, form, is_function in cells])
         except TypeError:
-            return texts % tuple([format_cell(form, values[place])
-                                  for place, form, _ in cells])
+            return texts % tuple([format_cell(form, values[nth])
+                                  for nth, form, _ in cells])
     return format_row
 
 
@@ -580,9 +550,9 @@ def format_table(picture, args):
     if args.states == UP:
         picture = picture._replace(never=[])
     values = measure_all(up)
-    totals = ["" if values[place] is None else
-              values[place] if place < 2 else format_cell(form, values[place])
-              for place, _, _, form in columns]
+    totals = ["" if values[nth] is None else
+              values[nth] if nth < 2 else format_cell(form, values[nth])
+              for nth, _, _, form in columns]
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
             + [(line, "") for line in format_lists(picture)
@@ -712,7 +682,6 @@ def format_daemon(picture, args):
 
 
 # ---- view: texts -------------------------------------------------------
-
 # Of each file of /proc, what the message carries: formats and fields.
 
 CPUINFO = (
@@ -751,9 +720,9 @@ def text_of(rows):
     """Return the function that gives a node's lines, of (format, function
     of a node) where the value is known."""
     def text(node):
-        values = [(form, get(node)) for form, get in rows]
         return [form % (safe(value) if isinstance(value, str) else value)
-                for form, value in values if value not in (None, "")]
+                for form, get in rows for value in [get(node)]
+                if value not in (None, "")]
     return text
 
 
@@ -820,8 +789,6 @@ TEXTS = (
     ("-C", "--cpu-percent", "CPU use, 0 to 1", text_cpu_percent, False),
     ("-R", "--net-rate", "network rate", text_net_rate, False),
 )
-
-
 # of -b, of a node; the others make one line, of its number and their words
 BRIEF = {text_cpu_percent: brief_cpu_percent, text_net_dev: brief_net_dev}
 
@@ -859,7 +826,6 @@ def format_texts(picture, args):
 
 
 # ---- view: jobs --------------------------------------------------------
-
 # The processes of the nodes, as each one's procstatd tells.
 
 JOBS_S, JOBS_LIMIT_S = 0.5, 3.0     # between two answers; for both
@@ -887,10 +853,10 @@ def parse_jobs(answer):
     found = [JOB_LINE.fullmatch(line) for line in lines[:ANSWER_JOBS]]
     if count != "%d" % len(found) or None in found:
         raise ValueError("answer is not a list of processes")
-    jobs = [job.groups() for job in found]
     return {int(pid): (int(uid), state, int(threads), int(rss), int(ticks),
                        command)
-            for pid, uid, state, threads, rss, ticks, command in jobs}
+            for pid, uid, state, threads, rss, ticks, command
+            in [job.groups() for job in found]}
 
 
 def measure_jobs(first, second, hz):
@@ -993,25 +959,21 @@ def fetch_each(nodes, jobs, errors):
             errors[node.number] = error
 
 
-def start(thread):
-    """Start a thread; return whether this machine had room for it."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
-
-
 def read_jobs(picture, args):
     """Return the Picture with the jobs of its nodes, fetched at once."""
     import resource                     # for one view alone
     import threading
-    nodes, jobs, errors = iter(picture.nodes), {}, {}
+    shared = nodes, jobs, errors = iter(picture.nodes), {}, {}
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    threads = [threading.Thread(target=fetch_each, args=(nodes, jobs, errors))
-               for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]]
-    started = [thread for thread in threads if start(thread)]
-    fetch_each(nodes, jobs, errors)
+    started = []
+    try:
+        for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]:
+            thread = threading.Thread(target=fetch_each, args=shared)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        pass                            # no room for more
+    fetch_each(*shared)
     for thread in started:
         thread.join()
     return picture._replace(
@@ -1024,9 +986,7 @@ def read_jobs(picture, args):
 
 # ---- view: json --------------------------------------------------------
 
-HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
-         "period_s", "sequence", "address", "port", "received", "lost",
-         "restarts", "signature")
+HEADS = ("number", "state", "age_s") + libbeostat.HEADS
 WORDS = "state", "address", "signature"     # of HEADS: as plain as they are
 
 
@@ -1049,19 +1009,14 @@ def node_template(parts):
         '"cpus": [%s], "interfaces": [%s]}')
 
 
-def list_fields(rows):
-    """Return the names of a record's fields."""
-    return " ".join(fields for fields, *_ in rows).split()
-
-
 def lists_formatter(encode):
     """Return the function that gives the JSON of a node's two lists, without
     their brackets."""
-    cpu_form, interface_form = [object_template(list_fields(rows)) for rows
-                                in (libbeostat.ONE_CPU_SHOWN,
-                                    libbeostat.INTERFACE)]
+    cpu_form, interface_form = [
+        object_template(" ".join(fields for fields, *_ in rows).split())
+        for rows in (libbeostat.ONE_CPU_SHOWN, libbeostat.INTERFACE)]
 
-    def format_lists(node):
+    def format_both(node):
         cpus, interfaces = node.records()
         return (", ".join([
             cpu_form % (cpu, busy / libbeostat.FULL, *ticks)
@@ -1071,7 +1026,7 @@ def lists_formatter(encode):
                                   *counts)
                 for name, *counts
                 in libbeostat.INTERFACE_STRUCT.iter_unpack(interfaces)]))
-    return format_lists
+    return format_both
 
 
 def node_formatter(encode):
@@ -1081,27 +1036,26 @@ def node_formatter(encode):
     name would take twice the time.
     encode  gives the JSON of a text
     """
-    parts = {part: list_fields(rows)
+    parts = {part: libbeostat.layout(rows)[1]
              for part, rows in libbeostat.PARTS.items()}
-    form, format_lists = node_template(parts), lists_formatter(encode)
+    form, format_both = node_template(parts), lists_formatter(encode)
     pick_heads, pick = of(*HEADS), libbeostat.picker([
         "%s.%s" % (part, field) for part in parts for field in parts[part]])
     conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
                    "f": libbeostat.rounded}
-    codes = [code[-1] for fields, code, *_ in libbeostat.NODE
-             for _ in fields.split()]
-    converted = [(place, conversions[code]) for place, code
-                 in enumerate(codes) if code in conversions]
+    converted = [(nth, conversions[code[-1]]) for nth, code
+                 in enumerate(libbeostat.NODE_CODES.values())
+                 if code[-1] in conversions]
 
     def format_node(node):
         values = list(pick(node))
-        for place, convert in converted:
-            if values[place] is not None:
-                values[place] = convert(values[place])
+        for nth, convert in converted:
+            if values[nth] is not None:
+                values[nth] = convert(values[nth])
         values[-2] = values[-2] or None         # CPUs, 0 unknown
         if None in values:
             values = ["null" if value is None else value for value in values]
-        return form % (*pick_heads(node), *values, *format_lists(node))
+        return form % (*pick_heads(node), *values, *format_both(node))
     return format_node
 
 
@@ -1378,6 +1332,17 @@ TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
 RESERVED = "", ".", "..", "__SummaryInfo__"
 KB, GB = 1 / 1024, 1e-9
 
+
+def scaled(factor, *fields):
+    """Return the function that gives the product of some fields of a node,
+    times a factor; None when one is unknown."""
+    def value(node):
+        values = [of(field)(node) for field in fields]
+        return None if None in values else (
+            functools.reduce(operator.mul, values) * factor)
+    return value
+
+
 # gmond's name, type, unit, slope, value of a node
 GANGLIA = (
     ("load_one", "float", " ", "both", of("load.one")),
@@ -1387,25 +1352,27 @@ GANGLIA = (
     ("proc_total", "uint32", " ", "both", of("load.total")),
     ("cpu_num", "uint16", "CPUs", "zero", known_cpus),
     ("cpu_speed", "uint32", "MHz", "zero", of("processor.mhz")),
-    ("cpu_user", "float", "%", "both", scaled("cpu.user_fraction", 100)),
-    ("cpu_nice", "float", "%", "both", scaled("cpu.nice_fraction", 100)),
-    ("cpu_system", "float", "%", "both", scaled("cpu.system_fraction", 100)),
-    ("cpu_wio", "float", "%", "both", scaled("cpu.iowait_fraction", 100)),
-    ("cpu_idle", "float", "%", "both",
-     lambda node: less(less(100, share(node.cpu.busy_fraction, 1)),
-                       share(node.cpu.iowait_fraction, 1))),
-    ("mem_total", "float", "KB", "zero", scaled("memory.total_bytes", KB)),
-    ("mem_free", "float", "KB", "both", scaled("memory.free_bytes", KB)),
-    ("mem_shared", "float", "KB", "both", scaled("memory.shared_bytes", KB)),
-    ("mem_buffers", "float", "KB", "both", scaled("memory.buffers_bytes", KB)),
-    ("mem_cached", "float", "KB", "both", scaled("memory.cached_bytes", KB)),
+    ("cpu_user", "float", "%", "both", scaled(100, "cpu.user_fraction")),
+    ("cpu_nice", "float", "%", "both", scaled(100, "cpu.nice_fraction")),
+    ("cpu_system", "float", "%", "both", scaled(100, "cpu.system_fraction")),
+    ("cpu_wio", "float", "%", "both", scaled(100, "cpu.iowait_fraction")),
+    ("cpu_idle", "float", "%", "both", lambda node: libbeostat.less(
+        libbeostat.less(100, share(node.cpu.busy_fraction, 1)),
+        share(node.cpu.iowait_fraction, 1))),
+    ("mem_total", "float", "KB", "zero", scaled(KB, "memory.total_bytes")),
+    ("mem_free", "float", "KB", "both", scaled(KB, "memory.free_bytes")),
+    ("mem_shared", "float", "KB", "both", scaled(KB, "memory.shared_bytes")),
+    ("mem_buffers", "float", "KB", "both", scaled(KB, "memory.buffers_bytes")),
+    ("mem_cached", "float", "KB", "both", scaled(KB, "memory.cached_bytes")),
     ("swap_total", "float", "KB", "zero",
-     scaled("memory.swap_total_bytes", KB)),
-    ("swap_free", "float", "KB", "both", scaled("memory.swap_free_bytes", KB)),
+     scaled(KB, "memory.swap_total_bytes")),
+    ("swap_free", "float", "KB", "both", scaled(KB, "memory.swap_free_bytes")),
     ("bytes_in", "float", "bytes/sec", "both", of("network.rx_bytes_per_s")),
     ("bytes_out", "float", "bytes/sec", "both", of("network.tx_bytes_per_s")),
-    ("disk_total", "double", "GB", "zero", on_disk("blocks", GB)),
-    ("disk_free", "double", "GB", "both", on_disk("free_blocks", GB)),
+    ("disk_total", "double", "GB", "zero",
+     scaled(GB, "disk.block_bytes", "disk.blocks")),
+    ("disk_free", "double", "GB", "both",
+     scaled(GB, "disk.block_bytes", "disk.free_blocks")),
     ("part_max_used", "float", "%", "both",
      lambda node: share(*measure(node)[2][10:12])),
     ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
@@ -1433,12 +1400,12 @@ def name_hosts(nodes):
     """
     names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
-    for place, name in enumerate(names):
+    for nth, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
-            name = "n%d" % nodes[place].number
+            name = "n%d" % nodes[nth].number
             while name in counts:
                 name += "_"
-            names[place] = name
+            names[nth] = name
     return names
 
 
@@ -1557,15 +1524,15 @@ def format_link(text, args, words):
         ' aria-current="true"' if query == now else "", escape_xml(text))
 
 
-def format_heading(place, key, args):
+def format_heading(nth, key, args):
     """Return the head of a column, which sorts by it, or turns it round."""
     turned = "" if args.sort != key else "-"
     order = ""
     if (args.sort or "").lstrip("-") == key:
-        falls = COLUMNS[place][4] != args.sort.startswith("-")
+        falls = COLUMNS[nth][4] != args.sort.startswith("-")
         order = ' aria-sort="%s"' % ("descending" if falls else "ascending")
     return '<th scope="col" class="%s"%s>%s' % (key, order, format_link(
-        COLUMNS[place][1], args, {"sort": turned + key}))
+        COLUMNS[nth][1], args, {"sort": turned + key}))
 
 
 def format_page_row(values, kind, texts):
@@ -1574,10 +1541,10 @@ def format_page_row(values, kind, texts):
     values  of COLUMNS, texts: {key: what stands for its value}
     """
     cells = []
-    for place, key in PAGE_COLUMNS:
-        value = values[place]
-        text = texts[key] if key in texts else format_cell(
-            COLUMNS[place][3], value)
+    for nth, key in PAGE_COLUMNS:
+        value = values[nth]
+        text = texts[key] if key in texts else format_cell(COLUMNS[nth][3],
+                                                           value)
         if key in METERS and value is not None:
             text = METER % (text, METERS[key], value)
         cells.append('<td class="%s">%s' % (key, text))
@@ -1614,9 +1581,9 @@ def format_dot(node, values):
     else:
         text = CELLS[node.state]
     title = ", ".join(["n%d %s" % (node.number, values[-1]), node.state] + [
-        "%s %s" % (COLUMNS[place][1], format_cell(COLUMNS[place][3],
-                                                  values[place]))
-        for place, _ in PAGE_COLUMNS[3:]])
+        "%s %s" % (COLUMNS[nth][1], format_cell(COLUMNS[nth][3],
+                                                values[nth]))
+        for nth, _ in PAGE_COLUMNS[3:]])
     return '<a href="?node=%d" class="%s" title="%s">%s</a>' % (
         node.number, kind, escape_xml(title), text)
 
@@ -1673,8 +1640,8 @@ def format_html(picture, args):
         format_counts(picture), SHEET, title,
         "\n".join(format_facts(picture, clipped)),
         "".join([format_link(text, args, words) for text, words in LINKS]),
-        "".join([format_heading(place, key, args)
-                 for place, key in PAGE_COLUMNS]),
+        "".join([format_heading(nth, key, args)
+                 for nth, key in PAGE_COLUMNS]),
         format_page_row(measure_all(up), "total",
                         {"node": "", "name": "total"}),
         "\n".join(body)), "")]
@@ -1772,16 +1739,16 @@ class Screen:
         signal.set_wakeup_fd(writer)    # a resize ends the wait for a key
         signal.signal(signal.SIGWINCH, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        self.take()
+        self.prepare()
         return self
 
     def __exit__(self, *_):
         signal.set_wakeup_fd(-1)
         self.give_back()
 
-    def take(self):
-        """Take the terminal; ^Z is a key, lest it stop us before we have
-        given it back."""
+    def prepare(self):
+        """Make the terminal ours; ^Z is a key, lest it stop us before we
+        have given it back."""
         import termios
         import tty
         self.before = termios.tcgetattr(self.input)
@@ -1801,7 +1768,7 @@ class Screen:
         """Stop, as ^Z stops all of a shell's job, until it goes on."""
         self.give_back()
         os.kill(0, signal.SIGTSTP)
-        self.take()
+        self.prepare()
 
     def read_keys(self, wait_s):
         """Return the keys typed, in order, q when the terminal is gone.
@@ -2250,8 +2217,8 @@ def split_words(argv):
              and before not in ("--top", "--sort") else word
              for before, word in zip([""] + argv, argv)]
     while "--sort" in words[:-1]:
-        place = words.index("--sort")
-        words[place:place + 2] = ["--sort=" + words[place + 1]]
+        nth = words.index("--sort")
+        words[nth:nth + 2] = ["--sort=" + words[nth + 1]]
     return words
 
 
@@ -2345,8 +2312,7 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    texts = [paint(line, colour, True) for line, colour in lines
-             ] if args.colours else [line for line, _ in lines]
+    texts = [paint(line, colour, args.colours) for line, colour in lines]
     return encode("\n".join(texts + [""]), args)
 
 
