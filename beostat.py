@@ -2368,10 +2368,21 @@ def run(args):
         return picture
 
 
+def is_inetd():
+    """Return whether all standard files are one client of inetd, which takes
+    a document and nothing behind it."""
+    try:
+        return (stat.S_ISSOCK(os.fstat(0).st_mode)
+                and os.path.sameopenfile(0, 2))
+    except OSError:
+        return False
+
+
 def main(argv=None):
     """Return the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.stderr is None:              # 2>&-, and print would use stdout
+    # With 2>&- print would use stdout.
+    if sys.stderr is None or is_inetd():
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
         complain("cannot write: standard output is closed")

@@ -1410,6 +1410,18 @@ def daemonize(wait_s):
     return release
 
 
+def tell_ready():
+    """Tell systemd that the daemon is ready, where it waits for that.
+
+    Source  sd_notify(3)
+    """
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            attempt(sock.sendto, b"READY=1",
+                    path[:1].replace("@", "\0") + path[1:])
+
+
 def is_in_place(fd, path):
     """Return whether a path still names an open file."""
     try:
@@ -1931,7 +1943,7 @@ def complain(text):
 
 def main(argv=None):
     """Return the exit status: 0 told to stop, 1 could not start or go on."""
-    remove_pid_file = release = log = ignore
+    remove_pid_file, release, log = ignore, tell_ready, ignore
     try:
         args = parse_args(argv)
         if not args.foreground:

@@ -1433,6 +1433,18 @@ def daemonize(wait_s):
     return release
 
 
+def tell_ready():
+    """Tell systemd that the daemon is ready, where it waits for that.
+
+    Source  sd_notify(3)
+    """
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            attempt(sock.sendto, b"READY=1",
+                    path[:1].replace("@", "\0") + path[1:])
+
+
 def is_in_place(fd, path):
     """Return whether a path still names an open file."""
     try:
@@ -1912,7 +1924,7 @@ def main(argv=None):
     if os.path.basename(sys.argv[0]).startswith("procstatd"):
         argv, environment = parse_procstatd(argv), {}   # its link
     args = parse_args(argv, environment)
-    remove_pid_file = release = ignore
+    remove_pid_file, release = ignore, tell_ready
     try:
         if not os.path.isdir(args.proc):
             raise StartError("--proc %s: no such folder" % args.proc)

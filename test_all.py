@@ -50,6 +50,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = "sendstats.py", "recvstats.py", "libbeostat.py", "beostat.py"
 LIMIT_S = 10.0                          # for anything to happen
 LONG = bool(os.environ.get("LONG"))     # faults at their full length
+# A shell's background job ignores it, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # ---- fixtures: /proc of several machines -------------------------------
 # Each text is in the format of the kernel that the comment names.
@@ -640,8 +642,8 @@ def test_no_name_stands_for_two(name):
     ("libbeostat.py", "layout"),
     ("recvstats.py", "attempt explain network is_in find_interface Keys "
      "wait_for open_signals read_signals close_inherited is_ready "
-     "release_standard daemonize is_in_place lock_pid_file hold_pid_file "
-      "write_line number_in")])
+     "release_standard daemonize tell_ready is_in_place lock_pid_file "
+     "hold_pid_file write_line number_in")])
 def test_what_stands_twice_is_one_text(other, names):
     for name in names.split():
         first, second = [re.findall(
@@ -2630,6 +2632,24 @@ def test_daemons_one_after_the_other_and_the_command_at_once(running):
     assert "is gone: start it again" in after.stderr
 
 
+@pytest.mark.parametrize("path", ["{}/n@tify", "@{}"])
+def test_systemd_is_told_when_a_daemon_is_ready(running, path):
+    """As sd_notify(3) says; @ stands for an address without a file."""
+    path = path.format(running.folder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind("\0" + path[1:] if path.startswith("@") else path)
+        told.settimeout(LIMIT_S)
+        environment = dict(os.environ, NOTIFY_SOCKET=path)
+        running.start("recvstats.py", "-f", "-p", running.port, "--table",
+                      running.table, env=environment)
+        assert told.recv(99) == b"READY=1"
+        with running.open() as cluster:
+            assert cluster.running and not len(cluster)
+            running.sendstats(3, "127.0.0.1", "-r", "60", env=environment)
+            assert told.recv(99) == b"READY=1"
+            assert cluster[3].state == "up"
+
+
 def slow_agent_that_is_killed_is_down_after_three_periods(running):
     running.recvstats()
     agent = running.sendstats(2, "127.0.0.1", "-r", "0.25")
@@ -3134,6 +3154,21 @@ def test_gmetad_lists_the_nodes(seven, running, tmp_path):
             b'<HOST NAME="(n.)"', told() or b"")) == [
                 b"n%d" % number for number in range(6)])
         wait_for((tmp_path / "blue" / "n4" / "sys_clock.rrd").exists)
+
+
+def test_client_of_inetd_gets_a_document_and_nothing_behind_it(seven):
+    """inetd makes the client its standard error, too."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-S", os.path.join(HERE, "beostat.py"),
+             "--table", seven.table.path, "--ganglia", "0,99"],
+            stdin=theirs, stdout=theirs, stderr=theirs)
+        theirs.close()
+        ours.settimeout(LIMIT_S)
+        data = b"".join(iter(lambda: ours.recv(65536), b""))
+        assert process.wait() == 1
+    assert data.endswith(b"</GANGLIA_XML>\n")
 
 
 WRONG = (
@@ -3795,7 +3830,8 @@ def scraped(tmp_path_factory):
     running.served = Served(running)
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
-        + config.replace("9545", "%d" % running.served.port))
+        + config.replace("9545", "%d" % running.served.port)
+        .replace("15s", "200ms"))
     running.prometheus = "http://127.0.0.1:%d" % port
     if shutil.which("prometheus"):
         running.processes.append(subprocess.Popen(
@@ -6519,14 +6555,17 @@ def readme_programs(first):
 
 
 def test_readme_has_start_scripts_and_units_of_both_daemons():
-    for first in "#!/bin/sh", "[Unit]", "#!/usr/bin/env python3":
-        assert len(readme_programs(first)) == 3
+    for first, count in (("#!/bin/sh", 4), ("#!/usr/bin/env python3", 3)):
+        assert len(readme_programs(first)) == count
+    for unit in "recvstats sendstats serve ganglia@".split():
+        assert ("# /etc/systemd/system/beostat-%s.service\n" % unit
+                in readme())
     for text in readme_programs("#!/bin/sh"):
         assert run("sh", "-n", input=text).returncode == 0
 
 
 README_COMMANDS = re.findall(
-    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=/usr/bin/|\$\(python3 |`)"
+    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=/usr/s?bin/|\$\(python3 |`)"
     r"(sendstats|recvstats|beostat)(?:\.py)?((?: [^`)|>#\n]*)?)",
     readme(), re.M)
 HELP_COMMANDS = re.findall(
@@ -6586,7 +6625,7 @@ def slow_readme_mail_script(running):
                if "--events" in text]
     for name, text in (
             ("mail", 'echo "$2 to $3" >>%s/sent\n' % running.folder),
-            ("beostat.py", 'exec %s %s/beostat.py "$@" -w 0.1\n' % (
+            ("beostat", 'exec %s %s/beostat.py "$@" -w 0.1\n' % (
                 sys.executable, HERE))):
         path = os.path.join(running.folder, name)
         write_file(path, b"#!/bin/sh\n" + text.encode())

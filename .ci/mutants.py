@@ -32,7 +32,8 @@ WANTED = .95
 LIMIT_S = 600                           # a suite that hangs has noticed
 ALONE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork",
          "--mount-proc", "--kill-child", "sh", "-c",
-         'ip link set lo up; mount -t tmpfs none /dev/shm; exec "$@"', "sh"]
+         'ip link set lo up; ip link add eth0 type veth; '
+         'mount -t tmpfs none /dev/shm; "$@"; exit $?', "sh"]
 TURNED = {ast.Lt: ("<", ">="), ast.LtE: ("<=", ">"), ast.Gt: (">", "<="),
           ast.GtE: (">=", "<"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="),
           ast.In: ("in", "not in"), ast.NotIn: ("not in", "in"),
