@@ -382,7 +382,6 @@ STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
 SPACE_S = 1.0                   # between two tries to make room
 SHARE_BYTES = 1536              # set aside for each node of -N
 RECENT_TICKS = 60               # that "the last minute" is
-STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
 COUNTER_NAMES = COUNTERS[0][0].split()
 NOT_RECEIVED = "kernel_drops", "log_drops"      # counters of other things
 IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
@@ -398,17 +397,6 @@ HOLDS, _ = layout(SLOT + HEADER, (
 def round_up(size):
     """Return a size as the next multiple of UNIT_BYTES."""
     return -(-size // UNIT_BYTES) * UNIT_BYTES
-
-
-def pack_table_header(status, counts, recent):
-    """Return the bytes of a table's header, its word 0.
-
-    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
-    """
-    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
-    data = data[:-CRC_BYTES]
-    crc = zlib.crc32(data[TABLE_AT["version"]:])
-    return data + crc.to_bytes(CRC_BYTES, "little")
 
 
 def find_places(view, index):
@@ -463,7 +451,7 @@ class Table:
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
         self.history = collections.deque([(0,) * len(COUNTER_NAMES)],
                                          RECENT_TICKS + 1)
-        self.status = dict.fromkeys(STATUS_NAMES, 0)
+        self.status = dict.fromkeys(layout(STATUS)[1], 0)
         self.status.update(
             magic=TABLE_MAGIC, version=TABLE_VERSION, entries=entries, pid=pid,
             port=port, pid_namespace=read_pid_namespace(), expected=expected,
@@ -660,8 +648,12 @@ class Table:
 
     def pack_header(self):
         """Return the bytes of the header, its word 0."""
-        return pack_table_header(self.status, self.counts, map(
-            int.__sub__, self.counts.values(), self.history[0]))
+        counts = self.counts.values()
+        data = TABLE_STRUCT.pack(
+            *self.status.values(), *counts,
+            *map(int.__sub__, counts, self.history[0]), 0)[:-CRC_BYTES]
+        crc = zlib.crc32(data[TABLE_AT["version"]:])
+        return data + crc.to_bytes(CRC_BYTES, "little")
 
     def write_header(self):
         """Bring the header up to date.
@@ -871,7 +863,7 @@ class Nodes:
         gap = sequence - last & U32
         follows = start == last_start and 0 < gap < HALF
         if not follows or address != owner:
-            counter = self.judge(node, place, address, start, sequence, now)
+            counter = self.outcome(node, place, address, start, sequence, now)
             if counter != "stored":
                 return counter
         if follows:
@@ -885,7 +877,7 @@ class Nodes:
             if not place:
                 return "no_space"
         if node in self.silent or kind == FAREWELL or not received:
-            self.note(node, kind, received)
+            self.keep_news(node, kind, received)
         SLOT_BODY.pack_into(            # our own memory: nobody sees zeros
             self.buffer, 0, now, now + self.wall_s,
             now - table.status["away_s"], window, received + 1,
@@ -896,9 +888,9 @@ class Nodes:
             table.index[node + 1] = place // UNIT_BYTES
         return "stored"
 
-    def judge(self, node, place, address, start, sequence, now):
+    def outcome(self, node, place, address, start, sequence, now):
         """Return "stored" when a message that does not follow the last one
-        may take its place, else the counter that it adds to."""
+        may replace it, else the counter that it adds to."""
         if not place:
             return "stored"             # the first of its node
         state = State(*STATE.unpack_from(self.table.view, place))
@@ -924,14 +916,14 @@ class Nodes:
         return counter
 
     def late(self, place, behind):
-        """Note a message overtaken by newer ones; return its counter."""
+        """Count a message overtaken by newer ones; return its counter."""
         window, received, lost = COUNTS.unpack_from(self.table.view, place)
         if behind >= WINDOW_BITS or window >> behind & 1:
             return "repeated"
         if behind < received + lost:    # it was counted as lost
             lost = max(lost - 1, 0)
         else:                           # it came before the first one heard
-            lost += behind - received - lost
+            lost = behind - received
         self.table.publish(place, COUNTS_AT, COUNTS.pack(
             window | 1 << behind, received + 1, lost)[COUNTS_AT:COUNTS_END])
         return "late"
@@ -953,7 +945,7 @@ class Nodes:
                              self.table.path, error.strerror))
             return 0, 0
 
-    def note(self, node, kind, received):
+    def keep_news(self, node, kind, received):
         """Keep the news that a message is for the log."""
         if kind == FAREWELL:
             news = "left"
@@ -1140,7 +1132,7 @@ class Group:
         self.sock, self.interface = sock, interface
         self.index, self.trouble = 0, ""
 
-    def follow(self, log):
+    def rejoin(self, log):
         """Join again when the interface has become another; return whether
         it has."""
         try:
@@ -1302,7 +1294,7 @@ class Keys:
 # What a process needs that runs for years beside others.
 
 STOP = signal.SIGTERM, signal.SIGINT
-FDS = 65536                     # that a caller may have open, unless /proc
+FDS = 65536                     # may be open, where /proc does not tell
 
 
 def wait_for(files, wait_s):
@@ -1552,7 +1544,7 @@ NODES = 64                      # for which a new table has room
 CLAIMS = 20                     # of a path that another user wants too
 NAP_LEAST_S, NAP_MOST_S = 0.005, 0.050  # datagrams gather meanwhile
 GATHER_BYTES = 16384            # of the buffer for each: most of it is spare
-BATCH = 4096                    # datagrams between two looks at the clock
+BATCH = 4096                    # datagrams between two reads of the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened
 NICER = -10                     # than it was started: nobody starves it
 FAULT_S = 0.1                   # a failed call is not tried again before
@@ -1631,7 +1623,7 @@ class Receiver:
         table.status["heartbeat_s"] = now
         nodes.sweep()
         self.refresh_keys(signal.SIGHUP in told)
-        if self.group and self.group.follow(self.log):
+        if self.group and self.group.rejoin(self.log):
             self.requests.renew_due = 0.0
         if self.sock:
             self.requests.queue_due(now)

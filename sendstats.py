@@ -213,9 +213,9 @@ def parse_counts(text, keys):
     """
     counts = []
     for key in keys:
-        place = text.rfind(key) + len(key)
-        counts.append(ABSENT["Q"] if place < len(key) else int(
-            text[place:place + NUMBER_BYTES].split(None, 1)[0]))
+        end = text.rfind(key) + len(key)
+        counts.append(ABSENT["Q"] if end < len(key) else int(
+            text[end:end + NUMBER_BYTES].split(None, 1)[0]))
     return counts
 
 
@@ -393,7 +393,7 @@ def parse_cpuinfo(text):
 
 # ---- sample ------------------------------------------------------------
 
-IDENTITY_S = 60.0               # between two looks at /proc/cpuinfo
+IDENTITY_S = 60.0               # between two reads of /proc/cpuinfo
 EARLY = 0.9                     # a sample is as old as it should, or nearly
 STEP_S = 1.0                    # a clock that moved more than this was set
 MOST_CPUS = 3000                # that a message can hold
@@ -516,8 +516,8 @@ class Sampler:
 
     def close(self):
         """Close the files."""
-        for fd in self.files.values():
-            attempt(os.close, fd)
+        while self.files:
+            attempt(os.close, self.files.popitem()[1])
 
     def read(self, name, parse):
         """Return what parse makes of a file, None when it makes nothing."""
@@ -537,7 +537,6 @@ class Sampler:
         """Read what seldom changes, from files that are opened anew: of a
         --proc they may be others by now."""
         self.close()
-        self.files = {}
         host = os.uname()
         vendor, model, *numbers = (self.read("cpuinfo", parse_cpuinfo)
                                    or absent(PROCESSOR)[:-1])
@@ -564,7 +563,7 @@ class Sampler:
             del self.past[0]
         return self.past[0] if self.past else (now, (None, {}), {})
 
-    def take(self, kind):
+    def make_message(self, kind):
         """Return the message of a new sample.
 
         The start and the sequence begin anew when the clock was set.
@@ -583,8 +582,8 @@ class Sampler:
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
             self.read_identity()
-        taken, cpus_before, bytes_before = self.find_past(now)
-        elapsed_s = now - taken or 1.0
+        past_s, cpus_before, bytes_before = self.find_past(now)
+        elapsed_s = now - past_s or 1.0
         lines, kernel = self.read("stat", parse_stat) or (
             [], absent(KERNEL))
         cpu, cpus, cpus_now = measure_cpus(
@@ -607,7 +606,7 @@ class Sampler:
 # ---- masters -----------------------------------------------------------
 # Where samples go: addresses, names that are resolved, a multicast group.
 
-LOOK_UP_S = 60.0                # between two look-ups of a master's name
+RESOLVED_S = 60.0               # a master's name is resolved again then
 HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
@@ -695,7 +694,7 @@ def resolve(master, wanted):
     """
     retry_s = RETRY_S
     while True:
-        wait_s = LOOK_UP_S
+        wait_s = RESOLVED_S
         try:
             # As bytes: a str would make Python load its IDNA tables.
             master.address = socket.getaddrinfo(
@@ -704,7 +703,7 @@ def resolve(master, wanted):
             retry_s = RETRY_S
         except (OSError, UnicodeError) as error:
             master.trouble = "%s: name it in /etc/hosts" % explain(error)
-            wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
+            wait_s, retry_s = retry_s, min(retry_s * 2, RESOLVED_S)
         time.sleep(RETRY_S)
         wanted.acquire(True, wait_s - RETRY_S)
 
@@ -714,7 +713,7 @@ class Master:
 
     address    of the host, "" until its name is resolved
     interface  name of the interface to use, of a group; else ""
-    index      its number and its network, when it was looked at
+    index      its number, when it was last read; so is network
     sock       connected to peer, which the address was then; or None
     group      the socket that hears the group, or None
     trouble    what became of the last message, "" nothing bad
@@ -733,7 +732,7 @@ class Master:
         self.refused = False
         self.wanted, self.hosts_time = None, 0
 
-    def look(self, anew):
+    def refresh(self, anew):
         """Have the host's name resolved, if it is one, at once when this is
         wanted anew or /etc/hosts has changed; and see whether a group's
         interface is what it was."""
@@ -755,7 +754,7 @@ class Master:
                 self.wanted = wanted
             elif anew and self.wanted.locked():
                 self.wanted.release()
-        except RuntimeError as error:           # the next look tries again
+        except RuntimeError as error:           # the next refresh tries again
             self.trouble = str(error)
 
     def find(self):
@@ -782,7 +781,7 @@ class Master:
         return sock
 
     def connect(self):
-        """Take a new socket, for the address and the interface of now.
+        """Open a new socket, for the address and the interface of now.
 
         Raises  OSError
         """
@@ -835,7 +834,7 @@ class Master:
 # socket that samples leave from, or through the group.
 
 ASKED_PERIODS_S = 0.1, 3600.0   # the shortest and the longest
-TOLD_S = 3600.0                 # a period asked for holds no longer
+OBEYED_S = 3600.0               # a period asked for holds no longer
 ANSWER_S = 0.2                  # least time between two answers
 SPREAD_MOST_S = 60.0
 READS = 64                      # of a socket at a time
@@ -992,11 +991,11 @@ class Requests:
             due = max(due, self.group_due)
             self.group_due = min(due, self.due) + self.own_s
         self.due = min(self.due, due)
-        self.period_s, self.until = period_s, now + TOLD_S
+        self.period_s, self.until = period_s, now + OBEYED_S
 
     def answer(self, now):
-        """Take note that a sample left, which answers whoever asked; go back
-        to the agent's own period in its time."""
+        """A sample left, which answers whoever asked: go back to the agent's
+        own period in its time."""
         self.answered, self.due = now, NEVER
         if now >= self.until:
             self.period_s, self.until = self.own_s, NEVER
@@ -1176,7 +1175,7 @@ def reply_send(sampler, _):
         sampler.begin()
         time.sleep(FIRST_S)
     node = name_values(NODE, NODE_STRUCT.unpack_from(
-        sampler.take(SAMPLE), HEADER_STRUCT.size))
+        sampler.make_message(SAMPLE), HEADER_STRUCT.size))
     return format_values(node, node)
 
 
@@ -1324,8 +1323,7 @@ def start_procstatd(port, root, allow, masters, say):
 STOP = signal.SIGTERM, signal.SIGINT
 OOM_SCORE = b"-900"
 SAY_S = 3600.0                  # before the same is said again
-FDS = 65536                     # that a caller may have open, unless /proc
-                                # tells how many it has
+FDS = 65536                     # may be open, where /proc does not tell
 
 
 def wait_for(files, wait_s):
@@ -1535,9 +1533,8 @@ def once_per_hour(write):
 # ---- run ---------------------------------------------------------------
 
 START_S = 1.0                   # the longest a daemon tries to send before
-                                # its command returns
-LATE_S = 1.0                    # and its command waits, should a call hang
-LOOK_S = 5.0                    # between two looks at what seldom changes
+LATE_S = 1.0                    # its command returns; more if a call hangs
+REFRESH_S = 5.0                 # between two reads of what seldom changes
 ONCE_S = 2.0                    # the longest --once tries to send
 REFUSED_S = 0.05                # the longest -d and --once wait for it
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
@@ -1568,9 +1565,9 @@ def next_due(now, period_s, phase_s):
 class Agent:
     """One run: its samples, and when they go where.
 
-    on       whether to go on: no signal told it to stop
-    due      when the next sample is, or never
-    look_at  when to look next at what seldom changes
+    on           whether to go on: no signal told it to stop
+    due          when the next sample is, or never
+    refresh_due  when to read next what seldom changes
     """
 
     def __init__(self, args):
@@ -1586,7 +1583,7 @@ class Agent:
         if args.procstatd and not self.masters:
             self.start_procstatd()
         self.signals = open_signals(STOP + (signal.SIGHUP,))
-        self.on, self.due, self.look_at = True, NEVER, 0.0
+        self.on, self.due, self.refresh_due = True, NEVER, 0.0
         self.sampler.begin()
 
     def start_procstatd(self):
@@ -1599,19 +1596,19 @@ class Agent:
                         complain if self.args.debug else ignore)
         self.sampler.procstatd_port = self.args.procstatd
 
-    def look(self, now, anew=False):
-        """Look at what seldom changes: keys, names, interfaces; and try to
-        get procstatd's port, where somebody else had it.
+    def refresh(self, now, anew=False):
+        """Read what seldom changes: keys, names, interfaces; and try to get
+        procstatd's port, where somebody else had it.
 
-        anew  whatever was seen before, as SIGHUP asks
+        anew  whatever was read before, as SIGHUP wants it
         """
-        self.look_at = now + LOOK_S
+        self.refresh_due = now + REFRESH_S
         if self.keys:
             self.keys.refresh(anew)
             if self.keys.trouble:
                 self.say(self.keys.trouble + ": its last keys stay in use")
         for master in self.masters:
-            master.look(anew)
+            master.refresh(anew)
         if self.args.procstatd != self.sampler.procstatd_port:
             try:
                 self.start_procstatd()
@@ -1639,20 +1636,15 @@ class Agent:
                 ready = [self.signals]
             if self.signals in ready:
                 told = read_signals(self.signals)
-                if told:
-                    self.heed(told)
-                    return False
-                continue
+                if not told:
+                    continue
+                self.on = not set(told) & set(STOP)
+                if self.on:
+                    self.refresh(time.monotonic(), anew=True)
+                return False
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
                                       time.monotonic())
-
-    def heed(self, told):
-        """Do what signals ask, by their numbers."""
-        if any(number in told for number in STOP):
-            self.on = False
-        else:
-            self.look(time.monotonic(), anew=True)
 
     def plan(self, now):
         """Set when the next sample is due, by the period of now."""
@@ -1660,8 +1652,8 @@ class Agent:
         self.due = next_due(now, period_s, self.phase * period_s)
 
     def send(self, kind):
-        """Take a sample; return to how many masters it was sent."""
-        message, sent = self.sampler.take(kind), []
+        """Send a sample; return to how many masters."""
+        message, sent = self.sampler.make_message(kind), []
         if self.keys:
             message += self.keys.sign(message)
         for master in self.masters:
@@ -1706,7 +1698,7 @@ class Agent:
         """
         sent, once = 0, self.args.once
         limit = time.monotonic() + (ONCE_S if once else START_S)
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         while (self.masters and self.on and not sent
                and time.monotonic() < limit):
             self.due = time.monotonic() + FIRST_S
@@ -1733,8 +1725,8 @@ class Agent:
         self.send(SAMPLE)
         self.report()
         now = time.monotonic()
-        if now >= self.look_at:
-            self.look(now)
+        if now >= self.refresh_due:
+            self.refresh(now)
         if now >= due:                  # else a master asked for this one
             self.plan(now)
             self.sampler.skipped += max(
