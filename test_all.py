@@ -663,7 +663,7 @@ def field_codes(rows):
 @pytest.mark.parametrize("of, names", [
     (field_codes, "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT"),
     (lambda value: value, "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED "
-     "GROUP GROUP_PORT RECORDS_VERSION ABSENT CLIPPED TABLE_MAGIC "
+     "GROUP GROUP_PORT RECORDS_VERSION ABSENT TABLE_MAGIC "
      "TABLE_VERSION TABLE_BYTES SILENT_PERIODS SILENT_S SIGNED VERIFIED "
      "CRC_RESIDUE CRC_BYTES")])
 def test_layouts_and_their_constants_agree(of, names):
