@@ -225,7 +225,7 @@ PICK = libbeostat.picker((
 
 
 def measure(node):
-    """Return (host name, flags, what of a node can be added up).
+    """Return (values of COLUMNS, flags, what of a node can be added up).
 
     The latter are CPUs, their weight and how much of it is busy, load,
     running and all tasks, used and all memory, swap and disk in bytes, and
@@ -248,10 +248,11 @@ def measure(node):
     if None not in (block, blocks, free_blocks, available_blocks):
         disk = (blocks - free_blocks) * block
         all_disk = disk + available_blocks * block
-    return libbeostat.unpack_text(name), flags, (
-        cpus or None, weight, busy_cpus, load, active, tasks, used,
-        memory if used is not None else None, used_swap,
-        swap if used_swap is not None else None, disk, all_disk, rx, tx)
+    sums = (cpus or None, weight, busy_cpus, load, active, tasks, used,
+            memory if used is not None else None, used_swap,
+            swap if used_swap is not None else None, disk, all_disk, rx, tx)
+    return derive(node.number, node.state, node.age_s,
+                  libbeostat.unpack_text(name), sums), flags, sums
 
 
 def derive(number, state, age_s, name, sums):
@@ -264,7 +265,8 @@ def derive(number, state, age_s, name, sums):
 
 
 def measure_all(all_sums):
-    """Return the sums and means of what measure() gave, likewise."""
+    """Return the same of what measure() gave of nodes that are up: sums, and
+    means of shares."""
     return derive("total", "%d up" % len(all_sums), None, None,
                   [total(column) for column in zip(*all_sums)]
                   or [None] * SUMS)
@@ -276,11 +278,7 @@ def sort_nodes(nodes, key, reverse):
     if not key:
         return nodes[::-1] if reverse else nodes
     nth = SORT_KEYS.index(key.lstrip("-"))
-    values = {}
-    for node in nodes:
-        name, _, sums = measure(node)
-        values[node] = derive(node.number, node.state, node.age_s, name,
-                              sums)[nth]
+    values = {node: measure(node)[0][nth] for node in nodes}
     known = sorted([node for node in nodes if values[node] is not None],
                    key=values.get, reverse=(
                        COLUMNS[nth][4] != key.startswith("-")) != reverse)
@@ -538,12 +536,11 @@ def format_table(picture, args):
     format_row, cut = row_formatter(columns, texts), cutter(columns, args)
     lines, up, clipped = [], [], []
     for node in picture.nodes:
-        name, flags, sums = measure(node)
+        values, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
         if flags:
             clipped.append((node.number, flags))
-        values = derive(node.number, node.state, node.age_s, name, sums)
         lines.append((cut(format_row(values)), row_colour(node, args)))
     if args.brief:
         return lines
@@ -934,10 +931,9 @@ def fetch_jobs(node):
     except socket.timeout:
         raise ValueError("%s: no answer in %g s" % (node.address,
                                                     JOBS_LIMIT_S))
-    except OSError as error:
-        raise ValueError("%s: %s" % (node.address, error.strerror))
-    except ValueError as error:
-        raise ValueError("%s: %s" % (node.address, error))
+    except (OSError, ValueError) as error:
+        raise ValueError("%s: %s" % (node.address, getattr(
+            error, "strerror", error)))
     return measure_jobs(*answers, node.processor.ticks_per_s or 100)
 
 
@@ -1625,9 +1621,8 @@ def format_html(picture, args):
     that is named alone, all there is."""
     rows, up, clipped = [], [], []
     for node in picture.nodes:
-        name, flags, sums = measure(node)
-        rows.append((node, derive(node.number, node.state, node.age_s, name,
-                                  sums)))
+        values, flags, sums = measure(node)
+        rows.append((node, values))
         if node.state == "up":
             up.append(sums)
         clipped.append((node.number, flags or 0))

@@ -514,8 +514,7 @@ class Table:
             raise
         old = self.fd
         self.use(fd, new)
-        if old >= 0:
-            attempt(os.close, old)
+        attempt(os.close, old)          # -1 is none
 
     def adopt(self):
         """Take over the file at the path; return the numbers whose slots
@@ -671,7 +670,7 @@ class Table:
         self.words[1] += 1
 
     def beat(self, now):
-        """Write a heartbeat, and with it what was counted."""
+        """Write the header, with a heartbeat and what was counted."""
         counts, status = self.counts, self.status
         received = sum(counts.values()) - sum(
             counts[name] for name in ("received", *NOT_RECEIVED))
@@ -757,7 +756,7 @@ NEWS_CHARACTERS = 400           # of a list in the log
 RIVAL_LINES = 10
 
 SILENT_FROM, _ = layout(SLOT, ("silent_from_s",))
-# What of a slot each message needs; a number that was never heard.
+# What of a slot each message needs, and that of a number never heard.
 LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
     "start_us", "sequence"))
@@ -1270,10 +1269,8 @@ class Keys:
             if anew or self.version(os.stat(self.path)) != self.seen:
                 self.read()
             self.trouble = ""
-        except OSError as error:
+        except (OSError, StartError) as error:
             self.trouble = explain(error)
-        except StartError as error:
-            self.trouble = str(error)
 
     def sign(self, data, state=None):
         """Return the MAC_BYTES to put behind a message."""
@@ -1635,7 +1632,7 @@ class Receiver:
         self.beat(now)
 
     def beat(self, now):
-        """Write a heartbeat, and with it what was counted."""
+        """Write a heartbeat, and what kernel and log have dropped."""
         counts = self.table.counts
         if self.sock:
             counts["kernel_drops"] = read_drops(self.sock,

@@ -611,7 +611,7 @@ HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
 REFUSED = "refused: nobody listens there"
-CURES = {                       # of what is said of a master once, then
+CURES = {                       # what to do, by a master's trouble
     REFUSED: ": start recvstats, or name its port with -p",
     os.strerror(errno.EHOSTUNREACH): ": it is off, or its firewall refuses",
     os.strerror(errno.EADDRNOTAVAIL): ": -a is no address of this machine"}
@@ -1047,10 +1047,8 @@ class Keys:
             if anew or self.version(os.stat(self.path)) != self.seen:
                 self.read()
             self.trouble = ""
-        except OSError as error:
+        except (OSError, StartError) as error:
             self.trouble = explain(error)
-        except StartError as error:
-            self.trouble = str(error)
 
     def sign(self, data, state=None):
         """Return the MAC_BYTES to put behind a message."""
@@ -1853,8 +1851,7 @@ def parse_procstatd(argv):
            type=number_in(1, 65535, int), help="TCP port; default %(default)s")
     args = parser.parse_args(argv)
     words = [] if args.daemon else ["-d" if args.verbose else "-f"]
-    for network_ in args.allow:
-        words += ["--allow", network_]
+    words += ["--allow=" + each for each in args.allow]
     if args.pid_file:
         words += ["--pid-file", args.pid_file]
     return words + ["--procstatd", "%d" % args.port]
