@@ -593,9 +593,7 @@ class Table:
         if now < self.grow_due:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.grow_due = now + SPACE_S
-        try:
-            os.posix_fallocate(self.fd, size, step - size)
-        except OSError:
+        if not attempt(os.posix_fallocate, self.fd, size, step - size):
             os.posix_fallocate(self.fd, size, end - size)
         self.map(self.fd)
         self.grow_due = 0.0
@@ -1065,11 +1063,8 @@ class Requests:
                                 self.rate_s, spread_s, start_us)
             if self.keys:
                 data += self.keys.sign(data)
-            try:
-                self.sock.sendto(data, address)
+            if attempt(self.sock.sendto, data, address):    # else: no route
                 table.status["request_time_s"] = time.time()
-            except OSError:
-                pass                    # it has no route now
 
 
 # ---- group -------------------------------------------------------------
@@ -1110,10 +1105,8 @@ def join_group(sock, interface, index):
     group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), index)
     option = sock.setsockopt
     option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-    try:
-        option(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
-    except OSError:
-        pass                            # it was none, or was lost
+    # It may have been none, or was lost.
+    attempt(option, socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
     option(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
@@ -1173,11 +1166,8 @@ def open_socket(port, interface):
         attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE,
                 interface.encode())
     for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-            break
-        except OSError:
-            pass                        # only root may force it
+        if attempt(sock.setsockopt, socket.SOL_SOCKET, option, BUFFER_BYTES):
+            break                       # only root may force it
     sock.setblocking(False)
     try:
         sock.bind(("", port))
@@ -1503,12 +1493,8 @@ class Log:
         self.lines = max(self.lines - 1, 0)
         line = "recvstats: %s" % text.replace("\n", "\\n")
         data = line[:LINE_CHARACTERS].encode("utf-8", "backslashreplace")
-        try:
-            if self.foreground:
-                self.write_stderr(data + b"\n")
-            else:
-                self.send_syslog(data[len("recvstats"):])
-        except OSError:
+        if not attempt(self.write_stderr if self.foreground
+                       else self.send_syslog, data):
             self.drops += 1
 
     def once(self, text):
@@ -1523,7 +1509,7 @@ class Log:
         poller.register(2, select.POLLOUT)
         if not poller.poll(0):
             raise BlockingIOError("standard error is full")
-        os.write(2, data)
+        os.write(2, data + b"\n")
 
     def send_syslog(self, data):
         """Send a line to syslog."""
@@ -1532,7 +1518,7 @@ class Log:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.connect(SYSLOG)        # anew: it may have been restarted
-            sock.send(head.encode() + data)
+            sock.send(head.encode() + data[len("recvstats"):])
 
 
 # ---- run ---------------------------------------------------------------

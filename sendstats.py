@@ -500,9 +500,9 @@ class Sampler:
             (CLOCK_MONOTONIC, of CPUs, of interfaces)
     """
 
-    def __init__(self, root, node, period_s, procstatd_port=0, say=ignore):
+    def __init__(self, root, node, period_s, say=ignore):
         self.root, self.node, self.period_s = root, node, period_s
-        self.procstatd_port, self.say = procstatd_port, say
+        self.procstatd_port, self.say = 0, say
         self.start_us = self.sequence = self.send_errors = self.skipped = 0
         self.clock_s = NEVER            # the wall clock's lead on ours
         self.cost_s = time.process_time()
@@ -636,10 +636,7 @@ def parse_destination(text, port):
 
 def is_address(host):
     """Return whether host is an IPv4 address rather than a name."""
-    try:
-        return bool(socket.inet_pton(socket.AF_INET, host))
-    except OSError:
-        return False
+    return attempt(socket.inet_pton, socket.AF_INET, host)
 
 
 def is_group(host):
@@ -1572,8 +1569,7 @@ class Agent:
         self.args, self.phase = args, phase_of(args.node)
         self.say = once_per_hour(complain)
         self.keys = Keys(args.key_file) if args.key_file else None
-        self.sampler = Sampler(args.proc, args.node, args.rate,
-                               say=self.say)
+        self.sampler = Sampler(args.proc, args.node, args.rate, self.say)
         self.masters = [Master(host, port, args.address, args.interface)
                         for host, port in args.masters]
         self.requests = Requests(self.sampler, self.phase, self.keys,
