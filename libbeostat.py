@@ -978,11 +978,11 @@ class Cluster:
     def __iter__(self):
         self.refresh(time.monotonic())
         self.refused, nodes, begin, first, again = {}, {}, 0, b"", b""
-        for place, number in sorted(zip(self.index.tolist(),
+        for units, number in sorted(zip(self.index.tolist(),
                                         range(MASTER, len(self.index)))):
-            if place:
+            if units:
                 try:
-                    place *= UNIT_BYTES
+                    place = units * UNIT_BYTES
                     if place + READ_BYTES > begin + len(first):
                         first, again = self.read_twice(CHUNK_BYTES, place)
                         begin = place

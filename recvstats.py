@@ -408,8 +408,8 @@ def find_places(view, index):
     end = round_up(TABLE_BYTES + len(index) * ENTRY_BYTES)
     wrong = []
     for place, entry in sorted(
-            (place * UNIT_BYTES, entry)
-            for entry, place in enumerate(index) if place):
+            (units * UNIT_BYTES, entry)
+            for entry, units in enumerate(index) if units):
         number, size, room = entry - 2, 0, 0
         if end <= place <= len(view) - HOLDS.size:
             number, size, room, _ = HOLDS.unpack_from(view, place)
@@ -759,11 +759,9 @@ LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
     "start_us", "sequence"))
 NOTHING = 0, 0, 0, b"", 0, 0, -1, 0
-STATE, _ = layout(SLOT + HEADER, (
-    "silent_from_s", "address", "port", "kind", "start_us", "sequence",
-    "period_s"))
 State = collections.namedtuple(
     "State", "silent_from_s address port kind start_us sequence period_s")
+STATE, _ = layout(SLOT + HEADER, State._fields)
 COUNTS, _ = layout(SLOT, ("window", "received", "lost"))
 COUNTS_AT, COUNTS_END = SLOT_AT["window"], SLOT_AT["address"]
 

@@ -761,11 +761,14 @@ class Master:
         """
         self.index, self.network = find_interface(self.interface)
 
-    def open_socket(self):
-        """Return a new socket, connected to the peer.
+    def connect(self):
+        """Open a new socket, for the address and the interface of now.
 
         Raises  OSError
         """
+        if self.interface:
+            self.find()
+        self.peer, self.group = self.address, None
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
         if self.interface:
@@ -775,17 +778,7 @@ class Master:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
         sock.bind((self.local, 0))
         sock.connect((self.peer, self.port))
-        return sock
-
-    def connect(self):
-        """Open a new socket, for the address and the interface of now.
-
-        Raises  OSError
-        """
-        if self.interface:
-            self.find()
-        self.peer, self.group = self.address, None
-        self.sock = self.open_socket()
+        self.sock = sock
 
     def send(self, message):
         """Return whether the kernel took the message.
