@@ -771,7 +771,7 @@ def read_header(fd, path):
 
     Raises  NotATable, OtherVersion
     """
-    for _ in range(TRIES):
+    for turn in range(TRIES):
         data = read_table(fd, TABLE_STRUCT.size, 0, path)
         if not data.startswith(TABLE_MAGIC) or len(data) < TABLE_STRUCT.size:
             raise NotATable("%s: not a table of recvstats" % path)
@@ -787,6 +787,7 @@ def read_header(fd, path):
                 and max(header["used_entries"], header["expected"])
                 <= header["entries"] <= NUMBERS):
             return header
+        time.sleep(PAUSE_S if turn >= QUICK_TRIES else 0)
     raise NotATable("%s: damaged header" % path)
 
 
