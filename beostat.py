@@ -66,7 +66,7 @@ nodes          the nodes selected, in order
 silent         {down, left: the numbers of such nodes}, before any cut
 never          numbers of nodes expected and never heard
 refused        {number: text} of nodes that sent what cannot be
-missing        lines about nodes asked for without a sample or an answer
+missing        lines about nodes named without a sample or an answer
 jobs           [(node number, Job)], of the view that fetches them
 """
 View = collections.namedtuple("View", "options format read sort_keys")
@@ -993,18 +993,6 @@ def object_template(fields):
         for field in fields])
 
 
-def node_template(parts):
-    """Return the template of a node's JSON object.
-
-    parts   {record: its fields}, which stand between HEADS and two lists
-    """
-    return "%s, %s, %s" % (
-        object_template(HEADS)[:-1], ", ".join([
-            '"%s": %s' % (part, object_template(fields))
-            for part, fields in parts.items()]),
-        '"cpus": [%s], "interfaces": [%s]}')
-
-
 def lists_formatter(encode):
     """Return the function that gives the JSON of a node's two lists, without
     their brackets."""
@@ -1034,7 +1022,12 @@ def node_formatter(encode):
     """
     parts = {part: libbeostat.layout(rows)[1]
              for part, rows in libbeostat.PARTS.items()}
-    form, format_both = node_template(parts), lists_formatter(encode)
+    form = "%s, %s, %s" % (
+        object_template(HEADS)[:-1], ", ".join([
+            '"%s": %s' % (part, object_template(fields))
+            for part, fields in parts.items()]),
+        '"cpus": [%s], "interfaces": [%s]}')
+    format_both = lists_formatter(encode)
     pick_heads, pick = of(*HEADS), libbeostat.picker([
         "%s.%s" % (part, field) for part in parts for field in parts[part]])
     conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
@@ -1570,18 +1563,16 @@ def format_rows(rows):
 
 def format_dot(node, values):
     """Return the cell of a node, its values as the title."""
-    kind, text = "down" if node.state == "down" else "off", ""
+    kind = "down" if node.state == "down" else "off"
     if node.state == "up":
         kind = "s%d" % ((values[CPU_COLUMN] or 0) / 100 * (SHADE_STEPS - 1)
                         + 0.5)
-    else:
-        text = CELLS[node.state]
     title = ", ".join(["n%d %s" % (node.number, values[-1]), node.state] + [
         "%s %s" % (COLUMNS[nth][1], format_cell(COLUMNS[nth][3],
                                                 values[nth]))
         for nth, _ in PAGE_COLUMNS[3:]])
     return '<a href="?node=%d" class="%s" title="%s">%s</a>' % (
-        node.number, kind, escape_xml(title), text)
+        node.number, kind, escape_xml(title), CELLS.get(node.state, ""))
 
 
 def format_page_dots(rows, picture):
@@ -1779,7 +1770,7 @@ class Screen:
         return KEY.findall(os.read(self.input, 64)) or [b"q"]
 
     def press(self, key, args, count):
-        """Do what a key asks for; return whether the nodes change.
+        """Do what a key is for; return whether the nodes change.
 
         count  of the lines that there are
         """
@@ -1873,7 +1864,7 @@ def watch(cluster, args):
 # ---- events ------------------------------------------------------------
 # What becomes of the nodes, from now on: a line for each kind of change.
 
-EVENTS_S = 1.0                  # between two looks
+EVENTS_S = 1.0                  # between two reads
 EVENT_TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -2014,7 +2005,7 @@ def is_here(hosts, names):
 
 
 def reply(target, args):
-    """Return (HTTP status, media type, bytes) of what a request asks for.
+    """Return (HTTP status, media type, bytes) in answer to a request.
 
     target  path and query, args: of the server
     """
@@ -2023,14 +2014,14 @@ def reply(target, args):
     if path not in PATHS:
         return 404, PLAIN, ("no such page: %s\n" % " ".join(PATHS)).encode()
     try:
-        asked = parse_args(parse_query(path, query), error=refuse_query)
-        vars(asked).update(cluster=args.cluster, per_cpu=args.per_cpu)
+        page = parse_args(parse_query(path, query), error=refuse_query)
+        vars(page).update(cluster=args.cluster, per_cpu=args.per_cpu)
         with libbeostat.open(args.table) as cluster:
-            picture = read_picture(cluster, asked)
+            picture = read_picture(cluster, page)
         if picture.missing:
-            return 404, PLAIN, encode("\n".join(picture.missing + [""]), asked)
-        return 200, DOCUMENTS[asked.view], format_lines(
-            asked.view.format(picture, asked), asked)
+            return 404, PLAIN, encode("\n".join(picture.missing + [""]), page)
+        return 200, DOCUMENTS[page.view], format_lines(
+            page.view.format(picture, page), page)
     except (ValueError, libbeostat.BadNodeList) as error:
         status, text = 400, "%s" % error
     except libbeostat.NoTable as error:
@@ -2271,7 +2262,7 @@ def choose_view(args, refuse):
 
 
 def choose_watch(args, refuse):
-    """Return (seconds between two looks or None, NODES)."""
+    """Return (seconds between two views or None, NODES)."""
     if args.watch is None:
         return None, args.nodes
     try:
@@ -2345,7 +2336,7 @@ def complain(text):
 
 
 def run(args):
-    """Show what was asked for; return the last Picture.
+    """Show the view; return the last Picture.
 
     Raises  BeostatError
     """

@@ -669,7 +669,7 @@ class Node:
             self.state = "down"
 
     def __getattr__(self, name):
-        """Unpack what is asked for, the first time that it is."""
+        """Unpack what is wanted, the first time that it is."""
         if name in PARTS or name in LISTS:
             value = self.__dict__[name] = unpacker(name)(self)
             return value

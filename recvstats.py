@@ -144,7 +144,7 @@ SLOT = (
     ("unused", "48s"))
 
 # ---- check -------------------------------------------------------------
-# What a datagram is, without a look at any node.
+# What a datagram is, whatever its node.
 
 PERIOD_MOST_S = 3600.0
 HEADER_STRUCT, _ = layout(HEADER)
@@ -234,7 +234,7 @@ class InUse(StartError):
 
 def read_process(pid):
     """Return (start time in ticks since boot, effective user id, whether it
-    lives: a dead one stays until its parent has asked for its end).
+    lives: a dead one stays until its parent has waited for it).
 
     Raises  OSError
     Source  proc(5), /proc/PID/stat and status
@@ -1147,7 +1147,7 @@ class Group:
 
 # ---- socket ------------------------------------------------------------
 
-BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+BUFFER_BYTES = 16 << 20         # receive buffer that is wanted
 DATAGRAM_BYTES = 512            # of it, that the shortest one takes at least
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
 MEMINFO_DROPS = 8                       # linux/sock_diag.h
@@ -1471,11 +1471,11 @@ class Log:
     """Lines to standard error, or to syslog over a socket of its own.
 
     drops  how many could not be written
-    told   what is said once and no more
+    said   what is said once and no more
     """
 
     def __init__(self, foreground):
-        self.foreground, self.drops, self.told = foreground, 0, set()
+        self.foreground, self.drops, self.said = foreground, 0, set()
         self.lines, self.filled_s = LOG_LINES, time.monotonic()
 
     def has_room(self):
@@ -1497,8 +1497,8 @@ class Log:
 
     def once(self, text):
         """Write a line unless it was written before."""
-        if text not in self.told:
-            self.told.add(text)
+        if text not in self.said:
+            self.said.add(text)
             self(text)
 
     def write_stderr(self, data):
@@ -1577,8 +1577,8 @@ class Receiver:
         return "not_allowed"
 
     def choose(self):
-        """Return what takes datagrams now: accept or refuse, with --debug
-        one that tells."""
+        """Return what each datagram is given to now: accept or refuse, with
+        --debug one that tells."""
         accept = self.accept
         if self.group and not self.group.index:
             accept = self.refuse
@@ -1649,8 +1649,8 @@ class Receiver:
     def keep_path(self, now):
         """Put the table back where its path names another file or none.
 
-        What is not to be touched there is not looked at again for a while:
-        to see whether somebody writes it may take MOVES_S.
+        What is not to be touched there is not read again for a while: to
+        see whether somebody writes it may last MOVES_S.
         Raises  InUse when that is another recvstats' table
         """
         table = self.table
@@ -1791,7 +1791,7 @@ def open_table(args, log):
 def start(args, log):
     """Return (receiver, socket), ready to run.
 
-    The port is bound before the table is looked at: of two that start at
+    The port is bound before the table is opened: of two that start at
     once on one port, only one gets there.
     Raises  StartError, OSError
     """

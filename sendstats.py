@@ -17,7 +17,7 @@ tells it by address.  ADDRESS may be a name; default master.
   --pid-file FILE        hold the process id in FILE while running
   --key-file FILE        sign with its first key, take requests of any
   --procstatd PORT       answer about this node on TCP; by custom 7885
-  --allow NETWORK        who may ask there; default the masters, this node
+  --allow NETWORK        who may connect; default the masters, this node
   -h, --help, -v, --version
 Exit status: 0 told to stop, 1 could not start, 2 usage.
 examples:
@@ -1059,7 +1059,7 @@ class Keys:
 # Answers TCP clients about this node, each in a thread of its own.
 
 CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
-IDLE_S = 30.0                   # for a whole command, and to take a reply
+IDLE_S = 30.0                   # for a whole command, and to read a reply
 LINE_BYTES = 256                # a command is no longer
 RESTS = 4                       # times the CPU time of a reply
 COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
@@ -1491,7 +1491,7 @@ def hold_pid_file(path):
 
 
 def lower_oom_score():
-    """Ask the kernel to end others first when memory runs out."""
+    """Have the kernel end others first when memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "wb", 0) as file:
             file.write(OOM_SCORE)
@@ -1834,7 +1834,7 @@ def parse_procstatd(argv):
     option("-v", dest="verbose", action="store_true",
            help="say who is refused, in the foreground")
     option("--allow", action="append", default=[], metavar="NETWORK",
-           help="who may ask; default this node alone")
+           help="who may connect; default this node alone")
     option("--pid-file", metavar="FILE", help="hold the process id in FILE")
     option("port", nargs="?", default=PROCSTATD_PORT, metavar="PORT",
            type=number_in(1, 65535, int), help="TCP port; default %(default)s")
