@@ -427,10 +427,8 @@ def format_bar(value, blocks):
     """Return a bar of BAR_CELLS for a percentage."""
     steps = len(blocks) - 1
     filled = int(min(value or 0, 100) / 100 * BAR_CELLS * steps)
-    cells = blocks[-1] * (filled // steps)
-    if filled % steps:
-        cells += blocks[filled % steps]
-    return cells.ljust(BAR_CELLS)
+    whole, part = divmod(filled, steps)
+    return (blocks[-1] * whole + blocks[part]).ljust(BAR_CELLS)[:BAR_CELLS]
 
 
 def format_lists(picture):

@@ -794,7 +794,7 @@ class Nodes:
     buffer  the slot header but for its word, then the datagram received
     silent  the nodes that are down or have left
     news    {what happened: the nodes it happened to} not yet logged
-    rivals  {node: (address, the other's)} of numbers that two send
+    rivals, moved  {node: two addresses} that both send it; that it had, has
     """
 
     def __init__(self, table, args, keyed, log):

@@ -912,13 +912,8 @@ class Requests:
 
     def sources(self, masters):
         """Return {socket: (its master, whether it hears a group)}."""
-        found = {}
-        for master in masters:
-            if master.sock:
-                found[master.sock] = master, False
-            if master.group:
-                found[master.group] = master, True
-        return found
+        return {sock: (master, sock is master.group) for master in masters
+                for sock in (master.sock, master.group) if sock}
 
     def receive(self, sock, master, grouped, now):
         """Read what came to a socket, and obey what a master asks."""
