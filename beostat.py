@@ -1323,10 +1323,16 @@ KB, GB = 1 / 1024, 1e-9
 def scaled(factor, *fields):
     """Return the function that gives the product of some fields of a node,
     times a factor; None when one is unknown."""
+    gets = [of(field) for field in fields]
+
     def value(node):
-        values = [of(field)(node) for field in fields]
-        return None if None in values else (
-            functools.reduce(operator.mul, values) * factor)
+        product = factor
+        for get in gets:
+            found = get(node)
+            if found is None:
+                return None
+            product *= found
+        return product
     return value
 
 
