@@ -629,10 +629,10 @@ def renew(slot):
     except BeostatError:
         for version, names in EARLIER:
             renewed = slot
-            for field in names.split():
+            for field in sorted(names.split(), key=NODE_AT.get):
                 at, code = RECORDS_AT + NODE_AT[field], NODE_CODES[field]
                 renewed = b"".join((renewed[:at], struct.pack(
-                    "<" + code, ABSENT[code]), renewed[at:]))
+                    "<" + code, ABSENT.get(code, b"")), renewed[at:]))
             try:
                 check(renewed, version)
                 return renewed

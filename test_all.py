@@ -551,8 +551,7 @@ def decode(data, number=0):
         libbeostat.SLOT, bytes(libbeostat.SLOT_STRUCT.size), number=number,
         heard_s=now, heard_time_s=time.time(), silent_from_s=now, received=1,
         address=bytes([10, 0, 0, 1]), port=4000, message_bytes=len(data))
-    libbeostat.check(slot + data)
-    return libbeostat.Node(number, slot + data, now, now)
+    return libbeostat.Node(number, libbeostat.renew(slot + data), now, now)
 
 
 def sample_of(folder, files, later=()):
@@ -675,7 +674,7 @@ def test_layouts_and_their_constants_agree(of, names):
 
 
 RECORDED = (
-    # A message of each version of the records, and what it says.
+    # A message of each version of the records, and what is known by it.
     (zlib.decompress(base64.b85decode(
         b"c-nJv^=HgtW?*1vU|?Vb!UaF4cmkOWoD5)K4<b^}-gV3~XP^j}=^5%7P@uoU!Ytm*1i"
         b"^PKEy+mDE6GfD^mPIAeO(k>10tQtHUF`rk}CrX1H*O4MXrntObjUualaX|K{C1vnZPP"
@@ -702,22 +701,51 @@ RECORDED = (
 )
 
 
-@pytest.mark.parametrize("data, want", RECORDED)
+@pytest.mark.parametrize("data, want", RECORDED, ids=[
+    "version %d" % (place + 1) for place in range(len(RECORDED))])
 def test_recorded_message_decodes_for_ever(data, want):
     node = decode(data, 7)
     assert (node.sequence, node.period_s, node.start_time_s,
             node.time_s) == (9, .5, 1234.5, 2e9)
     for name, values in want.items():
-        assert [*getattr(node, name)] == values, name
+        assert [value for value in getattr(node, name)
+                if value not in (None, "")] == values, name
+
+
+@pytest.mark.parametrize("names", [
+    "machine block_bytes", "cost_us mhz", "hostname"])
+def test_values_of_a_later_version_are_absent(names, monkeypatch):
+    """As if today's samples did not have them: texts, in any order."""
+    data = message(7)
+    today, codes = decode(data, 7), field_codes(libbeostat.NODE)
+    body = data[libbeostat.BODY:]
+    kept = [(code, value) for (field, code), value in zip(
+        codes, libbeostat.NODE_STRUCT.unpack_from(body))
+            if field not in names.split()]
+    short = data[:libbeostat.BODY] + struct.pack(
+        "<" + "".join(code for code, _ in kept),
+        *[value for _, value in kept]) + body[libbeostat.NODE_STRUCT.size:]
+    monkeypatch.setattr(libbeostat, "EARLIER", (
+        (libbeostat.RECORDS_VERSION, names),))
+    node = decode(broken(short, length=len(short)), 7)
+    assert (node.cpus, node.interfaces) == (today.cpus, today.interfaces)
+    for name in libbeostat.PARTS:
+        want = getattr(today, name)
+        assert getattr(node, name) == want._replace(**{
+            field: "" if isinstance(value, str) else None
+            for field, value in zip(want._fields, want)
+            if field in names.split()}), name
 
 
 def test_an_agent_makes_the_recorded_message(tmp_path):
     body = body_of(tmp_path, EPYC, **dict(
         FIXED, hostname=b"n7", cost_us=331, send_errors=3, skipped=2,
         procstatd_port=7885, rx_bytes_per_s=100000, tx_bytes_per_s=125))
-    data, _ = RECORDED[-1]
-    assert sendstats.pack_message(
-        (7, sendstats.SAMPLE, 1234500000, 9, .5, 2e9), body) == data
+    made = sendstats.pack_message(
+        (7, sendstats.SAMPLE, 1234500000, 9, .5, 2e9), body)
+    assert len(RECORDED) == sendstats.RECORDS_VERSION and (
+        made == RECORDED[-1][0]), base64.b85encode(
+            zlib.compress(made)).decode()
 
 
 def test_table_is_read_by_the_offsets_of_the_readme(seven):
@@ -1817,7 +1845,8 @@ LIES = (
         libbeostat.NODE, BODY[:libbeostat.NODE_STRUCT.size], cpus=1,
         interfaces=0) + libbeostat.CPU_STRUCT.pack(0, 10001, 0, 0, 0, 0))),
     ("nonsense", message(1, body=b"nonsense")),
-    ("newer", broken(message(1), version=2)),
+    ("newer", broken(
+        message(1), version=libbeostat.RECORDS_VERSION + 1)),
 )
 
 
@@ -3705,7 +3734,7 @@ def test_watch_helps_sorts_and_filters(named):
     wait_for(lambda: "this help" in " ".join(screen.frame()))
     screen.type(b"?")
     wait_for(lambda: first_rows()[0] == "-1")
-    for _ in range(14):                 # to the last column, the name
+    for _ in beostat.COLUMNS:           # to the last column, the name
         screen.type(b"s")
     wait_for(lambda: "sorted by name" in screen.frame()[-1])
     assert first_rows()[0] == "7"
@@ -6327,7 +6356,8 @@ EARLY = zlib.decompress(base64.b85decode(
 def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     feed(receiver, EARLY)
     feed(receiver, message(8), "10.0.0.8")
-    feed(receiver, broken(message(9), version=2), "10.0.0.9")
+    version = libbeostat.RECORDS_VERSION
+    feed(receiver, broken(message(9), version=version + 1), "10.0.0.9")
     receiver.tick(time.monotonic())
     early, _ = json.loads(shown(receiver, "--json"))["nodes"]
     assert (early["number"], early["state"], early["period_s"],
@@ -6345,8 +6375,9 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     assert [line.split()[:2] for line in lines[1:3]] == [
         ["7", "up"], ["8", "up"]]
     assert lines[-1] == (
-        "refused: node 9: sample of version 2, this libbeostat knows 1: "
-        "update the master's tools, which come first")
+        "refused: node 9: sample of version %d, this libbeostat knows %d: "
+        "update the master's tools, which come first" % (
+            version + 1, version))
     for view in "--prometheus", "--ganglia", "--html", "-c", "-s":
         assert "n7" in shown(receiver, view)
 
@@ -6747,6 +6778,13 @@ def test_readme_explains_every_option(name):
     for option in options_of(name):
         assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
                          section.group(1)), option
+
+
+@pytest.mark.parametrize("text", [libbeostat.Node.__doc__, readme()],
+                         ids=["docstring", "README"])
+def test_every_record_is_named(text):
+    names = ", ".join(libbeostat.PARTS)
+    assert names in " ".join(text.replace(" and agent", ", agent").split())
 
 
 def test_readme_names_every_counter_and_error():
