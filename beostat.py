@@ -957,7 +957,7 @@ def read_jobs(picture, args):
     """Return the Picture with the jobs of its nodes, fetched at once."""
     import resource                     # for one view alone
     import threading
-    shared = nodes, jobs, errors = iter(picture.nodes), {}, {}
+    shared = _, jobs, errors = iter(picture.nodes), {}, {}
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     started = []
     try:

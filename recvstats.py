@@ -1572,7 +1572,7 @@ class Receiver:
         return (check(self.message, size, header, self.keys)
                 or self.store(size, sender, address, header, now))
 
-    def refuse(self, size, sender, now):
+    def refuse(self, *_):
         """Store nothing: the interface to listen to is not there."""
         return "not_allowed"
 

@@ -683,9 +683,9 @@ def read_hosts_time():
         return 0
 
 
-def resolve(master, wanted):
-    """Resolve a master's name for ever: once a minute, after growing waits
-    while there is no answer, and when the lock `wanted` is let go.
+def resolve_forever(master, wanted):
+    """Resolve a master's name: once a minute, after growing waits while
+    there is no answer, and when the lock `wanted` is let go.
 
     In a thread, so that a name server that is silent delays no sample.
     """
@@ -747,7 +747,7 @@ class Master:
             if not self.wanted:
                 wanted = _thread.allocate_lock()
                 wanted.acquire()
-                _thread.start_new_thread(resolve, (self, wanted))
+                _thread.start_new_thread(resolve_forever, (self, wanted))
                 self.wanted = wanted
             elif anew and self.wanted.locked():
                 self.wanted.release()
