@@ -606,7 +606,7 @@ class Sampler:
 # ---- masters -----------------------------------------------------------
 # Where samples go: addresses, names that are resolved, a multicast group.
 
-RESOLVED_S = 60.0               # a master's name is resolved again then
+RESOLVED_S = 60.0               # until a master's name is resolved again
 HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
@@ -710,7 +710,7 @@ class Master:
 
     address    of the host, "" until its name is resolved
     interface  name of the interface to use, of a group; else ""
-    index      its number, when it was last read; so is network
+    index, network  of that interface, as last found
     sock       connected to peer, which the address was then; or None
     group      the socket that hears the group, or None
     trouble    what became of the last message, "" nothing bad
@@ -1515,8 +1515,8 @@ def once_per_hour(write):
 
 # ---- run ---------------------------------------------------------------
 
-START_S = 1.0                   # the longest a daemon tries to send before
-LATE_S = 1.0                    # its command returns; more if a call hangs
+START_S = 1.0                   # a daemon's command waits for a first message
+LATE_S = 1.0                    # and longer, should a call hang
 REFRESH_S = 5.0                 # between two reads of what seldom changes
 ONCE_S = 2.0                    # the longest --once tries to send
 REFUSED_S = 0.05                # the longest -d and --once wait for it
