@@ -1917,10 +1917,12 @@ def watch_events(cluster, args):
 # Documents to browsers and Prometheus: a process for each request.
 
 CHILDREN, CHILD_S = 40, 10      # at once; each is ended then
-NAMES_AT_MOST = 100000          # in a list of nodes
+NAMES_AT_MOST = 100000          # in a request's lists of nodes
+NAME_CHARACTERS = 64            # of a host's name
 PORT_MOST = 65535
 COLLECT_S = 30.0                # at the latest, children are waited for
 REQUEST_BYTES = 1 << 16
+SPAN = re.compile(r"\D*([0-9]{1,18})-([0-9]{1,18})\s*")
 REQUEST_END = re.compile(rb"\r?\n\r?\n")
 PLAIN = "text/plain; charset=utf-8"
 WRONG_HOST = b"Host is not this machine: use its address or its name\n"
@@ -1963,15 +1965,17 @@ def check_serve(args, parser):
 
 
 def count_names(text):
-    """Return how many names a list of nodes is, before it is expanded."""
+    """Return how many names a list of nodes is, before it is expanded; one
+    that no host can have counts for as many as its length is of."""
     total = 0
     for item in re.findall(libbeostat.ITEMS, text):
-        count = 1
+        count, width = 1, 0
         for part in re.split(r"[][]", item):
-            count *= part.count(",") + sum([
-                max(int(last) - int(first) + 1, 1) for first, last in
-                re.findall("([0-9]+)-([0-9]+)", part)]) or 1
-        total += count
+            spans = [SPAN.fullmatch(span) for span in part.split(",")]
+            count *= sum([max(int(span.group(2)) - int(span.group(1)) + 1, 1)
+                          if span else 1 for span in spans])
+            width += len(part) // len(spans)
+        total += count * (1 + width // NAME_CHARACTERS)
     return total
 
 
@@ -1984,8 +1988,6 @@ def parse_query(path, query):
     words, nodes = [PATHS[path]], ["--"]
     for name, word in parse_qsl(query):
         if name == "node":
-            if count_names(word) > NAMES_AT_MOST:
-                raise ValueError("names too many nodes")
             nodes.append(word)
         elif name == "sort":
             words.append("--sort=" + word)
@@ -1993,6 +1995,8 @@ def parse_query(path, query):
             words.append(QUERY[name, word])
         else:
             raise ValueError("%s=%s: not a word of this page" % (name, word))
+    if count_names(",".join(nodes[1:])) > NAMES_AT_MOST:
+        raise ValueError("names too many nodes")
     return words + nodes
 
 
@@ -2058,17 +2062,21 @@ def format_headers(kind, size):
              + format_source(SHEET))]
 
 
+def has_client(args):
+    """Return whether a client of an inetd gets the document."""
+    return (args.http or args.view.format is format_ganglia) and stat.S_ISSOCK(
+        os.fstat(1).st_mode)
+
+
 def make_reply(data, args):
     """Return a document as a whole reply to the request on a socket, if an
     inetd has started us: unread, it would make the kernel drop our end."""
-    request = b""
-    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
-        signal.alarm(CHILD_S)
-        while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
-            try:
-                request += os.read(0, REQUEST_BYTES) or b"\n\n"
-            except OSError:             # it has hung up
-                break
+    request = b"" if has_client(args) else b"\n\n"
+    while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
+        try:
+            request += os.read(1, REQUEST_BYTES) or b"\n\n"
+        except OSError:                 # it has hung up
+            break
     headers = format_headers(DOCUMENTS[args.view], len(data))
     return "\r\n".join(["HTTP/1.0 200 OK"] + [
         "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
@@ -2087,6 +2095,11 @@ def make_handler(args):
         def setup(self):
             signal.alarm(CHILD_S)
             self.server.socket.close()      # lest it outlive the server
+            try:                        # where memory is short, end it first
+                with open("/proc/self/oom_score_adj", "w") as file:
+                    file.write("1000")
+            except OSError:
+                pass
             super().setup()
 
         def answer(self, status, kind, body, *more):
@@ -2354,6 +2367,8 @@ def run(args):
         gc.disable()                    # there will be no garbage in time
         picture = read_picture(cluster, args)
         data = format_lines(args.view.format(picture, args), args)
+        if has_client(args):            # that may never read
+            signal.alarm(CHILD_S)
         write(make_reply(data, args) if args.http else data)
         return picture
 

@@ -302,8 +302,9 @@ CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
           "down": ("down", "left")}     # states, by the word for them
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
 RANGE = re.compile(r"(\.|n|node|)([0-9]+-[0-9]+)")      # without brackets
-WORD = re.compile(r"[^][\s]+")
-SPAN = re.compile(r"[0-9]+(-[0-9]+)?")
+WORD = re.compile(r"[^][\s]{1,255}")     # no host's name is longer
+DIGITS = 18                     # nor any number
+SPAN = re.compile("[0-9]{1,%d}(-[0-9]{1,%d})?" % (DIGITS, DIGITS))
 LIST = re.compile(r"^[0-9,-]*$|[][,\s]")        # what is no host's name
 
 
@@ -375,19 +376,20 @@ def parse_nodes(text, nodes=()):
             plain number or a list is not believed
     Raises  BadNodeList
     """
-    hosts, numbers = {}, []
+    hosts, numbers = {}, {}
     for node in nodes:
         name = node.host.hostname
         if not (name in CHOSEN or name in MASTER_NAMES or LIST.search(name)):
             hosts.setdefault(name, []).append(node.number)
     for item in split_items(text):
         if item in CHOSEN and nodes:
-            numbers += [node.number for node in nodes
-                        if node.state in CHOSEN[item]]
+            numbers.update([(node.number, None) for node in nodes
+                            if node.state in CHOSEN[item]])
         else:
             for name in [item] if item in hosts else expand_item(item):
-                numbers += hosts.get(name) or [parse_number(name)]
-    return list(dict.fromkeys(numbers))
+                numbers.update(dict.fromkeys(
+                    hosts.get(name) or [parse_number(name)]))
+    return list(numbers)
 
 
 def parse_number(name):
@@ -396,11 +398,12 @@ def parse_number(name):
     Raises  BadNodeList
     """
     prefix = name.rstrip("0123456789")
+    digits = name[len(prefix):]
     if name in MASTER_NAMES:
         return MASTER
-    if prefix not in PREFIXES or prefix == name:
+    if prefix not in PREFIXES or not 0 < len(digits) <= DIGITS:
         raise BadNodeList("%r is no node number and no node's name" % name)
-    return int(name[len(prefix):])
+    return int(digits)
 
 
 def fold_spans(numbers):

@@ -1008,7 +1008,7 @@ NODE_LISTS = (
     *[(wrong, None) for wrong in (
         "n[\u00b2]", "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]",
         "n[a]", "x", "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]",
-        "3..4", "n[1-]")],
+        "3..4", "n[1-]", "9" * 19)],
 )
 
 
@@ -4065,6 +4065,10 @@ REQUESTS = (
     ("GET", "/?node=n[0-9,20-99999],5", "127.0.0.1", 404, "in the table"),
     ("GET", "/?node=n[0-999][0-999]", "127.0.0.1", 400, "too many nodes"),
     ("GET", "/?node=[9-1][0-99999],9-1,0-1", "127.0.0.1", 400, "too many"),
+    *[("GET", "/?node=" + nodes, "127.0.0.1", 400, "too many nodes")
+      for nodes in ("[1,2]" * 17, "0-60000&node=0-60000", "x" * 9000
+                    + "[1-9999]", "0" * 9000 + "[1-9999]")],
+    ("GET", "/?node=" + "1" * 20000, "127.0.0.1", 400, "no list of nodes"),
     ("GET", "/?node=--jobs", "127.0.0.1", 404, "--jobs: no node's name"),
     ("GET", "/?sort=zip", "127.0.0.1", 400, "--sort zip: choose from node"),
     ("GET", "/?sort=cpu%0a%1b[31m", "127.0.0.1", 400, r"cpu\n\x1b[31m"),
@@ -4131,20 +4135,28 @@ def test_server_without_a_table(running):
         % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
-        wait_for(lambda: set(children_of(served.process.pid)) - before)
+        child, = wait_for(
+            lambda: set(children_of(served.process.pid)) - before)
+        wait_for(lambda: read_text("/proc/%s/oom_score_adj" % child)
+                 == "1000\n")
         served.process.terminate()
         served.process.wait()
         assert running.start("beostat.py", "--serve", served.port).stderr \
             .readline() == "beostat: serving %s/\n" % served.url
 
 
+def hasty(folder):
+    """Return a program that is beostat.py, and ends clients after 1 s."""
+    program = os.path.join(folder, "hasty.py")
+    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
+               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
+    return program
+
+
 def slow_clients_that_hold_the_server_up(running):
     """Endless, idle and many: each ends, and others are served."""
     running.recvstats()
-    program = os.path.join(running.folder, "hasty.py")
-    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
-               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
-    served = Served(running, program=program)
+    served = Served(running, program=hasty(running.folder))
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
     assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
@@ -4182,6 +4194,20 @@ def test_document_with_the_header_of_http(served):
     assert data.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; "
                            b"version=0.0.4; charset=utf-8\r\n")
     assert data.endswith(b'{result="log_drops"} 0\n')
+
+
+def test_inetd_client_that_takes_nothing(served):
+    """Its process ends, rather than hold a document for ever."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with ours, theirs, subprocess.Popen(
+            [sys.executable, hasty(served.running.folder), "--ganglia",
+             "--table", served.running.table], stdin=subprocess.DEVNULL,
+            stdout=theirs) as process:
+        try:
+            assert process.wait(LIMIT_S) == -signal.SIGALRM
+        finally:
+            process.kill()
 
 
 CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
