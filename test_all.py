@@ -633,7 +633,8 @@ def part(file, name):
 @pytest.mark.parametrize("name", [*TOOLS, "test_all.py"])
 def test_no_name_stands_for_two(name):
     """A second test of a name would hide the first."""
-    names = re.findall(r"^(?:def|class) (\w+)", read_source(name), re.M)
+    names = re.findall(r"^(?:def|class) (\w+)|^([A-Z_]+) = ",
+                       read_source(name), re.M)
     assert sorted(names) == sorted({*names})
 
 
@@ -3723,6 +3724,21 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     assert screen.status() in (0, 1)
 
 
+def test_watch_shows_load_by_colour_and_use_by_bars(receiver):
+    """Each CPU's share of the load counts; a node that does not tell its
+    CPUs has one."""
+    rows = ((2, 1.4, "32"), (2, 1.5, "33"), (2, 2.6, "33"), (2, 2.7, "31"),
+            (0, 1.0, "33"))
+    for number, (cpus, load, _) in enumerate(rows):
+        feed(receiver, message(number, body=with_fields(
+            libbeostat.NODE, body_of_counts(cpus, 0), one=load,
+            busy_fraction=.5)))
+    drawn = watch(receiver, LC_ALL="C.UTF-8").wait_text("q quits")
+    assert re.findall(r"\033\[(\d+)m +\d up", drawn) == [
+        colour for _, _, colour in rows]
+    assert "cpu 50.0% \u2585\033" in drawn
+
+
 def test_watch_helps_sorts_and_filters(named):
     screen = watch(named)
 
@@ -3948,7 +3964,11 @@ PAGE_TAGS = {"html", "meta", "title", "style", "h1", "p", "nav", "a", "table",
 
 
 def test_page_has_the_rows_of_the_default_view(seven):
-    page = Page(shown(seven, "--html", "--sort", "-load", "--cluster", "<b>"))
+    text = shown(seven, "--html", "--sort", "-load", "--cluster", "<b>")
+    assert set(re.findall(r'class="(\w+)">[^<]*<meter[^>]* high="(\d+)"',
+                          text)) == {("cpu", "100"), ("mem", "90"),
+                                     ("swap", "50"), ("disk", "90")}
+    page = Page(text)
     assert page.tags <= PAGE_TAGS and "<b>" in page.text
     assert [row[:5] for row in page.rows] == [
         ["", "node", "name", "state", "cpu%"],
@@ -5127,7 +5147,7 @@ def slow_procstatd_beside_an_agent(running):
 
 JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
 NO_LIST = "answer is not a list of processes"
-LIES = (
+LIARS = (
     # what a node's procstatd sends, what beostat says of it
     (JOB % b"\xff\x1b[31m", None),
     (None, "Connection refused"),
@@ -5165,7 +5185,7 @@ def slow_jobs_of_nodes_that_lie(running):
     receiver = new_receiver(running.folder)
     with contextlib.ExitStack() as stack:
         stack.callback(close, receiver)
-        for number, (answer, _) in enumerate(LIES):
+        for number, (answer, _) in enumerate(LIARS):
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             if answer is not None:
@@ -5184,9 +5204,41 @@ def slow_jobs_of_nodes_that_lie(running):
         "    0      11 root     S    1   1.0M   0.0 \ufffd\\x1b[31m"]
     *errors, last = shown.stderr.splitlines()
     assert errors == ["beostat: node %d: 127.0.0.1: %s" % (number, error)
-                      for number, (_, error) in enumerate(LIES) if error]
+                      for number, (_, error) in enumerate(LIARS) if error]
     assert last.startswith("beostat: node 99: 255.255.255.255: ")
     assert shown.returncode == 1
+
+
+def test_jobs_are_measured_in_the_nodes_own_ticks(receiver):
+    """One that uses a CPU whole shows 100 %, of 1,000 ticks a second, too."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+
+        def answer():
+            with listener.accept()[0] as client:
+                while client.recv(64):
+                    client.sendall(b"1\n11 1 0 R 1 4096 8192 %d sh\n\n" % (
+                        time.monotonic() * 1000))
+        threading.Thread(target=answer, daemon=True).start()
+        feed(receiver, message(0, body=body_with(
+            ticks_per_s=1000, procstatd_port=listener.getsockname()[1])),
+             "127.0.0.1")
+        row = shown(receiver, "-J").splitlines()[1].split()
+    assert 50 < float(row[6]) < 200 and row[7] == "sh"
+
+
+def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
+        receiver, monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for number in range(3):
+        feed(receiver, message(number))
+    args = beostat.parse_args(["-J"])
+    with libbeostat.open(receiver.table.path) as cluster:
+        picture = beostat.read_jobs(beostat.read_picture(cluster, args), args)
+    assert len(picture.missing) == 3
 
 
 # ---- access ------------------------------------------------------------
