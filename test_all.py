@@ -501,7 +501,7 @@ def body_in(data):
 
 def last_sample(sampler):
     """Return the message of a sample, after which no file is open."""
-    data = sampler.take(sendstats.SAMPLE)
+    data = sampler.make_message(sendstats.SAMPLE)
     sampler.close()
     return data
 
@@ -663,7 +663,7 @@ def field_codes(rows):
 @pytest.mark.parametrize("of, names", [
     (field_codes, "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT"),
     (lambda value: value, "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED "
-     "GROUP GROUP_PORT RECORDS_VERSION ABSENT CLIPPED TABLE_MAGIC "
+     "GROUP GROUP_PORT RECORDS_VERSION ABSENT TABLE_MAGIC "
      "TABLE_VERSION TABLE_BYTES SILENT_PERIODS SILENT_S SIGNED VERIFIED "
      "CRC_RESIDUE CRC_BYTES")])
 def test_layouts_and_their_constants_agree(of, names):
@@ -962,7 +962,7 @@ def test_rates_go_back_one_period(tmp_path, period_s):
             write_proc(tmp_path, changed(EPYC, "stat", (
                 "608 0 928 127363", "%d 0 928 %d" % (user, 127388 + user))))
             clock.now += period_s
-            node = decode(sampler.take(sendstats.SAMPLE))
+            node = decode(sampler.make_message(sendstats.SAMPLE))
             busy.append(node.cpu.busy_fraction)
     sampler.close()
     assert busy[-1] == .5
@@ -974,8 +974,8 @@ def test_clock_that_is_set_starts_the_sequence_anew(step_s, start, sequence):
     with Clock() as clock:
         clock.offset_s = 1000.0 - clock.now
         sampler = sendstats.Sampler("/proc", 0, 1.0)
-        sampler.take(sendstats.SAMPLE)
-        header = header_of(sampler.take(sendstats.SAMPLE))
+        sampler.make_message(sendstats.SAMPLE)
+        header = header_of(sampler.make_message(sendstats.SAMPLE))
         assert (header["start_us"], header["sequence"]) == (1000000000, 2)
         clock.offset_s += step_s
         header = header_of(last_sample(sampler))
@@ -5643,7 +5643,8 @@ def run_long(running, times):
     sampler = sendstats.Sampler("/proc", 3, 1.0)
     receiver = new_receiver(running.folder)
     for turn in range(times):
-        assert feed(receiver, sampler.take(sendstats.SAMPLE)) == "stored"
+        data = sampler.make_message(sendstats.SAMPLE)
+        assert feed(receiver, data) == "stored"
         if turn % 1000 == 0:
             receiver.tick(time.monotonic())
             receiver.lines.clear()
