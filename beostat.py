@@ -66,7 +66,7 @@ nodes          the nodes selected, in order
 silent         {down, left: the numbers of such nodes}, before any cut
 never          numbers of nodes expected and never heard
 refused        {number: text} of nodes that sent what cannot be
-missing        lines about nodes asked for without a sample or an answer
+missing        lines about nodes named without a sample or an answer
 jobs           [(node number, Job)], of the view that fetches them
 """
 View = collections.namedtuple("View", "options format read sort_keys")
@@ -80,7 +80,6 @@ sort_keys  that --sort may name
 
 
 # ---- values ------------------------------------------------------------
-
 # Of a node, for the views: pure functions.
 
 CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
@@ -136,11 +135,6 @@ def total(values):
     """Return the sum of the values that are known, None without one."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def less(whole, part):
-    """Return whole less part, None when one is unknown."""
-    return None if None in (whole, part) else whole - part
 
 
 def known_cpus(node):
@@ -231,7 +225,7 @@ PICK = libbeostat.picker((
 
 
 def measure(node):
-    """Return (host name, flags, what of a node can be added up).
+    """Return (values of COLUMNS, flags, what of a node can be added up).
 
     The latter are CPUs, their weight and how much of it is busy, load,
     running and all tasks, used and all memory, swap and disk in bytes, and
@@ -254,10 +248,11 @@ def measure(node):
     if None not in (block, blocks, free_blocks, available_blocks):
         disk = (blocks - free_blocks) * block
         all_disk = disk + available_blocks * block
-    return libbeostat.unpack_text(name), flags, (
-        cpus or None, weight, busy_cpus, load, active, tasks, used,
-        memory if used is not None else None, used_swap,
-        swap if used_swap is not None else None, disk, all_disk, rx, tx)
+    sums = (cpus or None, weight, busy_cpus, load, active, tasks, used,
+            memory if used is not None else None, used_swap,
+            swap if used_swap is not None else None, disk, all_disk, rx, tx)
+    return derive(node.number, node.state, node.age_s,
+                  libbeostat.unpack_text(name), sums), flags, sums
 
 
 def derive(number, state, age_s, name, sums):
@@ -270,7 +265,8 @@ def derive(number, state, age_s, name, sums):
 
 
 def measure_all(all_sums):
-    """Return the sums and means of what measure() gave, likewise."""
+    """Return the same of what measure() gave of nodes that are up: sums, and
+    means of shares."""
     return derive("total", "%d up" % len(all_sums), None, None,
                   [total(column) for column in zip(*all_sums)]
                   or [None] * SUMS)
@@ -281,22 +277,16 @@ def sort_nodes(nodes, key, reverse):
     the known, and nodes that are not up behind all."""
     if not key:
         return nodes[::-1] if reverse else nodes
-    place = SORT_KEYS.index(key.lstrip("-"))
-    rows = []
-    for node in nodes:
-        name, _, sums = measure(node)
-        rows.append((derive(node.number, node.state, node.age_s, name,
-                            sums)[place], node))
-    rows = sorted([row for row in rows if row[0] is not None],
-                  key=lambda row: row[0],
-                  reverse=(COLUMNS[place][4] != key.startswith("-"))
-                  != reverse) + [row for row in rows if row[0] is None]
-    return sorted([node for _, node in rows],
+    nth = SORT_KEYS.index(key.lstrip("-"))
+    values = {node: measure(node)[0][nth] for node in nodes}
+    known = sorted([node for node in nodes if values[node] is not None],
+                   key=values.get, reverse=(
+                       COLUMNS[nth][4] != key.startswith("-")) != reverse)
+    return sorted(known + [node for node in nodes if values[node] is None],
                   key=lambda node: node.state != "up")
 
 
 # ---- read --------------------------------------------------------------
-
 
 NUMBERS_ONLY = re.compile(r"[0-9,. -]+")     # of which none is a host's name
 FEW_NODES = 1000                # read one by one; beyond, all there are
@@ -364,7 +354,8 @@ def find_numbers(text, nodes):
 
 
 def read_many(cluster, numbers):
-    """Return the same, of so many numbers that all nodes are read."""
+    """Return what read_named() does, of numbers so many that all nodes are
+    read."""
     nodes = {node.number: node for node in cluster}
     never, errors = set(cluster.never()), cluster.refused
     return [nodes[number] for number in numbers if number in nodes], (
@@ -436,10 +427,8 @@ def format_bar(value, blocks):
     """Return a bar of BAR_CELLS for a percentage."""
     steps = len(blocks) - 1
     filled = int(min(value or 0, 100) / 100 * BAR_CELLS * steps)
-    cells = blocks[-1] * (filled // steps)
-    if filled % steps:
-        cells += blocks[filled % steps]
-    return cells.ljust(BAR_CELLS)
+    whole, part = divmod(filled, steps)
+    return (blocks[-1] * whole + blocks[part]).ljust(BAR_CELLS)[:BAR_CELLS]
 
 
 def format_lists(picture):
@@ -476,25 +465,23 @@ def format_dropped(recent):
 
 
 def choose_columns(args):
-    """Return [(place in COLUMNS, heading, width, format)] of a table.
+    """Return [(nth in COLUMNS, heading, width, format)] of a table.
 
     In a window that is watched, columns give way until the rest fits;
     where there is room to spare, bars are put in.
     """
-    places = list(range(len(COLUMNS)))
+    kept = list(range(len(COLUMNS)))
     widths = [abs(column[2]) + 1 for column in COLUMNS[:-1]] + [NAME_CELLS]
     spare = args.width - sum(widths) if args.live else 0
-    for place in sorted(places, key=lambda place: -COLUMNS[place][5]):
-        if spare < 0 and COLUMNS[place][5]:
-            places.remove(place)
-            spare += widths[place]
-    columns = [(place,) + COLUMNS[place][1:4] for place in places]
+    for nth in sorted(kept, key=lambda nth: -COLUMNS[nth][5]):
+        if spare < 0 and COLUMNS[nth][5]:
+            kept.remove(nth)
+            spare += widths[nth]
+    columns = [(nth,) + COLUMNS[nth][1:4] for nth in kept]
     if spare >= 2 * (BAR_CELLS + 1):
-        for place in MEMORY_COLUMN, CPU_COLUMN:
-            columns.insert(place, (
-                place, "", BAR_CELLS,
-                lambda value: format_bar(value, BLOCKS if args.wide
-                                         else PLAIN_BLOCKS)))
+        for nth in MEMORY_COLUMN, CPU_COLUMN:
+            columns.insert(nth, (nth, "", BAR_CELLS, lambda value: format_bar(
+                value, BLOCKS if args.wide else PLAIN_BLOCKS)))
     return columns
 
 
@@ -507,16 +494,16 @@ def row_formatter(columns, texts):
     template = " ".join([
         "%%%d%s" % (width, form[1:] if isinstance(form, str) else "s")
         for _, _, width, form in columns])
-    cells = [(place, form, callable(form)) for place, _, _, form in columns]
+    cells = [(nth, form, callable(form)) for nth, _, _, form in columns]
 
     def format_row(values):
         try:
             return template % tuple([
-                form(values[place]) if is_function else values[place]
-                for place, form, is_function in cells])
+                form(values[nth]) if is_function else values[nth]
+                for nth, form, is_function in cells])
         except TypeError:
-            return texts % tuple([format_cell(form, values[place])
-                                  for place, form, _ in cells])
+            return texts % tuple([format_cell(form, values[nth])
+                                  for nth, form, _ in cells])
     return format_row
 
 
@@ -547,21 +534,20 @@ def format_table(picture, args):
     format_row, cut = row_formatter(columns, texts), cutter(columns, args)
     lines, up, clipped = [], [], []
     for node in picture.nodes:
-        name, flags, sums = measure(node)
+        values, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
         if flags:
             clipped.append((node.number, flags))
-        values = derive(node.number, node.state, node.age_s, name, sums)
         lines.append((cut(format_row(values)), row_colour(node, args)))
     if args.brief:
         return lines
     if args.states == UP:
         picture = picture._replace(never=[])
     values = measure_all(up)
-    totals = ["" if values[place] is None else
-              values[place] if place < 2 else format_cell(form, values[place])
-              for place, _, _, form in columns]
+    totals = ["" if values[nth] is None else
+              values[nth] if nth < 2 else format_cell(form, values[nth])
+              for nth, _, _, form in columns]
     return ([(texts % tuple([column[1] for column in columns]), "bold")]
             + lines + [((texts % tuple(totals)).rstrip(), "bold")]
             + [(line, "") for line in format_lists(picture)
@@ -691,7 +677,6 @@ def format_daemon(picture, args):
 
 
 # ---- view: texts -------------------------------------------------------
-
 # Of each file of /proc, what the message carries: formats and fields.
 
 CPUINFO = (
@@ -730,9 +715,9 @@ def text_of(rows):
     """Return the function that gives a node's lines, of (format, function
     of a node) where the value is known."""
     def text(node):
-        values = [(form, get(node)) for form, get in rows]
         return [form % (safe(value) if isinstance(value, str) else value)
-                for form, value in values if value not in (None, "")]
+                for form, get in rows for value in [get(node)]
+                if value not in (None, "")]
     return text
 
 
@@ -799,8 +784,6 @@ TEXTS = (
     ("-C", "--cpu-percent", "CPU use, 0 to 1", text_cpu_percent, False),
     ("-R", "--net-rate", "network rate", text_net_rate, False),
 )
-
-
 # of -b, of a node; the others make one line, of its number and their words
 BRIEF = {text_cpu_percent: brief_cpu_percent, text_net_dev: brief_net_dev}
 
@@ -838,7 +821,6 @@ def format_texts(picture, args):
 
 
 # ---- view: jobs --------------------------------------------------------
-
 # The processes of the nodes, as each one's procstatd tells.
 
 JOBS_S, JOBS_LIMIT_S = 0.5, 3.0     # between two answers; for both
@@ -866,10 +848,10 @@ def parse_jobs(answer):
     found = [JOB_LINE.fullmatch(line) for line in lines[:ANSWER_JOBS]]
     if count != "%d" % len(found) or None in found:
         raise ValueError("answer is not a list of processes")
-    jobs = [job.groups() for job in found]
     return {int(pid): (int(uid), state, int(threads), int(rss), int(ticks),
                        command)
-            for pid, uid, state, threads, rss, ticks, command in jobs}
+            for pid, uid, state, threads, rss, ticks, command
+            in [job.groups() for job in found]}
 
 
 def measure_jobs(first, second, hz):
@@ -947,10 +929,9 @@ def fetch_jobs(node):
     except socket.timeout:
         raise ValueError("%s: no answer in %g s" % (node.address,
                                                     JOBS_LIMIT_S))
-    except OSError as error:
-        raise ValueError("%s: %s" % (node.address, error.strerror))
-    except ValueError as error:
-        raise ValueError("%s: %s" % (node.address, error))
+    except (OSError, ValueError) as error:
+        raise ValueError("%s: %s" % (node.address, getattr(
+            error, "strerror", error)))
     return measure_jobs(*answers, node.processor.ticks_per_s or 100)
 
 
@@ -972,25 +953,21 @@ def fetch_each(nodes, jobs, errors):
             errors[node.number] = error
 
 
-def start(thread):
-    """Start a thread; return whether this machine had room for it."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
-
-
 def read_jobs(picture, args):
     """Return the Picture with the jobs of its nodes, fetched at once."""
     import resource                     # for one view alone
     import threading
-    nodes, jobs, errors = iter(picture.nodes), {}, {}
+    shared = _, jobs, errors = iter(picture.nodes), {}, {}
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    threads = [threading.Thread(target=fetch_each, args=(nodes, jobs, errors))
-               for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]]
-    started = [thread for thread in threads if start(thread)]
-    fetch_each(nodes, jobs, errors)
+    started = []
+    try:
+        for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]:
+            thread = threading.Thread(target=fetch_each, args=shared)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        pass                            # no room for more
+    fetch_each(*shared)
     for thread in started:
         thread.join()
     return picture._replace(
@@ -1003,9 +980,7 @@ def read_jobs(picture, args):
 
 # ---- view: json --------------------------------------------------------
 
-HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
-         "period_s", "sequence", "address", "port", "received", "lost",
-         "restarts", "signature")
+HEADS = ("number", "state", "age_s") + libbeostat.HEADS
 WORDS = "state", "address", "signature"     # of HEADS: as plain as they are
 
 
@@ -1016,31 +991,14 @@ def object_template(fields):
         for field in fields])
 
 
-def node_template(parts):
-    """Return the template of a node's JSON object.
-
-    parts   {record: its fields}, which stand between HEADS and two lists
-    """
-    return "%s, %s, %s" % (
-        object_template(HEADS)[:-1], ", ".join([
-            '"%s": %s' % (part, object_template(fields))
-            for part, fields in parts.items()]),
-        '"cpus": [%s], "interfaces": [%s]}')
-
-
-def list_fields(rows):
-    """Return the names of a record's fields."""
-    return " ".join(fields for fields, *_ in rows).split()
-
-
 def lists_formatter(encode):
     """Return the function that gives the JSON of a node's two lists, without
     their brackets."""
-    cpu_form, interface_form = [object_template(list_fields(rows)) for rows
-                                in (libbeostat.ONE_CPU_SHOWN,
-                                    libbeostat.INTERFACE)]
+    cpu_form, interface_form = [
+        object_template(" ".join(fields for fields, *_ in rows).split())
+        for rows in (libbeostat.ONE_CPU_SHOWN, libbeostat.INTERFACE)]
 
-    def format_lists(node):
+    def format_both(node):
         cpus, interfaces = node.records()
         return (", ".join([
             cpu_form % (cpu, busy / libbeostat.FULL, *ticks)
@@ -1050,7 +1008,7 @@ def lists_formatter(encode):
                                   *counts)
                 for name, *counts
                 in libbeostat.INTERFACE_STRUCT.iter_unpack(interfaces)]))
-    return format_lists
+    return format_both
 
 
 def node_formatter(encode):
@@ -1060,27 +1018,31 @@ def node_formatter(encode):
     name would take twice the time.
     encode  gives the JSON of a text
     """
-    parts = {part: list_fields(rows)
+    parts = {part: libbeostat.layout(rows)[1]
              for part, rows in libbeostat.PARTS.items()}
-    form, format_lists = node_template(parts), lists_formatter(encode)
+    form = "%s, %s, %s" % (
+        object_template(HEADS)[:-1], ", ".join([
+            '"%s": %s' % (part, object_template(fields))
+            for part, fields in parts.items()]),
+        '"cpus": [%s], "interfaces": [%s]}')
+    format_both = lists_formatter(encode)
     pick_heads, pick = of(*HEADS), libbeostat.picker([
         "%s.%s" % (part, field) for part in parts for field in parts[part]])
     conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
                    "f": libbeostat.rounded}
-    codes = [code[-1] for fields, code, *_ in libbeostat.NODE
-             for _ in fields.split()]
-    converted = [(place, conversions[code]) for place, code
-                 in enumerate(codes) if code in conversions]
+    converted = [(nth, conversions[code[-1]]) for nth, code
+                 in enumerate(libbeostat.NODE_CODES.values())
+                 if code[-1] in conversions]
 
     def format_node(node):
         values = list(pick(node))
-        for place, convert in converted:
-            if values[place] is not None:
-                values[place] = convert(values[place])
+        for nth, convert in converted:
+            if values[nth] is not None:
+                values[nth] = convert(values[nth])
         values[-2] = values[-2] or None         # CPUs, 0 unknown
         if None in values:
             values = ["null" if value is None else value for value in values]
-        return form % (*pick_heads(node), *values, *format_lists(node))
+        return form % (*pick_heads(node), *values, *format_both(node))
     return format_node
 
 
@@ -1358,24 +1320,19 @@ RESERVED = "", ".", "..", "__SummaryInfo__"
 KB, GB = 1 / 1024, 1e-9
 
 
-def scaled(field, factor):
-    """Return the function that gives a node's field times a factor."""
-    get = of(field)
+def scaled(factor, *fields):
+    """Return the function that gives the product of some fields of a node,
+    times a factor; None when one is unknown."""
+    gets = [of(field) for field in fields]
 
     def value(node):
-        found = get(node)
-        return None if found is None else found * factor
-    return value
-
-
-def on_disk(field, factor=1):
-    """Return the function that gives blocks of / in bytes, likewise."""
-    get = of("disk.block_bytes", "disk." + field)
-
-    def value(node):
-        block_bytes, blocks = get(node)
-        return (None if None in (block_bytes, blocks)
-                else blocks * block_bytes * factor)
+        product = factor
+        for get in gets:
+            found = get(node)
+            if found is None:
+                return None
+            product *= found
+        return product
     return value
 
 
@@ -1388,25 +1345,27 @@ GANGLIA = (
     ("proc_total", "uint32", " ", "both", of("load.total")),
     ("cpu_num", "uint16", "CPUs", "zero", known_cpus),
     ("cpu_speed", "uint32", "MHz", "zero", of("processor.mhz")),
-    ("cpu_user", "float", "%", "both", scaled("cpu.user_fraction", 100)),
-    ("cpu_nice", "float", "%", "both", scaled("cpu.nice_fraction", 100)),
-    ("cpu_system", "float", "%", "both", scaled("cpu.system_fraction", 100)),
-    ("cpu_wio", "float", "%", "both", scaled("cpu.iowait_fraction", 100)),
-    ("cpu_idle", "float", "%", "both",
-     lambda node: less(less(100, share(node.cpu.busy_fraction, 1)),
-                       share(node.cpu.iowait_fraction, 1))),
-    ("mem_total", "float", "KB", "zero", scaled("memory.total_bytes", KB)),
-    ("mem_free", "float", "KB", "both", scaled("memory.free_bytes", KB)),
-    ("mem_shared", "float", "KB", "both", scaled("memory.shared_bytes", KB)),
-    ("mem_buffers", "float", "KB", "both", scaled("memory.buffers_bytes", KB)),
-    ("mem_cached", "float", "KB", "both", scaled("memory.cached_bytes", KB)),
+    ("cpu_user", "float", "%", "both", scaled(100, "cpu.user_fraction")),
+    ("cpu_nice", "float", "%", "both", scaled(100, "cpu.nice_fraction")),
+    ("cpu_system", "float", "%", "both", scaled(100, "cpu.system_fraction")),
+    ("cpu_wio", "float", "%", "both", scaled(100, "cpu.iowait_fraction")),
+    ("cpu_idle", "float", "%", "both", lambda node: libbeostat.less(
+        libbeostat.less(100, share(node.cpu.busy_fraction, 1)),
+        share(node.cpu.iowait_fraction, 1))),
+    ("mem_total", "float", "KB", "zero", scaled(KB, "memory.total_bytes")),
+    ("mem_free", "float", "KB", "both", scaled(KB, "memory.free_bytes")),
+    ("mem_shared", "float", "KB", "both", scaled(KB, "memory.shared_bytes")),
+    ("mem_buffers", "float", "KB", "both", scaled(KB, "memory.buffers_bytes")),
+    ("mem_cached", "float", "KB", "both", scaled(KB, "memory.cached_bytes")),
     ("swap_total", "float", "KB", "zero",
-     scaled("memory.swap_total_bytes", KB)),
-    ("swap_free", "float", "KB", "both", scaled("memory.swap_free_bytes", KB)),
+     scaled(KB, "memory.swap_total_bytes")),
+    ("swap_free", "float", "KB", "both", scaled(KB, "memory.swap_free_bytes")),
     ("bytes_in", "float", "bytes/sec", "both", of("network.rx_bytes_per_s")),
     ("bytes_out", "float", "bytes/sec", "both", of("network.tx_bytes_per_s")),
-    ("disk_total", "double", "GB", "zero", on_disk("blocks", GB)),
-    ("disk_free", "double", "GB", "both", on_disk("free_blocks", GB)),
+    ("disk_total", "double", "GB", "zero",
+     scaled(GB, "disk.block_bytes", "disk.blocks")),
+    ("disk_free", "double", "GB", "both",
+     scaled(GB, "disk.block_bytes", "disk.free_blocks")),
     ("part_max_used", "float", "%", "both",
      lambda node: share(*measure(node)[2][10:12])),
     ("boottime", "uint32", "s", "zero", of("kernel.boot_time_s")),
@@ -1434,12 +1393,12 @@ def name_hosts(nodes):
     """
     names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
-    for place, name in enumerate(names):
+    for nth, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
-            name = "n%d" % nodes[place].number
+            name = "n%d" % nodes[nth].number
             while name in counts:
                 name += "_"
-            names[place] = name
+            names[nth] = name
     return names
 
 
@@ -1558,15 +1517,15 @@ def format_link(text, args, words):
         ' aria-current="true"' if query == now else "", escape_xml(text))
 
 
-def format_heading(place, key, args):
+def format_heading(nth, key, args):
     """Return the head of a column, which sorts by it, or turns it round."""
     turned = "" if args.sort != key else "-"
     order = ""
     if (args.sort or "").lstrip("-") == key:
-        falls = COLUMNS[place][4] != args.sort.startswith("-")
+        falls = COLUMNS[nth][4] != args.sort.startswith("-")
         order = ' aria-sort="%s"' % ("descending" if falls else "ascending")
     return '<th scope="col" class="%s"%s>%s' % (key, order, format_link(
-        COLUMNS[place][1], args, {"sort": turned + key}))
+        COLUMNS[nth][1], args, {"sort": turned + key}))
 
 
 def format_page_row(values, kind, texts):
@@ -1575,10 +1534,10 @@ def format_page_row(values, kind, texts):
     values  of COLUMNS, texts: {key: what stands for its value}
     """
     cells = []
-    for place, key in PAGE_COLUMNS:
-        value = values[place]
-        text = texts[key] if key in texts else format_cell(
-            COLUMNS[place][3], value)
+    for nth, key in PAGE_COLUMNS:
+        value = values[nth]
+        text = texts[key] if key in texts else format_cell(COLUMNS[nth][3],
+                                                           value)
         if key in METERS and value is not None:
             text = METER % (text, METERS[key], value)
         cells.append('<td class="%s">%s' % (key, text))
@@ -1608,18 +1567,16 @@ def format_rows(rows):
 
 def format_dot(node, values):
     """Return the cell of a node, its values as the title."""
-    kind, text = "down" if node.state == "down" else "off", ""
+    kind = "down" if node.state == "down" else "off"
     if node.state == "up":
         kind = "s%d" % ((values[CPU_COLUMN] or 0) / 100 * (SHADE_STEPS - 1)
                         + 0.5)
-    else:
-        text = CELLS[node.state]
     title = ", ".join(["n%d %s" % (node.number, values[-1]), node.state] + [
-        "%s %s" % (COLUMNS[place][1], format_cell(COLUMNS[place][3],
-                                                  values[place]))
-        for place, _ in PAGE_COLUMNS[3:]])
+        "%s %s" % (COLUMNS[nth][1], format_cell(COLUMNS[nth][3],
+                                                values[nth]))
+        for nth, _ in PAGE_COLUMNS[3:]])
     return '<a href="?node=%d" class="%s" title="%s">%s</a>' % (
-        node.number, kind, escape_xml(title), text)
+        node.number, kind, escape_xml(title), CELLS.get(node.state, ""))
 
 
 def format_page_dots(rows, picture):
@@ -1659,9 +1616,8 @@ def format_html(picture, args):
     that is named alone, all there is."""
     rows, up, clipped = [], [], []
     for node in picture.nodes:
-        name, flags, sums = measure(node)
-        rows.append((node, derive(node.number, node.state, node.age_s, name,
-                                  sums)))
+        values, flags, sums = measure(node)
+        rows.append((node, values))
         if node.state == "up":
             up.append(sums)
         clipped.append((node.number, flags or 0))
@@ -1674,8 +1630,8 @@ def format_html(picture, args):
         format_counts(picture), SHEET, title,
         "\n".join(format_facts(picture, clipped)),
         "".join([format_link(text, args, words) for text, words in LINKS]),
-        "".join([format_heading(place, key, args)
-                 for place, key in PAGE_COLUMNS]),
+        "".join([format_heading(nth, key, args)
+                 for nth, key in PAGE_COLUMNS]),
         format_page_row(measure_all(up), "total",
                         {"node": "", "name": "total"}),
         "\n".join(body)), "")]
@@ -1773,16 +1729,16 @@ class Screen:
         signal.set_wakeup_fd(writer)    # a resize ends the wait for a key
         signal.signal(signal.SIGWINCH, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        self.take()
+        self.prepare()
         return self
 
     def __exit__(self, *_):
         signal.set_wakeup_fd(-1)
         self.give_back()
 
-    def take(self):
-        """Take the terminal; ^Z is a key, lest it stop us before we have
-        given it back."""
+    def prepare(self):
+        """Make the terminal ours; ^Z is a key, lest it stop us before we
+        have given it back."""
         import termios
         import tty
         self.before = termios.tcgetattr(self.input)
@@ -1802,7 +1758,7 @@ class Screen:
         """Stop, as ^Z stops all of a shell's job, until it goes on."""
         self.give_back()
         os.kill(0, signal.SIGTSTP)
-        self.take()
+        self.prepare()
 
     def read_keys(self, wait_s):
         """Return the keys typed, in order, q when the terminal is gone.
@@ -1818,7 +1774,7 @@ class Screen:
         return KEY.findall(os.read(self.input, 64)) or [b"q"]
 
     def press(self, key, args, count):
-        """Do what a key asks for; return whether the nodes change.
+        """Do what a key is for; return whether the nodes change.
 
         count  of the lines that there are
         """
@@ -1912,7 +1868,7 @@ def watch(cluster, args):
 # ---- events ------------------------------------------------------------
 # What becomes of the nodes, from now on: a line for each kind of change.
 
-EVENTS_S = 1.0                  # between two looks
+EVENTS_S = 1.0                  # between two reads
 EVENT_TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -1961,10 +1917,12 @@ def watch_events(cluster, args):
 # Documents to browsers and Prometheus: a process for each request.
 
 CHILDREN, CHILD_S = 40, 10      # at once; each is ended then
-NAMES_AT_MOST = 100000          # in a list of nodes
+NAMES_AT_MOST = 100000          # in a request's lists of nodes
+NAME_CHARACTERS = 64            # of a host's name
 PORT_MOST = 65535
 COLLECT_S = 30.0                # at the latest, children are waited for
 REQUEST_BYTES = 1 << 16
+SPAN = re.compile(r"\D*([0-9]{1,18})-([0-9]{1,18})\s*")
 REQUEST_END = re.compile(rb"\r?\n\r?\n")
 PLAIN = "text/plain; charset=utf-8"
 WRONG_HOST = b"Host is not this machine: use its address or its name\n"
@@ -2007,15 +1965,17 @@ def check_serve(args, parser):
 
 
 def count_names(text):
-    """Return how many names a list of nodes is, before it is expanded."""
+    """Return how many names a list of nodes is, before it is expanded; one
+    that no host can have counts for as many as its length is of."""
     total = 0
     for item in re.findall(libbeostat.ITEMS, text):
-        count = 1
+        count, width = 1, 0
         for part in re.split(r"[][]", item):
-            count *= part.count(",") + sum([
-                max(int(last) - int(first) + 1, 1) for first, last in
-                re.findall("([0-9]+)-([0-9]+)", part)]) or 1
-        total += count
+            spans = [SPAN.fullmatch(span) for span in part.split(",")]
+            count *= sum([max(int(span.group(2)) - int(span.group(1)) + 1, 1)
+                          if span else 1 for span in spans])
+            width += len(part) // len(spans)
+        total += count * (1 + width // NAME_CHARACTERS)
     return total
 
 
@@ -2028,8 +1988,6 @@ def parse_query(path, query):
     words, nodes = [PATHS[path]], ["--"]
     for name, word in parse_qsl(query):
         if name == "node":
-            if count_names(word) > NAMES_AT_MOST:
-                raise ValueError("names too many nodes")
             nodes.append(word)
         elif name == "sort":
             words.append("--sort=" + word)
@@ -2037,6 +1995,8 @@ def parse_query(path, query):
             words.append(QUERY[name, word])
         else:
             raise ValueError("%s=%s: not a word of this page" % (name, word))
+    if count_names(",".join(nodes[1:])) > NAMES_AT_MOST:
+        raise ValueError("names too many nodes")
     return words + nodes
 
 
@@ -2053,7 +2013,7 @@ def is_here(hosts, names):
 
 
 def reply(target, args):
-    """Return (HTTP status, media type, bytes) of what a request asks for.
+    """Return (HTTP status, media type, bytes) in answer to a request.
 
     target  path and query, args: of the server
     """
@@ -2062,14 +2022,14 @@ def reply(target, args):
     if path not in PATHS:
         return 404, PLAIN, ("no such page: %s\n" % " ".join(PATHS)).encode()
     try:
-        asked = parse_args(parse_query(path, query), error=refuse_query)
-        vars(asked).update(cluster=args.cluster, per_cpu=args.per_cpu)
+        page = parse_args(parse_query(path, query), error=refuse_query)
+        vars(page).update(cluster=args.cluster, per_cpu=args.per_cpu)
         with libbeostat.open(args.table) as cluster:
-            picture = read_picture(cluster, asked)
+            picture = read_picture(cluster, page)
         if picture.missing:
-            return 404, PLAIN, encode("\n".join(picture.missing + [""]), asked)
-        return 200, DOCUMENTS[asked.view], format_lines(
-            asked.view.format(picture, asked), asked)
+            return 404, PLAIN, encode("\n".join(picture.missing + [""]), page)
+        return 200, DOCUMENTS[page.view], format_lines(
+            page.view.format(picture, page), page)
     except (ValueError, libbeostat.BadNodeList) as error:
         status, text = 400, "%s" % error
     except libbeostat.NoTable as error:
@@ -2102,17 +2062,21 @@ def format_headers(kind, size):
              + format_source(SHEET))]
 
 
+def has_client(args):
+    """Return whether a client of an inetd gets the document."""
+    return (args.http or args.view.format is format_ganglia) and stat.S_ISSOCK(
+        os.fstat(1).st_mode)
+
+
 def make_reply(data, args):
     """Return a document as a whole reply to the request on a socket, if an
     inetd has started us: unread, it would make the kernel drop our end."""
-    request = b""
-    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
-        signal.alarm(CHILD_S)
-        while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
-            try:
-                request += os.read(0, REQUEST_BYTES) or b"\n\n"
-            except OSError:             # it has hung up
-                break
+    request = b"" if has_client(args) else b"\n\n"
+    while not REQUEST_END.search(request) and len(request) < REQUEST_BYTES:
+        try:
+            request += os.read(1, REQUEST_BYTES) or b"\n\n"
+        except OSError:                 # it has hung up
+            break
     headers = format_headers(DOCUMENTS[args.view], len(data))
     return "\r\n".join(["HTTP/1.0 200 OK"] + [
         "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
@@ -2131,6 +2095,11 @@ def make_handler(args):
         def setup(self):
             signal.alarm(CHILD_S)
             self.server.socket.close()      # lest it outlive the server
+            try:                        # where memory is short, end it first
+                with open("/proc/self/oom_score_adj", "w") as file:
+                    file.write("1000")
+            except OSError:
+                pass
             super().setup()
 
         def answer(self, status, kind, body, *more):
@@ -2251,8 +2220,8 @@ def split_words(argv):
              and before not in ("--top", "--sort") else word
              for before, word in zip([""] + argv, argv)]
     while "--sort" in words[:-1]:
-        place = words.index("--sort")
-        words[place:place + 2] = ["--sort=" + words[place + 1]]
+        nth = words.index("--sort")
+        words[nth:nth + 2] = ["--sort=" + words[nth + 1]]
     return words
 
 
@@ -2310,7 +2279,7 @@ def choose_view(args, refuse):
 
 
 def choose_watch(args, refuse):
-    """Return (seconds between two looks or None, NODES)."""
+    """Return (seconds between two views or None, NODES)."""
     if args.watch is None:
         return None, args.nodes
     try:
@@ -2346,8 +2315,7 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    texts = [paint(line, colour, True) for line, colour in lines
-             ] if args.colours else [line for line, _ in lines]
+    texts = [paint(line, colour, args.colours) for line, colour in lines]
     return encode("\n".join(texts + [""]), args)
 
 
@@ -2385,7 +2353,7 @@ def complain(text):
 
 
 def run(args):
-    """Show what was asked for; return the last Picture.
+    """Show the view; return the last Picture.
 
     Raises  BeostatError
     """
@@ -2399,6 +2367,8 @@ def run(args):
         gc.disable()                    # there will be no garbage in time
         picture = read_picture(cluster, args)
         data = format_lines(args.view.format(picture, args), args)
+        if has_client(args):            # that may never read
+            signal.alarm(CHILD_S)
         write(make_reply(data, args) if args.http else data)
         return picture
 

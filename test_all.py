@@ -501,7 +501,7 @@ def body_in(data):
 
 def last_sample(sampler):
     """Return the message of a sample, after which no file is open."""
-    data = sampler.take(sendstats.SAMPLE)
+    data = sampler.make_message(sendstats.SAMPLE)
     sampler.close()
     return data
 
@@ -633,7 +633,8 @@ def part(file, name):
 @pytest.mark.parametrize("name", [*TOOLS, "test_all.py"])
 def test_no_name_stands_for_two(name):
     """A second test of a name would hide the first."""
-    names = re.findall(r"^(?:def|class) (\w+)", read_source(name), re.M)
+    names = re.findall(r"^(?:def|class) (\w+)|^([A-Z_]+) = ",
+                       read_source(name), re.M)
     assert sorted(names) == sorted({*names})
 
 
@@ -662,7 +663,7 @@ def field_codes(rows):
 @pytest.mark.parametrize("of, names", [
     (field_codes, "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT"),
     (lambda value: value, "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED "
-     "GROUP GROUP_PORT RECORDS_VERSION ABSENT CLIPPED TABLE_MAGIC "
+     "GROUP GROUP_PORT RECORDS_VERSION ABSENT TABLE_MAGIC "
      "TABLE_VERSION TABLE_BYTES SILENT_PERIODS SILENT_S SIGNED VERIFIED "
      "CRC_RESIDUE CRC_BYTES")])
 def test_layouts_and_their_constants_agree(of, names):
@@ -961,7 +962,7 @@ def test_rates_go_back_one_period(tmp_path, period_s):
             write_proc(tmp_path, changed(EPYC, "stat", (
                 "608 0 928 127363", "%d 0 928 %d" % (user, 127388 + user))))
             clock.now += period_s
-            node = decode(sampler.take(sendstats.SAMPLE))
+            node = decode(sampler.make_message(sendstats.SAMPLE))
             busy.append(node.cpu.busy_fraction)
     sampler.close()
     assert busy[-1] == .5
@@ -973,8 +974,8 @@ def test_clock_that_is_set_starts_the_sequence_anew(step_s, start, sequence):
     with Clock() as clock:
         clock.offset_s = 1000.0 - clock.now
         sampler = sendstats.Sampler("/proc", 0, 1.0)
-        sampler.take(sendstats.SAMPLE)
-        header = header_of(sampler.take(sendstats.SAMPLE))
+        sampler.make_message(sendstats.SAMPLE)
+        header = header_of(sampler.make_message(sendstats.SAMPLE))
         assert (header["start_us"], header["sequence"]) == (1000000000, 2)
         clock.offset_s += step_s
         header = header_of(last_sample(sampler))
@@ -1008,7 +1009,7 @@ NODE_LISTS = (
     *[(wrong, None) for wrong in (
         "n[\u00b2]", "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]",
         "n[a]", "x", "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]",
-        "3..4", "n[1-]")],
+        "3..4", "n[1-]", "9" * 19)],
 )
 
 
@@ -3723,6 +3724,21 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     assert screen.status() in (0, 1)
 
 
+def test_watch_shows_load_by_colour_and_use_by_bars(receiver):
+    """Each CPU's share of the load counts; a node that does not tell its
+    CPUs has one."""
+    rows = ((2, 1.4, "32"), (2, 1.5, "33"), (2, 2.6, "33"), (2, 2.7, "31"),
+            (0, 1.0, "33"))
+    for number, (cpus, load, _) in enumerate(rows):
+        feed(receiver, message(number, body=with_fields(
+            libbeostat.NODE, body_of_counts(cpus, 0), one=load,
+            busy_fraction=.5)))
+    drawn = watch(receiver, LC_ALL="C.UTF-8").wait_text("q quits")
+    assert re.findall(r"\033\[(\d+)m +\d up", drawn) == [
+        colour for _, _, colour in rows]
+    assert "cpu 50.0% \u2585\033" in drawn
+
+
 def test_watch_helps_sorts_and_filters(named):
     screen = watch(named)
 
@@ -3948,7 +3964,11 @@ PAGE_TAGS = {"html", "meta", "title", "style", "h1", "p", "nav", "a", "table",
 
 
 def test_page_has_the_rows_of_the_default_view(seven):
-    page = Page(shown(seven, "--html", "--sort", "-load", "--cluster", "<b>"))
+    text = shown(seven, "--html", "--sort", "-load", "--cluster", "<b>")
+    assert set(re.findall(r'class="(\w+)">[^<]*<meter[^>]* high="(\d+)"',
+                          text)) == {("cpu", "100"), ("mem", "90"),
+                                     ("swap", "50"), ("disk", "90")}
+    page = Page(text)
     assert page.tags <= PAGE_TAGS and "<b>" in page.text
     assert [row[:5] for row in page.rows] == [
         ["", "node", "name", "state", "cpu%"],
@@ -4065,6 +4085,10 @@ REQUESTS = (
     ("GET", "/?node=n[0-9,20-99999],5", "127.0.0.1", 404, "in the table"),
     ("GET", "/?node=n[0-999][0-999]", "127.0.0.1", 400, "too many nodes"),
     ("GET", "/?node=[9-1][0-99999],9-1,0-1", "127.0.0.1", 400, "too many"),
+    *[("GET", "/?node=" + nodes, "127.0.0.1", 400, "too many nodes")
+      for nodes in ("[1,2]" * 17, "0-60000&node=0-60000", "x" * 9000
+                    + "[1-9999]", "0" * 9000 + "[1-9999]")],
+    ("GET", "/?node=" + "1" * 20000, "127.0.0.1", 400, "no list of nodes"),
     ("GET", "/?node=--jobs", "127.0.0.1", 404, "--jobs: no node's name"),
     ("GET", "/?sort=zip", "127.0.0.1", 400, "--sort zip: choose from node"),
     ("GET", "/?sort=cpu%0a%1b[31m", "127.0.0.1", 400, r"cpu\n\x1b[31m"),
@@ -4131,20 +4155,28 @@ def test_server_without_a_table(running):
         % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
-        wait_for(lambda: set(children_of(served.process.pid)) - before)
+        child, = wait_for(
+            lambda: set(children_of(served.process.pid)) - before)
+        wait_for(lambda: read_text("/proc/%s/oom_score_adj" % child)
+                 == "1000\n")
         served.process.terminate()
         served.process.wait()
         assert running.start("beostat.py", "--serve", served.port).stderr \
             .readline() == "beostat: serving %s/\n" % served.url
 
 
+def hasty(folder):
+    """Return a program that is beostat.py, and ends clients after 1 s."""
+    program = os.path.join(folder, "hasty.py")
+    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
+               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
+    return program
+
+
 def slow_clients_that_hold_the_server_up(running):
     """Endless, idle and many: each ends, and others are served."""
     running.recvstats()
-    program = os.path.join(running.folder, "hasty.py")
-    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
-               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
-    served = Served(running, program=program)
+    served = Served(running, program=hasty(running.folder))
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
     assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
@@ -4182,6 +4214,20 @@ def test_document_with_the_header_of_http(served):
     assert data.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; "
                            b"version=0.0.4; charset=utf-8\r\n")
     assert data.endswith(b'{result="log_drops"} 0\n')
+
+
+def test_inetd_client_that_takes_nothing(served):
+    """Its process ends, rather than hold a document for ever."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with ours, theirs, subprocess.Popen(
+            [sys.executable, hasty(served.running.folder), "--ganglia",
+             "--table", served.running.table], stdin=subprocess.DEVNULL,
+            stdout=theirs) as process:
+        try:
+            assert process.wait(LIMIT_S) == -signal.SIGALRM
+        finally:
+            process.kill()
 
 
 CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
@@ -5101,7 +5147,7 @@ def slow_procstatd_beside_an_agent(running):
 
 JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
 NO_LIST = "answer is not a list of processes"
-LIES = (
+LIARS = (
     # what a node's procstatd sends, what beostat says of it
     (JOB % b"\xff\x1b[31m", None),
     (None, "Connection refused"),
@@ -5139,7 +5185,7 @@ def slow_jobs_of_nodes_that_lie(running):
     receiver = new_receiver(running.folder)
     with contextlib.ExitStack() as stack:
         stack.callback(close, receiver)
-        for number, (answer, _) in enumerate(LIES):
+        for number, (answer, _) in enumerate(LIARS):
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             if answer is not None:
@@ -5158,9 +5204,40 @@ def slow_jobs_of_nodes_that_lie(running):
         "    0      11 root     S    1   1.0M   0.0 \ufffd\\x1b[31m"]
     *errors, last = shown.stderr.splitlines()
     assert errors == ["beostat: node %d: 127.0.0.1: %s" % (number, error)
-                      for number, (_, error) in enumerate(LIES) if error]
+                      for number, (_, error) in enumerate(LIARS) if error]
     assert last.startswith("beostat: node 99: 255.255.255.255: ")
     assert shown.returncode == 1
+
+
+def test_jobs_are_measured_in_the_nodes_own_ticks(receiver):
+    """One that uses a CPU whole shows 100 %, of 1,000 ticks a second, too."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+
+        def answer():
+            with listener.accept()[0] as client:
+                while client.recv(64):
+                    client.sendall(b"1\n11 1 0 R 1 4096 8192 %d sh\n\n" % (
+                        time.monotonic() * 1000))
+        threading.Thread(target=answer, daemon=True).start()
+        feed(receiver, message(0, body=body_with(
+            ticks_per_s=1000, procstatd_port=listener.getsockname()[1])),
+             "127.0.0.1")
+        row = shown(receiver, "-J").splitlines()[1].split()
+    assert 50 < float(row[6]) < 200 and row[7] == "sh"
+
+
+def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
+        receiver, monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for number in range(3):
+        feed(receiver, message(number))
+    with libbeostat.open(receiver.table.path) as cluster:
+        picture = beostat.read_picture(cluster, beostat.parse_args(["-J"]))
+    assert len(picture.missing) == 3
 
 
 # ---- access ------------------------------------------------------------
@@ -5566,7 +5643,8 @@ def run_long(running, times):
     sampler = sendstats.Sampler("/proc", 3, 1.0)
     receiver = new_receiver(running.folder)
     for turn in range(times):
-        assert feed(receiver, sampler.take(sendstats.SAMPLE)) == "stored"
+        data = sampler.make_message(sendstats.SAMPLE)
+        assert feed(receiver, data) == "stored"
         if turn % 1000 == 0:
             receiver.tick(time.monotonic())
             receiver.lines.clear()

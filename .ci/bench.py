@@ -104,7 +104,7 @@ def write_file(folder, name, text):
 BLOCKS = 4                              # of sequences, a quarter apart
 UP_S = 60.0                             # their period: up for three of them
 UDP_SEGMENT, BURSTS = 103, 5000         # linux/udp.h; the most calls a second
-NODE = sendstats.Sampler("/proc", 0, 1.0).take(sendstats.SAMPLE)[
+NODE = sendstats.Sampler("/proc", 0, 1.0).make_message(sendstats.SAMPLE)[
     sendstats.HEADER_STRUCT.size:][:libbeostat.NODE_AT["cpus"]]
 
 
