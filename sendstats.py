@@ -1829,7 +1829,7 @@ def parse_procstatd(argv):
     option("-v", dest="verbose", action="store_true",
            help="say who is refused, in the foreground")
     option("--allow", action="append", default=[], metavar="NETWORK",
-           help="who may connect; default this node alone")
+           help="who may connect; default the loopback alone")
     option("--pid-file", metavar="FILE", help="hold the process id in FILE")
     option("port", nargs="?", default=PROCSTATD_PORT, metavar="PORT",
            type=number_in(1, 65535, int), help="TCP port; default %(default)s")
