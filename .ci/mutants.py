@@ -30,7 +30,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOOLS = "sendstats.py", "recvstats.py", "libbeostat.py", "beostat.py"
 WANTED = .95
 TURNS = "not test_slow", "test_slow"    # most are noticed by the quick ones
-LIMIT_S = 600                           # a suite that hangs has noticed
+LIMIT_S = 200                           # a suite that hangs has noticed
 ALONE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork",
          "--mount-proc", "--kill-child", "sh", "-c",
          'ip link set lo up; ip link add eth0 type veth; '
