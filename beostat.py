@@ -67,7 +67,7 @@ nodes          the nodes selected, in order
 silent         {down, left: the numbers of such nodes}, before any cut
 never          numbers of nodes expected and never heard
 refused        {number: text} of nodes that sent what cannot be
-missing        lines about nodes asked for without a sample or an answer
+missing        lines about nodes named without a sample or an answer
 jobs           [(node number, a row of measure_jobs())], where fetched
 """
 View = collections.namedtuple("View", "options format read sort_keys")
@@ -81,7 +81,6 @@ sort_keys  that --sort may name
 
 
 # ---- values ------------------------------------------------------------
-
 # Of a node, for the views: pure functions.
 
 CLIPPED = (1, "interfaces"), (2, "CPUs")     # by agent.flags
@@ -139,30 +138,9 @@ def total(values):
     return sum(known) if known else None
 
 
-def less(whole, part):
-    """Return whole less part, None when one is unknown."""
-    return None if None in (whole, part) else whole - part
-
-
 def known_cpus(node):
     """Return how many CPUs are on line, None when that is unknown."""
     return node.agent.cpus or None
-
-
-def scaled(factor, *fields):
-    """Return the function that gives the product of a factor and a node's
-    fields, None when one is unknown."""
-    gets = [of(field) for field in fields]
-
-    def value(node):
-        product = 1
-        for get in gets:
-            found = get(node)
-            if found is None:
-                return None
-            product *= found
-        return product * factor
-    return value
 
 
 def format_age(age_s):
@@ -241,7 +219,7 @@ PICK = libbeostat.picker((
 
 
 def measure(node):
-    """Return (host name, flags, what of a node can be added up).
+    """Return (values of COLUMNS, flags, what of a node can be added up).
 
     The latter are CPUs, their weight and how much of it is busy, load,
     running and all tasks, used and all memory, swap and disk in bytes, and
@@ -264,10 +242,11 @@ def measure(node):
     if None not in (block, blocks, free_blocks, available_blocks):
         disk = (blocks - free_blocks) * block
         all_disk = disk + available_blocks * block
-    return libbeostat.unpack_text(name), flags, (
-        cpus or None, weight, busy_cpus, load, active, tasks, used,
-        memory if used is not None else None, used_swap,
-        swap if used_swap is not None else None, disk, all_disk, rx, tx)
+    sums = (cpus or None, weight, busy_cpus, load, active, tasks, used,
+            memory if used is not None else None, used_swap,
+            swap if used_swap is not None else None, disk, all_disk, rx, tx)
+    return derive(node.number, node.state, node.age_s,
+                  libbeostat.unpack_text(name), sums), flags, sums
 
 
 def derive(number, state, age_s, name, sums):
@@ -293,7 +272,8 @@ def format_values(values):
 
 
 def measure_all(all_sums):
-    """Return the sums and means of what measure() gave, likewise."""
+    """Return the same of what measure() gave of nodes that are up: sums, and
+    means of shares."""
     return derive("total", "%d up" % len(all_sums), None, None,
                   [total(column) for column in zip(*all_sums)]
                   or [None] * SUMS)
@@ -304,22 +284,16 @@ def sort_nodes(nodes, key, reverse):
     the known, and nodes that are not up behind all."""
     if not key:
         return nodes[::-1] if reverse else nodes
-    place = SORT_KEYS.index(key.lstrip("-"))
-    rows = []
-    for node in nodes:
-        name, _, sums = measure(node)
-        rows.append((derive(node.number, node.state, node.age_s, name,
-                            sums)[place], node))
-    rows = sorted([row for row in rows if row[0] is not None],
-                  key=lambda row: row[0],
-                  reverse=(COLUMNS[place][3] != key.startswith("-"))
-                  != reverse) + [row for row in rows if row[0] is None]
-    return sorted([node for _, node in rows],
+    nth = SORT_KEYS.index(key.lstrip("-"))
+    values = {node: measure(node)[0][nth] for node in nodes}
+    known = sorted([node for node in nodes if values[node] is not None],
+                   key=values.get, reverse=(
+                       COLUMNS[nth][3] != key.startswith("-")) != reverse)
+    return sorted(known + [node for node in nodes if values[node] is None],
                   key=lambda node: node.state != "up")
 
 
 # ---- read --------------------------------------------------------------
-
 
 NUMBERS_ONLY = "[0-9,. -]+"     # of which none is a host's name
 FEW_NODES = 1000                # read one by one; beyond, all there are
@@ -387,7 +361,8 @@ def find_numbers(text, nodes):
 
 
 def read_many(cluster, numbers):
-    """Return the same, of so many numbers that all nodes are read."""
+    """Return what read_named() does, of numbers so many that all nodes are
+    read."""
     nodes = {node.number: node for node in cluster}
     never, errors = set(cluster.never()), cluster.refused
     return [nodes[number] for number in numbers if number in nodes], (
@@ -460,10 +435,8 @@ def format_bar(value, blocks):
     """Return a bar of BAR_CELLS for a percentage."""
     steps = len(blocks) - 1
     filled = int(min(value, 100) / 100 * BAR_CELLS * steps)
-    cells = blocks[-1] * (filled // steps)
-    if filled % steps:
-        cells += blocks[filled % steps]
-    return cells.ljust(BAR_CELLS)
+    whole, part = divmod(filled, steps)
+    return (blocks[-1] * whole + blocks[part]).ljust(BAR_CELLS)[:BAR_CELLS]
 
 
 def format_lists(picture):
@@ -500,22 +473,22 @@ def format_dropped(recent):
 
 
 def choose_columns(args):
-    """Return [(place in COLUMNS, or behind for a bar, heading, width)].
+    """Return [(nth in COLUMNS, or behind them a bar, heading, width)].
 
     In a window that is watched, columns give way until the rest fits;
     where there is room to spare, bars are put in.
     """
-    places = list(range(len(COLUMNS)))
+    kept = list(range(len(COLUMNS)))
     widths = [abs(column[2]) + 1 for column in COLUMNS[:-1]] + [NAME_CELLS]
     spare = args.width - sum(widths) if args.live else 0
-    for place in sorted(places, key=lambda place: -COLUMNS[place][4]):
-        if spare < 0 and COLUMNS[place][4]:
-            places.remove(place)
-            spare += widths[place]
-    columns = [(place,) + COLUMNS[place][1:3] for place in places]
+    for nth in sorted(kept, key=lambda nth: -COLUMNS[nth][4]):
+        if spare < 0 and COLUMNS[nth][4]:
+            kept.remove(nth)
+            spare += widths[nth]
+    columns = [(nth,) + COLUMNS[nth][1:3] for nth in kept]
     if spare >= 2 * (BAR_CELLS + 1):
-        for bar, place in reversed(list(enumerate(BARS, len(COLUMNS)))):
-            columns.insert(place, (bar, "", BAR_CELLS))
+        for bar, nth in reversed(list(enumerate(BARS, len(COLUMNS)))):
+            columns.insert(nth, (bar, "", BAR_CELLS))
     return columns
 
 
@@ -523,13 +496,13 @@ def row_formatter(columns, args):
     """Return the function that makes a row of values, of COLUMNS, and their
     texts."""
     template = " ".join(["%%%ds" % width for _, _, width in columns])
-    pick = operator.itemgetter(*[place for place, *_ in columns])
+    pick = operator.itemgetter(*[nth for nth, *_ in columns])
     blocks = BLOCKS if args.wide else PLAIN_BLOCKS
 
     def format_row(values, texts):
         if args.live:
-            texts = *texts, *[format_bar(values[place] or 0, blocks)
-                              for place in BARS]
+            texts = *texts, *[format_bar(values[nth] or 0, blocks)
+                              for nth in BARS]
         return template % pick(texts)
     return format_row
 
@@ -560,12 +533,11 @@ def format_table(picture, args):
     format_row, cut = row_formatter(columns, args), cutter(columns, args)
     lines, up, clipped = [], [], []
     for node in picture.nodes:
-        name, flags, sums = measure(node)
+        values, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
         if flags:
             clipped.append((node.number, flags))
-        values = derive(node.number, node.state, node.age_s, name, sums)
         lines.append((cut(format_row(values, format_values(values))),
                       row_colour(node, args)))
     if args.brief:
@@ -705,7 +677,6 @@ def format_daemon(picture, args):
 
 
 # ---- view: texts -------------------------------------------------------
-
 # Of each file of /proc, what the message carries: formats and fields.
 
 CPUINFO = (
@@ -744,9 +715,9 @@ def text_of(rows):
     """Return the function that gives a node's lines, of (format, function
     of a node) where the value is known."""
     def text(node):
-        values = [(form, get(node)) for form, get in rows]
         return [form % (safe(value) if isinstance(value, str) else value)
-                for form, value in values if value not in (None, "")]
+                for form, get in rows for value in [get(node)]
+                if value not in (None, "")]
     return text
 
 
@@ -813,8 +784,6 @@ TEXTS = (
     ("-C", "--cpu-percent", "CPU use, 0 to 1", text_cpu_percent, False),
     ("-R", "--net-rate", "network rate", text_net_rate, False),
 )
-
-
 # of -b, of a node; the others make one line, of its number and their words
 BRIEF = {text_cpu_percent: brief_cpu_percent, text_net_dev: brief_net_dev}
 
@@ -852,7 +821,6 @@ def format_texts(picture, args):
 
 
 # ---- view: jobs --------------------------------------------------------
-
 # The processes of the nodes, as each one's procstatd tells.
 
 JOBS_S, JOBS_LIMIT_S = 0.5, 3.0     # between two answers; for both
@@ -875,10 +843,10 @@ def parse_jobs(answer):
     found = [re.fullmatch(JOB_LINE, line) for line in lines[:ANSWER_JOBS]]
     if count != "%d" % len(found) or None in found:
         raise ValueError("answer is not a list of processes")
-    jobs = [job.groups() for job in found]
     return {int(pid): (int(uid), state, int(threads), int(rss), int(ticks),
                        command)
-            for pid, uid, state, threads, rss, ticks, command in jobs}
+            for pid, uid, state, threads, rss, ticks, command
+            in [job.groups() for job in found]}
 
 
 def measure_jobs(first, second, hz):
@@ -898,9 +866,9 @@ def measure_jobs(first, second, hz):
 def format_jobs(picture, args):
     """Return a line for each process of the nodes."""
     key = args.sort or "cpu"
-    place = {"rss": 4, "cpu": 5}[key.lstrip("-")]
+    nth = {"rss": 4, "cpu": 5}[key.lstrip("-")]
     jobs = sorted(picture.jobs, reverse=key.startswith("-") == args.reverse,
-                  key=lambda pair: pair[1][place])
+                  key=lambda pair: pair[1][nth])
     lines = [(JOB_ROW % (
         number, pid, safe(user)[:8], safe(state), threads,
         format_bytes(rss * 1024), "%.1f" % cpu, safe(command)), "")
@@ -958,10 +926,9 @@ def fetch_jobs(node):
     except socket.timeout:
         raise ValueError("%s: no answer in %g s" % (node.address,
                                                     JOBS_LIMIT_S))
-    except OSError as error:
-        raise ValueError("%s: %s" % (node.address, error.strerror))
-    except ValueError as error:
-        raise ValueError("%s: %s" % (node.address, error))
+    except (OSError, ValueError) as error:
+        raise ValueError("%s: %s" % (node.address, getattr(
+            error, "strerror", error)))
     return measure_jobs(*answers, node.processor.ticks_per_s or 100)
 
 
@@ -983,25 +950,21 @@ def fetch_each(nodes, jobs, errors):
             errors[node.number] = error
 
 
-def start(thread):
-    """Start a thread; return whether this machine had room for it."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
-
-
 def read_jobs(picture, args):
     """Return the Picture with the jobs of its nodes, fetched at once."""
     import resource                     # for one view alone
     import threading
-    nodes, jobs, errors = iter(picture.nodes), {}, {}
+    shared = _, jobs, errors = iter(picture.nodes), {}, {}
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    threads = [threading.Thread(target=fetch_each, args=(nodes, jobs, errors))
-               for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]]
-    started = [thread for thread in threads if start(thread)]
-    fetch_each(nodes, jobs, errors)
+    started = []
+    try:
+        for _ in picture.nodes[1:min(NODES_AT_ONCE, files // 2)]:
+            thread = threading.Thread(target=fetch_each, args=shared)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        pass                            # no room for more
+    fetch_each(*shared)
     for thread in started:
         thread.join()
     return picture._replace(
@@ -1014,9 +977,7 @@ def read_jobs(picture, args):
 
 # ---- view: json --------------------------------------------------------
 
-HEADS = ("number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
-         "period_s", "sequence", "address", "port", "received", "lost",
-         "restarts", "signature")
+HEADS = ("number", "state", "age_s") + libbeostat.HEADS
 WORDS = "state", "address", "signature"     # of HEADS: as plain as they are
 
 
@@ -1027,34 +988,17 @@ def object_template(fields):
         for field in fields])
 
 
-def node_template(parts):
-    """Return the template of a node's JSON object.
-
-    parts   {record: its fields}, which stand between HEADS and two lists
-    """
-    return "%s, %s, %s" % (
-        object_template(HEADS)[:-1], ", ".join([
-            '"%s": %s' % (part, object_template(fields))
-            for part, fields in parts.items()]),
-        '"cpus": [%s], "interfaces": [%s]}')
-
-
-def list_fields(rows):
-    """Return the names of a record's fields."""
-    return " ".join(fields for fields, *_ in rows).split()
-
-
 def list_formatter(rows, struct_, field, convert):
     """Return the function that gives the JSON of records, as they were sent,
     without its brackets; one field of each is converted."""
-    fields = list_fields(rows)
-    form, place = object_template(fields), fields.index(field)
+    fields = " ".join(fields for fields, *_ in rows).split()
+    form, nth = object_template(fields), fields.index(field)
 
     def format_list(data):
         records = list(struct_.iter_unpack(data))
         values = [*itertools.chain.from_iterable(records)]
-        places = slice(place, None, len(fields))
-        values[places] = map(convert, values[places])
+        each = slice(nth, None, len(fields))
+        values[each] = map(convert, values[each])
         return ", ".join([form] * len(records)) % tuple(values)
     return format_list
 
@@ -1066,9 +1010,13 @@ def node_formatter(encode):
     name would take twice the time.
     encode  gives the JSON of a text
     """
-    parts = {part: list_fields(rows)
+    parts = {part: libbeostat.layout(rows)[1]
              for part, rows in libbeostat.PARTS.items()}
-    form = node_template(parts)
+    form = "%s, %s, %s" % (
+        object_template(HEADS)[:-1], ", ".join([
+            '"%s": %s' % (part, object_template(fields))
+            for part, fields in parts.items()]),
+        '"cpus": [%s], "interfaces": [%s]}')
     pick_heads, pick = of(*HEADS), libbeostat.picker([
         "%s.%s" % (part, field) for part in parts for field in parts[part]])
     conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
@@ -1079,16 +1027,15 @@ def node_formatter(encode):
     format_interfaces = list_formatter(
         libbeostat.INTERFACE, libbeostat.INTERFACE_STRUCT, "name",
         conversions["s"])
-    codes = [code[-1] for fields, code, *_ in libbeostat.NODE
-             for _ in fields.split()]
-    converted = [(place, conversions[code]) for place, code
-                 in enumerate(codes) if code in conversions]
+    converted = [(nth, conversions[code[-1]]) for nth, code
+                 in enumerate(libbeostat.NODE_CODES.values())
+                 if code[-1] in conversions]
 
     def format_node(node):
         values = list(pick(node))
-        for place, convert in converted:
-            if values[place] is not None:
-                values[place] = convert(values[place])
+        for nth, convert in converted:
+            if values[nth] is not None:
+                values[nth] = convert(values[nth])
         values[-2] = values[-2] or None         # CPUs, 0 unknown
         if None in values:
             values = ["null" if value is None else value for value in values]
@@ -1372,6 +1319,23 @@ TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
 RESERVED = "", ".", "..", "__SummaryInfo__"
 KB, GB = 1 / 1024, 1e-9
 
+
+def scaled(factor, *fields):
+    """Return the function that gives the product of some fields of a node,
+    times a factor; None when one is unknown."""
+    gets = [of(field) for field in fields]
+
+    def value(node):
+        product = factor
+        for get in gets:
+            found = get(node)
+            if found is None:
+                return None
+            product *= found
+        return product
+    return value
+
+
 # gmond's name, type, unit, slope, value of a node
 GANGLIA = (
     ("load_one", "float", " ", "both", of("load.one")),
@@ -1385,9 +1349,9 @@ GANGLIA = (
     ("cpu_nice", "float", "%", "both", scaled(100, "cpu.nice_fraction")),
     ("cpu_system", "float", "%", "both", scaled(100, "cpu.system_fraction")),
     ("cpu_wio", "float", "%", "both", scaled(100, "cpu.iowait_fraction")),
-    ("cpu_idle", "float", "%", "both",
-     lambda node: less(less(100, share(node.cpu.busy_fraction, 1)),
-                       share(node.cpu.iowait_fraction, 1))),
+    ("cpu_idle", "float", "%", "both", lambda node: libbeostat.less(
+        libbeostat.less(100, share(node.cpu.busy_fraction, 1)),
+        share(node.cpu.iowait_fraction, 1))),
     ("mem_total", "float", "KB", "zero", scaled(KB, "memory.total_bytes")),
     ("mem_free", "float", "KB", "both", scaled(KB, "memory.free_bytes")),
     ("mem_shared", "float", "KB", "both", scaled(KB, "memory.shared_bytes")),
@@ -1429,12 +1393,12 @@ def name_hosts(nodes):
     """
     names = [safe(node.host.hostname) for node in nodes]
     counts = collections.Counter(names)
-    for place, name in enumerate(names):
+    for nth, name in enumerate(names):
         if counts[name] > 1 or name in RESERVED or "/" in name:
-            name = "n%d" % nodes[place].number
+            name = "n%d" % nodes[nth].number
             while name in counts:
                 name += "_"
-            names[place] = name
+            names[nth] = name
     return names
 
 
@@ -1553,15 +1517,15 @@ def format_link(text, args, words):
         ' aria-current="true"' if query == now else "", escape_xml(text))
 
 
-def format_heading(place, key, args):
+def format_heading(nth, key, args):
     """Return the head of a column, which sorts by it, or turns it round."""
     turned = "" if args.sort != key else "-"
     order = ""
     if (args.sort or "").lstrip("-") == key:
-        falls = COLUMNS[place][3] != args.sort.startswith("-")
+        falls = COLUMNS[nth][3] != args.sort.startswith("-")
         order = ' aria-sort="%s"' % ("descending" if falls else "ascending")
     return '<th scope="col" class="%s"%s>%s' % (key, order, format_link(
-        COLUMNS[place][1], args, {"sort": turned + key}))
+        COLUMNS[nth][1], args, {"sort": turned + key}))
 
 
 def format_page_row(values, kind, texts):
@@ -1570,9 +1534,8 @@ def format_page_row(values, kind, texts):
     values  of COLUMNS, texts: {key: what stands for its value}
     """
     cells, known = [], format_values(values)
-    for place, key in PAGE_COLUMNS:
-        value = values[place]
-        text = texts.get(key, known[place])
+    for nth, key in PAGE_COLUMNS:
+        value, text = values[nth], texts.get(key, known[nth])
         if key in METERS and value is not None:
             text = METER % (text, METERS[key], value)
         cells.append('<td class="%s">%s' % (key, text))
@@ -1602,18 +1565,16 @@ def format_rows(rows):
 
 def format_dot(node, values):
     """Return the cell of a node, its values as the title."""
+    kind = "down" if node.state == "down" else "off"
     texts = format_values(values)
-    kind, text = "down" if node.state == "down" else "off", ""
     if node.state == "up":
         kind = "s%d" % ((values[CPU_COLUMN] or 0) / 100 * (SHADE_STEPS - 1)
                         + 0.5)
-    else:
-        text = CELLS[node.state]
     title = ", ".join(["n%d %s" % (node.number, values[-1]), node.state] + [
-        "%s %s" % (COLUMNS[place][1], texts[place])
-        for place, _ in PAGE_COLUMNS[3:]])
+        "%s %s" % (COLUMNS[nth][1], texts[nth])
+        for nth, _ in PAGE_COLUMNS[3:]])
     return '<a href="?node=%d" class="%s" title="%s">%s</a>' % (
-        node.number, kind, escape_xml(title), text)
+        node.number, kind, escape_xml(title), CELLS.get(node.state, ""))
 
 
 def format_page_dots(rows, picture):
@@ -1653,9 +1614,8 @@ def format_html(picture, args):
     that is named alone, all there is."""
     rows, up, clipped = [], [], []
     for node in picture.nodes:
-        name, flags, sums = measure(node)
-        rows.append((node, derive(node.number, node.state, node.age_s, name,
-                                  sums)))
+        values, flags, sums = measure(node)
+        rows.append((node, values))
         if node.state == "up":
             up.append(sums)
         clipped.append((node.number, flags or 0))
@@ -1668,8 +1628,8 @@ def format_html(picture, args):
         format_counts(picture), SHEET, title,
         "\n".join(format_facts(picture, clipped)),
         "".join([format_link(text, args, words) for text, words in LINKS]),
-        "".join([format_heading(place, key, args)
-                 for place, key in PAGE_COLUMNS]),
+        "".join([format_heading(nth, key, args)
+                 for nth, key in PAGE_COLUMNS]),
         format_page_row(measure_all(up), "total",
                         {"node": "", "name": "total"}),
         "\n".join(body)), "")]
@@ -1767,16 +1727,16 @@ class Screen:
         signal.set_wakeup_fd(writer)    # a resize ends the wait for a key
         signal.signal(signal.SIGWINCH, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        self.take()
+        self.prepare()
         return self
 
     def __exit__(self, *_):
         signal.set_wakeup_fd(-1)
         self.give_back()
 
-    def take(self):
-        """Take the terminal; ^Z is a key, lest it stop us before we have
-        given it back."""
+    def prepare(self):
+        """Make the terminal ours; ^Z is a key, lest it stop us before we
+        have given it back."""
         import termios
         import tty
         self.before = termios.tcgetattr(self.input)
@@ -1796,7 +1756,7 @@ class Screen:
         """Stop, as ^Z stops all of a shell's job, until it goes on."""
         self.give_back()
         os.kill(0, signal.SIGTSTP)
-        self.take()
+        self.prepare()
 
     def read_keys(self, wait_s):
         """Return the keys typed, in order, q when the terminal is gone.
@@ -1812,7 +1772,7 @@ class Screen:
         return re.findall(KEY, os.read(self.input, 64)) or [b"q"]
 
     def press(self, key, args, count):
-        """Do what a key asks for; return whether the nodes change.
+        """Do what a key is for; return whether the nodes change.
 
         count  of the lines that there are
         """
@@ -1906,7 +1866,7 @@ def watch(cluster, args):
 # ---- events ------------------------------------------------------------
 # What becomes of the nodes, from now on: a line for each kind of change.
 
-EVENTS_S = 1.0                  # between two looks
+EVENTS_S = 1.0                  # between two reads
 EVENT_TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -1955,10 +1915,12 @@ def watch_events(cluster, args):
 # Documents to browsers and Prometheus: a process for each request.
 
 CHILDREN, CHILD_S = 40, 10      # at once; each is ended then
-NAMES_AT_MOST = 100000          # in a list of nodes
+NAMES_AT_MOST = 100000          # in a request's lists of nodes
+NAME_CHARACTERS = 64            # of a host's name
 PORT_MOST = 65535
 COLLECT_S = 30.0                # at the latest, children are waited for
 REQUEST_BYTES = 1 << 16
+SPAN = r"\D*([0-9]{1,18})-([0-9]{1,18})\s*"
 REQUEST_END = rb"\r?\n\r?\n"
 PLAIN = "text/plain; charset=utf-8"
 WRONG_HOST = b"Host is not this machine: use its address or its name\n"
@@ -2001,15 +1963,17 @@ def check_serve(args, parser):
 
 
 def count_names(text):
-    """Return how many names a list of nodes is, before it is expanded."""
+    """Return how many names a list of nodes is, before it is expanded; one
+    that no host can have counts for as many as its length is of."""
     total = 0
     for item in re.findall(libbeostat.ITEMS, text):
-        count = 1
+        count, width = 1, 0
         for part in re.split(r"[][]", item):
-            count *= part.count(",") + sum([
-                max(int(last) - int(first) + 1, 1) for first, last in
-                re.findall("([0-9]+)-([0-9]+)", part)]) or 1
-        total += count
+            spans = [re.fullmatch(SPAN, span) for span in part.split(",")]
+            count *= sum([max(int(span.group(2)) - int(span.group(1)) + 1, 1)
+                          if span else 1 for span in spans])
+            width += len(part) // len(spans)
+        total += count * (1 + width // NAME_CHARACTERS)
     return total
 
 
@@ -2022,8 +1986,6 @@ def parse_query(path, query):
     words, nodes = [PATHS[path]], ["--"]
     for name, word in parse_qsl(query):
         if name == "node":
-            if count_names(word) > NAMES_AT_MOST:
-                raise ValueError("names too many nodes")
             nodes.append(word)
         elif name == "sort":
             words.append("--sort=" + word)
@@ -2031,6 +1993,8 @@ def parse_query(path, query):
             words.append(QUERY[name, word])
         else:
             raise ValueError("%s=%s: not a word of this page" % (name, word))
+    if count_names(",".join(nodes[1:])) > NAMES_AT_MOST:
+        raise ValueError("names too many nodes")
     return words + nodes
 
 
@@ -2047,7 +2011,7 @@ def is_here(hosts, names):
 
 
 def reply(target, args):
-    """Return (HTTP status, media type, bytes) of what a request asks for.
+    """Return (HTTP status, media type, bytes) in answer to a request.
 
     target  path and query, args: of the server
     """
@@ -2056,14 +2020,14 @@ def reply(target, args):
     if path not in PATHS:
         return 404, PLAIN, ("no such page: %s\n" % " ".join(PATHS)).encode()
     try:
-        asked = parse_args(parse_query(path, query), error=refuse_query)
-        vars(asked).update(cluster=args.cluster, per_cpu=args.per_cpu)
+        page = parse_args(parse_query(path, query), error=refuse_query)
+        vars(page).update(cluster=args.cluster, per_cpu=args.per_cpu)
         with libbeostat.open(args.table) as cluster:
-            picture = read_picture(cluster, asked)
+            picture = read_picture(cluster, page)
         if picture.missing:
-            return 404, PLAIN, encode("\n".join(picture.missing + [""]), asked)
-        return 200, DOCUMENTS[asked.view], format_lines(
-            asked.view.format(picture, asked), asked)
+            return 404, PLAIN, encode("\n".join(picture.missing + [""]), page)
+        return 200, DOCUMENTS[page.view], format_lines(
+            page.view.format(picture, page), page)
     except (ValueError, libbeostat.BadNodeList) as error:
         status, text = 400, "%s" % error
     except libbeostat.NoTable as error:
@@ -2096,18 +2060,22 @@ def format_headers(kind, size):
              + format_source(SHEET))]
 
 
+def has_client(args):
+    """Return whether a client of an inetd gets the document."""
+    return (args.http or args.view.format is format_ganglia) and stat.S_ISSOCK(
+        os.fstat(1).st_mode)
+
+
 def make_reply(data, args):
     """Return a document as a whole reply to the request on a socket, if an
     inetd has started us: unread, it would make the kernel drop our end."""
-    request = b""
-    if sys.stdin is not None and stat.S_ISSOCK(os.fstat(0).st_mode):
-        signal.alarm(CHILD_S)
-        while (len(request) < REQUEST_BYTES
-               and not re.search(REQUEST_END, request)):
-            try:
-                request += os.read(0, REQUEST_BYTES) or b"\n\n"
-            except OSError:             # it has hung up
-                break
+    request = b"" if has_client(args) else b"\n\n"
+    while (len(request) < REQUEST_BYTES
+           and not re.search(REQUEST_END, request)):
+        try:
+            request += os.read(1, REQUEST_BYTES) or b"\n\n"
+        except OSError:                 # it has hung up
+            break
     headers = format_headers(DOCUMENTS[args.view], len(data))
     return "\r\n".join(["HTTP/1.0 200 OK"] + [
         "%s: %s" % pair for pair in headers] + ["", ""]).encode() + data
@@ -2126,6 +2094,11 @@ def make_handler(args):
         def setup(self):
             signal.alarm(CHILD_S)
             self.server.socket.close()      # lest it outlive the server
+            try:                        # where memory is short, end it first
+                with open("/proc/self/oom_score_adj", "w") as file:
+                    file.write("1000")
+            except OSError:
+                pass
             super().setup()
 
         def answer(self, status, kind, body, *more):
@@ -2246,8 +2219,8 @@ def split_words(argv):
              and before not in ("--top", "--sort") else word
              for before, word in zip([""] + argv, argv)]
     while "--sort" in words[:-1]:
-        place = words.index("--sort")
-        words[place:place + 2] = ["--sort=" + words[place + 1]]
+        nth = words.index("--sort")
+        words[nth:nth + 2] = ["--sort=" + words[nth + 1]]
     return words
 
 
@@ -2305,7 +2278,7 @@ def choose_view(args, refuse):
 
 
 def choose_watch(args, refuse):
-    """Return (seconds between two looks or None, NODES)."""
+    """Return (seconds between two views or None, NODES)."""
     if args.watch is None:
         return None, args.nodes
     try:
@@ -2341,8 +2314,7 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    texts = [paint(line, colour, True) for line, colour in lines
-             ] if args.colours else [line for line, _ in lines]
+    texts = [paint(line, colour, args.colours) for line, colour in lines]
     return encode("\n".join(texts + [""]), args)
 
 
@@ -2380,7 +2352,7 @@ def complain(text):
 
 
 def run(args):
-    """Show what was asked for; return the last Picture.
+    """Show the view; return the last Picture.
 
     Raises  BeostatError
     """
@@ -2394,6 +2366,8 @@ def run(args):
         gc.disable()                    # there will be no garbage in time
         picture = read_picture(cluster, args)
         data = format_lines(args.view.format(picture, args), args)
+        if has_client(args):            # that may never read
+            signal.alarm(CHILD_S)
         write(make_reply(data, args) if args.http else data)
         return picture
 

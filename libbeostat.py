@@ -110,7 +110,6 @@ ASK = (                         # the body of a request
     ("agent_start_us", "Q", "us", "start_us of the agent that is meant, 0 "
      "any; a signed request to one node must name it"),
 )
-GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 # ---- layout: records ---------------------------------------------------
 # A change of size or order here raises RECORDS_VERSION.  A value that the
@@ -118,7 +117,6 @@ GROUP, GROUP_PORT = "239.255.11.224", 3040      # requests: the next port
 
 RECORDS_VERSION = 1
 ABSENT = {"H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1, "f": -1.0}
-CLIPPED = 1                     # a flag: some interfaces did not fit
 HOST = (
     ("hostname release", "64s", "", "node name, kernel release; uname(2)"),
     ("machine", "16s", "", "hardware name; uname(2)"),
@@ -221,13 +219,12 @@ STATUS = (
     ("entries", "I", "", "numbers that the index has room for, from -1"),
     ("pid", "I", "", "process id of recvstats"),
     ("port", "I", "", "UDP port it listens on"),
-    ("pid_start_ticks", "Q", "ticks", "when that process started, since "
-     "boot; /proc/PID/stat"),
+    ("pid_start_ticks", "Q", "ticks", "its start, since boot; "
+     "/proc/PID/stat"),
     ("pid_namespace", "Q", "", "inode of its PID namespace, 0 unknown"),
     ("start_time_s", "d", "s", "its start, since the epoch"),
     ("used_bytes", "Q", "bytes", "up to the end of the last slot"),
-    ("used_entries", "I", "", "entries of the index up to the highest number "
-     "that was heard"),
+    ("used_entries", "I", "", "entries up to the highest number heard"),
     ("expected", "I", "", "nodes that are expected, from 0 (-N)"),
     ("messages_per_s", "I", "", "datagrams in the last second"),
     ("stopped", "I", "", "1: recvstats was told to stop, and did"),
@@ -243,26 +240,20 @@ COUNTERS = (
     ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
     ("repeated", "Q", "", "arrived before, or too late to tell; dropped"),
     ("stale", "Q", "", "from an earlier start of the agent; dropped"),
-    ("conflict", "Q", "", "from a sender whose number is another's; dropped"),
-    ("clock_wrong", "Q", "", "signed, and of more than 60 s in the future; "
-     "dropped"),
+    ("conflict", "Q", "", "its number is another sender's; dropped"),
+    ("clock_wrong", "Q", "", "signed, over 60 s in the future; dropped"),
     ("short", "Q", "", "cut off, or shorter than any message; dropped"),
     ("long", "Q", "", "with bytes behind the message; dropped"),
     ("magic_wrong", "Q", "", "not a message of ours; dropped"),
     ("version_wrong", "Q", "", "with a header of another version; dropped"),
     ("crc_wrong", "Q", "", "damaged on the way; dropped"),
     ("header_wrong", "Q", "", "of no known kind or period; dropped"),
-    ("number_wrong", "Q", "", "node number not from -1 to --max-nodes less "
-     "1; dropped"),
-    ("unnumbered", "Q", "", "node number -2, and the sender's address not "
-     "in --iprange; dropped"),
-    ("not_allowed", "Q", "", "from an address outside --allow, or of another "
-     "interface than -i; dropped"),
-    ("unsigned", "Q", "", "without a signature, which --key-file asks for; "
-     "dropped"),
+    ("number_wrong", "Q", "", "not from -1 to --max-nodes less 1; dropped"),
+    ("unnumbered", "Q", "", "node -2, address not in --iprange; dropped"),
+    ("not_allowed", "Q", "", "not in --allow, or not on -i; dropped"),
+    ("unsigned", "Q", "", "not signed, but --key-file; dropped"),
     ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
-    ("no_space", "Q", "", "no room in the file system, or in --max-bytes, "
-     "for its slot; dropped"),
+    ("no_space", "Q", "", "file system or --max-bytes is full; dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
      "its receive buffer was full; SO_MEMINFO"),
@@ -304,8 +295,9 @@ CHOSEN = {"all": ("up", "down", "left"), "up": ("up",),
           "down": ("down", "left")}     # states, by the word for them
 ITEMS = r"(?:\[[^][]*\]|[^,])+"          # of a list, at its commas
 RANGE = r"(\.|n|node|)([0-9]+-[0-9]+)"  # without brackets
-WORD = r"[^][\s]+"
-SPAN = r"[0-9]+(-[0-9]+)?"
+WORD = r"[^][\s]{1,255}"        # no host's name is longer
+DIGITS = 18                     # nor any number
+SPAN = "[0-9]{1,%d}(-[0-9]{1,%d})?" % (DIGITS, DIGITS)
 LIST = r"^[0-9,-]*$|[][,\s]"    # what is no host's name
 
 
@@ -377,7 +369,7 @@ def parse_nodes(text, nodes=()):
             plain number or a list is not believed
     Raises  BadNodeList
     """
-    hosts, numbers = {}, []
+    hosts, numbers = {}, {}
     for node in nodes:
         name = node.host.hostname
         if not (name in CHOSEN or name in MASTER_NAMES
@@ -385,12 +377,13 @@ def parse_nodes(text, nodes=()):
             hosts.setdefault(name, []).append(node.number)
     for item in split_items(text):
         if item in CHOSEN and nodes:
-            numbers += [node.number for node in nodes
-                        if node.state in CHOSEN[item]]
+            numbers.update([(node.number, None) for node in nodes
+                            if node.state in CHOSEN[item]])
         else:
             for name in [item] if item in hosts else expand_item(item):
-                numbers += hosts.get(name) or [parse_number(name)]
-    return list(dict.fromkeys(numbers))
+                numbers.update(dict.fromkeys(
+                    hosts.get(name) or [parse_number(name)]))
+    return list(numbers)
 
 
 def parse_number(name):
@@ -398,18 +391,13 @@ def parse_number(name):
 
     Raises  BadNodeList
     """
-    prefix, digits = split_digits(name)
+    prefix = name.rstrip("0123456789")
+    digits = name[len(prefix):]
     if name in MASTER_NAMES:
         return MASTER
-    if prefix not in PREFIXES or not digits:
+    if prefix not in PREFIXES or not 0 < len(digits) <= DIGITS:
         raise BadNodeList("%r is no node number and no node's name" % name)
     return int(digits)
-
-
-def split_digits(name):
-    """Return (prefix, digits at the end) of a name."""
-    prefix = name.rstrip("0123456789")
-    return prefix, name[len(prefix):]
 
 
 def fold_spans(numbers):
@@ -441,20 +429,19 @@ def fold_group(texts, rows):
     if len(texts) == 1:
         return [texts[0]]
     columns = [len(set(column)) > 1 for column in zip(*rows)]
-    place = max([place for place, varies in enumerate(columns) if varies],
-                default=len(columns) - 1)
+    nth = max([nth for nth, varies in enumerate(columns) if varies],
+              default=len(columns) - 1)
     folds, names = {}, []
     for row in rows:
-        folds.setdefault((row[:place], row[place + 1:]), []).append(
-            row[place])
+        folds.setdefault((row[:nth], row[nth + 1:]), []).append(row[nth])
     for (before, after), numbers in folds.items():
         spans = [first if first == last else "%s-%s" % (first, last)
                  for first, last in fold_spans(numbers)]
         name = ["".join(pair) for pair in zip(texts, before)]
-        name += [texts[place], ",".join(spans), texts[place + 1]]
-        name += ["".join(pair) for pair in zip(after, texts[place + 2:])]
+        name += [texts[nth], ",".join(spans), texts[nth + 1]]
+        name += ["".join(pair) for pair in zip(after, texts[nth + 2:])]
         if len(numbers) > 1 or re.fullmatch(RANGE, "".join(name)):
-            name[place + 1] = "[%s]" % name[place + 1]
+            name[nth + 1] = "[%s]" % name[nth + 1]
         names.append("".join(name))
     return names
 
@@ -500,7 +487,7 @@ MESSAGE_AT, BODY = SLOT_STRUCT.size, HEADER_STRUCT.size
 RECORDS_AT = MESSAGE_AT + BODY
 CPUS_AT = RECORDS_AT + NODE_STRUCT.size
 
-# What a look at one needs of it, and no more.
+# What is unpacked to see if it is whole, and in which state.
 FLOATS = [field for fields, code, *_ in HEADER + NODE if code in "df"
           for field in fields.split()]
 FRACTIONS = slice(FLOATS.index("busy_fraction"),
@@ -526,8 +513,7 @@ def unpack_text(data):
 
 
 def rounded(value):
-    """Return a 32-bit float in as many decimals as it holds, None below 0.
-    """
+    """Return a 32-bit float in decimals that it holds, None below 0."""
     if 0 <= value < ROUND:
         return int(value * 1e4 + 0.5) / 1e4     # a third of round's time
     return round(value, 3) if value >= 0 else None
@@ -567,13 +553,13 @@ def unpacker(name):
             make((unpack_text(device), *counts)) for device, *counts
             in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
     rows = PARTS[name]
-    place = RECORDS_AT + NODE_AT[rows[0][0].split()[0]]
+    at = RECORDS_AT + NODE_AT[rows[0][0].split()[0]]
     (struct_, _), make = layout(rows), record(name, rows)._make
     conversions = [CONVERSIONS[code[-1]] for fields, code, *_ in rows
                    for _ in fields.split()]
     return lambda node: make([
         convert(value) for convert, value
-        in zip(conversions, struct_.unpack_from(node.slot, place))])
+        in zip(conversions, struct_.unpack_from(node.slot, at))])
 
 
 def picker(names):
@@ -640,10 +626,10 @@ def renew(slot):
     except BeostatError:
         for version, names in EARLIER:
             renewed = slot
-            for field in names.split():
+            for field in sorted(names.split(), key=NODE_AT.get):
                 at, code = RECORDS_AT + NODE_AT[field], NODE_CODES[field]
                 renewed = b"".join((renewed[:at], struct.pack(
-                    "<" + code, ABSENT[code]), renewed[at:]))
+                    "<" + code, ABSENT.get(code, b"")), renewed[at:]))
             try:
                 check(renewed, version)
                 return renewed
@@ -680,7 +666,7 @@ class Node:
             self.state = "down"
 
     def __getattr__(self, name):
-        """Unpack what is asked for, the first time that it is."""
+        """Unpack what is wanted, the first time that it is."""
         if name in PARTS or name in LISTS:
             value = self.__dict__[name] = unpacker(name)(self)
             return value
@@ -766,13 +752,13 @@ def close_table(fd):
         pass
 
 
-def read_table(fd, size, place, path):
+def read_table(fd, size, offset, path):
     """Return bytes of a file.
 
     Raises  NotATable
     """
     try:
-        return os.pread(fd, size, place)
+        return os.pread(fd, size, offset)
     except OSError as error:
         raise NotATable("%s: %s" % (path, error.strerror))
 
@@ -818,15 +804,15 @@ def read_index(fd, path, header):
 # ---- cluster -----------------------------------------------------------
 
 
-def find_slot(first, again, place, number):
+def find_slot(first, again, at, number):
     """Return a node's slot up to the end of its message, None unless that
-    is whole, and the same in two looks at the table."""
-    if len(first) < place + RECORDS_AT:
+    is whole, and the same when read twice."""
+    if len(first) < at + RECORDS_AT:
         return None
-    owner, held_bytes, length = HOLDS.unpack_from(first, place)
-    slot = first[place:place + MESSAGE_AT + length]
+    owner, held_bytes, length = HOLDS.unpack_from(first, at)
+    slot = first[at:at + MESSAGE_AT + length]
     if (owner == number and BODY <= length <= held_bytes
-            and again.startswith(slot, place)
+            and again.startswith(slot, at)
             and zlib.crc32(slot[MESSAGE_AT:]) == CRC_RESIDUE):
         return slot
     return None
@@ -915,7 +901,7 @@ class Cluster:
                 pass
 
     def is_running(self, now):
-        """Return whether recvstats was at work when last looked at."""
+        """Return whether recvstats was at work, as last read."""
         age_s = now - self.header["heartbeat_s"]
         return not self.header["stopped"] and age_s <= HEARTBEAT_S
 
@@ -936,7 +922,7 @@ class Cluster:
                 for field, *_ in COUNTERS})
 
     def find(self, number):
-        """Return the place of a node's slot, as last looked at.
+        """Return the place of a node's slot, as last read.
 
         Raises  NoSuchNode, NeverHeard
         """
@@ -946,11 +932,11 @@ class Cluster:
             raise NeverHeard("node %d: never heard" % number)
         raise NoSuchNode("node %d: not in the table" % number)
 
-    def look_twice(self, size, place):
+    def read_twice(self, size, place):
         """Return bytes of the table, and the same read again.
 
         What has one even word in both was not written between the two, and
-        is whole where they are the same.  One look would not be enough: a
+        is whole where they are the same.  Once would not be enough: a
         processor may copy the end of a slot before its beginning.
         Raises  BadSample
         """
@@ -968,7 +954,7 @@ class Cluster:
         """
         last, size = None, READ_BYTES
         for turn in range(TRIES):
-            first, again = self.look_twice(size, place)
+            first, again = self.read_twice(size, place)
             if len(first) < RECORDS_AT:
                 raise BadSample("node %d: cut off in the table" % number)
             slot = find_slot(first, again, 0, number)
@@ -990,13 +976,13 @@ class Cluster:
     def __iter__(self):
         self.refresh(time.monotonic())
         self.refused, nodes, begin, first, again = {}, {}, 0, b"", b""
-        for place, number in sorted(zip(self.index.tolist(),
+        for units, number in sorted(zip(self.index.tolist(),
                                         range(MASTER, len(self.index)))):
-            if place:
+            if units:
                 try:
-                    place *= UNIT_BYTES
+                    place = units * UNIT_BYTES
                     if place + READ_BYTES > begin + len(first):
-                        first, again = self.look_twice(CHUNK_BYTES, place)
+                        first, again = self.read_twice(CHUNK_BYTES, place)
                         begin = place
                     slot = find_slot(first, again, place - begin, number)
                     if not slot or slot[0] % 2:
@@ -1215,5 +1201,5 @@ def get_last_multicast():
 
 
 def set_last_multicast(time_s):
-    """Raise BeostatError: readers do not write; recvstats notes it."""
+    """Raise BeostatError: recvstats keeps it, and readers do not write."""
     raise BeostatError("set_last_multicast: only recvstats writes the table")

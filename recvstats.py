@@ -144,7 +144,7 @@ SLOT = (
     ("unused", "48s"))
 
 # ---- check -------------------------------------------------------------
-# What a datagram is, without a look at any node.
+# What a datagram is, whatever its node.
 
 PERIOD_MOST_S = 3600.0
 HEADER_STRUCT, _ = layout(HEADER)
@@ -234,7 +234,7 @@ class InUse(StartError):
 
 def read_process(pid):
     """Return (start time in ticks since boot, effective user id, whether it
-    lives: a dead one stays until its parent has asked for its end).
+    lives: a dead one stays until its parent has waited for it).
 
     Raises  OSError
     Source  proc(5), /proc/PID/stat and status
@@ -382,7 +382,6 @@ STEP_BYTES = 256 << 10          # the file grows by, or by what a slot needs
 SPACE_S = 1.0                   # between two tries to make room
 SHARE_BYTES = 1536              # set aside for each node of -N
 RECENT_TICKS = 60               # that "the last minute" is
-STATUS_NAMES = [field for fields, _ in STATUS for field in fields.split()]
 COUNTER_NAMES = COUNTERS[0][0].split()
 NOT_RECEIVED = "kernel_drops", "log_drops"      # counters of other things
 IDENTITY = slice(TABLE_AT["version"], TABLE_AT["used_bytes"])
@@ -400,17 +399,6 @@ def round_up(size):
     return -(-size // UNIT_BYTES) * UNIT_BYTES
 
 
-def pack_table_header(status, counts, recent):
-    """Return the bytes of a table's header, its word 0.
-
-    status, counts, recent  {field: value} of STATUS, twice of COUNTERS
-    """
-    data = TABLE_STRUCT.pack(*status.values(), *counts.values(), *recent, 0)
-    data = data[:-CRC_BYTES]
-    crc = zlib.crc32(data[TABLE_AT["version"]:])
-    return data + crc.to_bytes(CRC_BYTES, "little")
-
-
 def find_places(view, index):
     """Return (end of the last slot, entries whose place cannot be).
 
@@ -420,8 +408,8 @@ def find_places(view, index):
     end = round_up(TABLE_BYTES + len(index) * ENTRY_BYTES)
     wrong = []
     for place, entry in sorted(
-            (place * UNIT_BYTES, entry)
-            for entry, place in enumerate(index) if place):
+            (units * UNIT_BYTES, entry)
+            for entry, units in enumerate(index) if units):
         number, size, room = entry - 2, 0, 0
         if end <= place <= len(view) - HOLDS.size:
             number, size, room, _ = HOLDS.unpack_from(view, place)
@@ -463,7 +451,7 @@ class Table:
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
         self.history = collections.deque([(0,) * len(COUNTER_NAMES)],
                                          RECENT_TICKS + 1)
-        self.status = dict.fromkeys(STATUS_NAMES, 0)
+        self.status = dict.fromkeys(layout(STATUS)[1], 0)
         self.status.update(
             magic=TABLE_MAGIC, version=TABLE_VERSION, entries=entries, pid=pid,
             port=port, pid_namespace=read_pid_namespace(), expected=expected,
@@ -526,8 +514,7 @@ class Table:
             raise
         old = self.fd
         self.use(fd, new)
-        if old >= 0:
-            attempt(os.close, old)
+        attempt(os.close, old)          # -1 is none
 
     def adopt(self):
         """Take over the file at the path; return the numbers whose slots
@@ -606,9 +593,7 @@ class Table:
         if now < self.grow_due:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.grow_due = now + SPACE_S
-        try:
-            os.posix_fallocate(self.fd, size, step - size)
-        except OSError:
+        if not attempt(os.posix_fallocate, self.fd, size, step - size):
             os.posix_fallocate(self.fd, size, end - size)
         self.map(self.fd)
         self.grow_due = 0.0
@@ -660,8 +645,12 @@ class Table:
 
     def pack_header(self):
         """Return the bytes of the header, its word 0."""
-        return pack_table_header(self.status, self.counts, map(
-            int.__sub__, self.counts.values(), self.history[0]))
+        counts = self.counts.values()
+        data = TABLE_STRUCT.pack(
+            *self.status.values(), *counts,
+            *map(int.__sub__, counts, self.history[0]), 0)[:-CRC_BYTES]
+        crc = zlib.crc32(data[TABLE_AT["version"]:])
+        return data + crc.to_bytes(CRC_BYTES, "little")
 
     def write_header(self):
         """Bring the header up to date.
@@ -679,7 +668,7 @@ class Table:
         self.words[1] += 1
 
     def beat(self, now):
-        """Write a heartbeat, and with it what was counted."""
+        """Write the header, with a heartbeat and what was counted."""
         counts, status = self.counts, self.status
         received = sum(counts.values()) - sum(
             counts[name] for name in ("received", *NOT_RECEIVED))
@@ -765,16 +754,14 @@ NEWS_CHARACTERS = 400           # of a list in the log
 RIVAL_LINES = 10
 
 SILENT_FROM, _ = layout(SLOT, ("silent_from_s",))
-# What of a slot each message needs; a number that was never heard.
+# What of a slot each message needs, and that of a number never heard.
 LAST, _ = layout(SLOT + HEADER, (
     "window", "received", "lost", "address", "room_bytes", "restarts",
     "start_us", "sequence"))
 NOTHING = 0, 0, 0, b"", 0, 0, -1, 0
-STATE, _ = layout(SLOT + HEADER, (
-    "silent_from_s", "address", "port", "kind", "start_us", "sequence",
-    "period_s"))
 State = collections.namedtuple(
     "State", "silent_from_s address port kind start_us sequence period_s")
+STATE, _ = layout(SLOT + HEADER, State._fields)
 COUNTS, _ = layout(SLOT, ("window", "received", "lost"))
 COUNTS_AT, COUNTS_END = SLOT_AT["window"], SLOT_AT["address"]
 
@@ -807,7 +794,7 @@ class Nodes:
     buffer  the slot header but for its word, then the datagram received
     silent  the nodes that are down or have left
     news    {what happened: the nodes it happened to} not yet logged
-    rivals  {node: (address, the other's)} of numbers that two send
+    rivals, moved  {node: two addresses} that both send it; that it had, has
     """
 
     def __init__(self, table, args, keyed, log):
@@ -871,7 +858,7 @@ class Nodes:
         gap = sequence - last & U32
         follows = start == last_start and 0 < gap < HALF
         if not follows or address != owner:
-            counter = self.judge(node, place, address, start, sequence, now)
+            counter = self.outcome(node, place, address, start, sequence, now)
             if counter != "stored":
                 return counter
         if follows:
@@ -885,7 +872,7 @@ class Nodes:
             if not place:
                 return "no_space"
         if node in self.silent or kind == FAREWELL or not received:
-            self.note(node, kind, received)
+            self.keep_news(node, kind, received)
         SLOT_BODY.pack_into(            # our own memory: nobody sees zeros
             self.buffer, 0, now, now + self.wall_s,
             now - table.status["away_s"], window, received + 1,
@@ -896,9 +883,9 @@ class Nodes:
             table.index[node + 1] = place // UNIT_BYTES
         return "stored"
 
-    def judge(self, node, place, address, start, sequence, now):
+    def outcome(self, node, place, address, start, sequence, now):
         """Return "stored" when a message that does not follow the last one
-        may take its place, else the counter that it adds to."""
+        may replace it, else the counter that it adds to."""
         if not place:
             return "stored"             # the first of its node
         state = State(*STATE.unpack_from(self.table.view, place))
@@ -924,14 +911,14 @@ class Nodes:
         return counter
 
     def late(self, place, behind):
-        """Note a message overtaken by newer ones; return its counter."""
+        """Count a message overtaken by newer ones; return its counter."""
         window, received, lost = COUNTS.unpack_from(self.table.view, place)
         if behind >= WINDOW_BITS or window >> behind & 1:
             return "repeated"
         if behind < received + lost:    # it was counted as lost
             lost = max(lost - 1, 0)
         else:                           # it came before the first one heard
-            lost += behind - received - lost
+            lost = behind - received
         self.table.publish(place, COUNTS_AT, COUNTS.pack(
             window | 1 << behind, received + 1, lost)[COUNTS_AT:COUNTS_END])
         return "late"
@@ -953,7 +940,7 @@ class Nodes:
                              self.table.path, error.strerror))
             return 0, 0
 
-    def note(self, node, kind, received):
+    def keep_news(self, node, kind, received):
         """Keep the news that a message is for the log."""
         if kind == FAREWELL:
             news = "left"
@@ -1074,11 +1061,8 @@ class Requests:
                                 self.rate_s, spread_s, start_us)
             if self.keys:
                 data += self.keys.sign(data)
-            try:
-                self.sock.sendto(data, address)
+            if attempt(self.sock.sendto, data, address):    # else: no route
                 table.status["request_time_s"] = time.time()
-            except OSError:
-                pass                    # it has no route now
 
 
 # ---- group -------------------------------------------------------------
@@ -1119,10 +1103,8 @@ def join_group(sock, interface, index):
     group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), index)
     option = sock.setsockopt
     option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-    try:
-        option(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
-    except OSError:
-        pass                            # it was none, or was lost
+    # It may have been none, or was lost.
+    attempt(option, socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
     option(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
@@ -1140,7 +1122,7 @@ class Group:
         self.sock, self.interface = sock, interface
         self.index, self.trouble = 0, ""
 
-    def follow(self, log):
+    def rejoin(self, log):
         """Join again when the interface has become another; return whether
         it has."""
         try:
@@ -1165,7 +1147,7 @@ class Group:
 
 # ---- socket ------------------------------------------------------------
 
-BUFFER_BYTES = 16 << 20         # receive buffer to ask for
+BUFFER_BYTES = 16 << 20         # receive buffer that is wanted
 DATAGRAM_BYTES = 512            # of it, that the shortest one takes at least
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55     # asm-generic/socket.h
 MEMINFO_DROPS = 8                       # linux/sock_diag.h
@@ -1182,11 +1164,8 @@ def open_socket(port, interface):
         attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE,
                 interface.encode())
     for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
-            break
-        except OSError:
-            pass                        # only root may force it
+        if attempt(sock.setsockopt, socket.SOL_SOCKET, option, BUFFER_BYTES):
+            break                       # only root may force it
     sock.setblocking(False)
     try:
         sock.bind(("", port))
@@ -1278,10 +1257,8 @@ class Keys:
             if anew or self.version(os.stat(self.path)) != self.seen:
                 self.read()
             self.trouble = ""
-        except OSError as error:
+        except (OSError, StartError) as error:
             self.trouble = explain(error)
-        except StartError as error:
-            self.trouble = str(error)
 
     def sign(self, data, state=None):
         """Return the MAC_BYTES to put behind a message."""
@@ -1302,7 +1279,7 @@ class Keys:
 # What a process needs that runs for years beside others.
 
 STOP = signal.SIGTERM, signal.SIGINT
-FDS = 65536                     # that a caller may have open, unless /proc
+FDS = 65536                     # may be open, where /proc does not tell
 
 
 def wait_for(files, wait_s):
@@ -1494,11 +1471,11 @@ class Log:
     """Lines to standard error, or to syslog over a socket of its own.
 
     drops  how many could not be written
-    told   what is said once and no more
+    said   what is said once and no more
     """
 
     def __init__(self, foreground):
-        self.foreground, self.drops, self.told = foreground, 0, set()
+        self.foreground, self.drops, self.said = foreground, 0, set()
         self.lines, self.filled_s = LOG_LINES, time.monotonic()
 
     def has_room(self):
@@ -1514,18 +1491,14 @@ class Log:
         self.lines = max(self.lines - 1, 0)
         line = "recvstats: %s" % text.replace("\n", "\\n")
         data = line[:LINE_CHARACTERS].encode("utf-8", "backslashreplace")
-        try:
-            if self.foreground:
-                self.write_stderr(data + b"\n")
-            else:
-                self.send_syslog(data[len("recvstats"):])
-        except OSError:
+        if not attempt(self.write_stderr if self.foreground
+                       else self.send_syslog, data):
             self.drops += 1
 
     def once(self, text):
         """Write a line unless it was written before."""
-        if text not in self.told:
-            self.told.add(text)
+        if text not in self.said:
+            self.said.add(text)
             self(text)
 
     def write_stderr(self, data):
@@ -1534,7 +1507,7 @@ class Log:
         poller.register(2, select.POLLOUT)
         if not poller.poll(0):
             raise BlockingIOError("standard error is full")
-        os.write(2, data)
+        os.write(2, data + b"\n")
 
     def send_syslog(self, data):
         """Send a line to syslog."""
@@ -1543,7 +1516,7 @@ class Log:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.connect(SYSLOG)        # anew: it may have been restarted
-            sock.send(head.encode() + data)
+            sock.send(head.encode() + data[len("recvstats"):])
 
 
 # ---- run ---------------------------------------------------------------
@@ -1552,7 +1525,7 @@ NODES = 64                      # for which a new table has room
 CLAIMS = 20                     # of a path that another user wants too
 NAP_LEAST_S, NAP_MOST_S = 0.005, 0.050  # datagrams gather meanwhile
 GATHER_BYTES = 16384            # of the buffer for each: most of it is spare
-BATCH = 4096                    # datagrams between two looks at the clock
+BATCH = 4096                    # datagrams between two reads of the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened
 NICER = -10                     # than it was started: nobody starves it
 FAULT_S = 0.1                   # a failed call is not tried again before
@@ -1599,13 +1572,13 @@ class Receiver:
         return (check(self.message, size, header, self.keys)
                 or self.store(size, sender, address, header, now))
 
-    def refuse(self, size, sender, now):
+    def refuse(self, *_):
         """Store nothing: the interface to listen to is not there."""
         return "not_allowed"
 
     def choose(self):
-        """Return what takes datagrams now: accept or refuse, with --debug
-        one that tells."""
+        """Return what each datagram is given to now: accept or refuse, with
+        --debug one that tells."""
         accept = self.accept
         if self.group and not self.group.index:
             accept = self.refuse
@@ -1631,7 +1604,7 @@ class Receiver:
         table.status["heartbeat_s"] = now
         nodes.sweep()
         self.refresh_keys(signal.SIGHUP in told)
-        if self.group and self.group.follow(self.log):
+        if self.group and self.group.rejoin(self.log):
             self.requests.renew_due = 0.0
         if self.sock:
             self.requests.queue_due(now)
@@ -1643,7 +1616,7 @@ class Receiver:
         self.beat(now)
 
     def beat(self, now):
-        """Write a heartbeat, and with it what was counted."""
+        """Write a heartbeat, and what kernel and log have dropped."""
         counts = self.table.counts
         if self.sock:
             counts["kernel_drops"] = read_drops(self.sock,
@@ -1676,8 +1649,8 @@ class Receiver:
     def keep_path(self, now):
         """Put the table back where its path names another file or none.
 
-        What is not to be touched there is not looked at again for a while:
-        to see whether somebody writes it may take MOVES_S.
+        What is not to be touched there is not read again for a while: to
+        see whether somebody writes it may last MOVES_S.
         Raises  InUse when that is another recvstats' table
         """
         table = self.table
@@ -1818,7 +1791,7 @@ def open_table(args, log):
 def start(args, log):
     """Return (receiver, socket), ready to run.
 
-    The port is bound before the table is looked at: of two that start at
+    The port is bound before the table is opened: of two that start at
     once on one port, only one gets there.
     Raises  StartError, OSError
     """

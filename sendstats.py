@@ -17,7 +17,7 @@ tells it by address.  ADDRESS may be a name; default master.
   --pid-file FILE        hold the process id in FILE while running
   --key-file FILE        sign with its first key, take requests of any
   --procstatd PORT       answer about this node on TCP; by custom 7885
-  --allow NETWORK        who may ask there; default the masters, this node
+  --allow NETWORK        who may connect; default the masters, loopback
   -h, --help, -v, --version
 Exit status: 0 told to stop, 1 could not start, 2 usage.
 examples:
@@ -213,9 +213,9 @@ def parse_counts(text, keys):
     """
     counts = []
     for key in keys:
-        place = text.rfind(key) + len(key)
-        counts.append(ABSENT["Q"] if place < len(key) else int(
-            text[place:place + NUMBER_BYTES].split(None, 1)[0]))
+        end = text.rfind(key) + len(key)
+        counts.append(ABSENT["Q"] if end < len(key) else int(
+            text[end:end + NUMBER_BYTES].split(None, 1)[0]))
     return counts
 
 
@@ -393,7 +393,7 @@ def parse_cpuinfo(text):
 
 # ---- sample ------------------------------------------------------------
 
-IDENTITY_S = 60.0               # between two looks at /proc/cpuinfo
+IDENTITY_S = 60.0               # between two reads of /proc/cpuinfo
 EARLY = 0.9                     # a sample is as old as it should, or nearly
 STEP_S = 1.0                    # a clock that moved more than this was set
 MOST_CPUS = 3000                # that a message can hold
@@ -500,9 +500,9 @@ class Sampler:
             (CLOCK_MONOTONIC, of CPUs, of interfaces)
     """
 
-    def __init__(self, root, node, period_s, procstatd_port=0, say=ignore):
+    def __init__(self, root, node, period_s, say=ignore):
         self.root, self.node, self.period_s = root, node, period_s
-        self.procstatd_port, self.say = procstatd_port, say
+        self.procstatd_port, self.say = 0, say
         self.start_us = self.sequence = self.send_errors = self.skipped = 0
         self.clock_s = NEVER            # the wall clock's lead on ours
         self.cost_s = time.process_time()
@@ -516,8 +516,8 @@ class Sampler:
 
     def close(self):
         """Close the files."""
-        for fd in self.files.values():
-            attempt(os.close, fd)
+        while self.files:
+            attempt(os.close, self.files.popitem()[1])
 
     def read(self, name, parse):
         """Return what parse makes of a file, None when it makes nothing."""
@@ -537,7 +537,6 @@ class Sampler:
         """Read what seldom changes, from files that are opened anew: of a
         --proc they may be others by now."""
         self.close()
-        self.files = {}
         host = os.uname()
         vendor, model, *numbers = (self.read("cpuinfo", parse_cpuinfo)
                                    or absent(PROCESSOR)[:-1])
@@ -564,7 +563,7 @@ class Sampler:
             del self.past[0]
         return self.past[0] if self.past else (now, (None, {}), {})
 
-    def take(self, kind):
+    def make_message(self, kind):
         """Return the message of a new sample.
 
         The start and the sequence begin anew when the clock was set.
@@ -583,8 +582,8 @@ class Sampler:
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
             self.read_identity()
-        taken, cpus_before, bytes_before = self.find_past(now)
-        elapsed_s = now - taken or 1.0
+        past_s, cpus_before, bytes_before = self.find_past(now)
+        elapsed_s = now - past_s or 1.0
         lines, kernel = self.read("stat", parse_stat) or (
             [], absent(KERNEL))
         cpu, cpus, cpus_now = measure_cpus(
@@ -607,12 +606,12 @@ class Sampler:
 # ---- masters -----------------------------------------------------------
 # Where samples go: addresses, names that are resolved, a multicast group.
 
-LOOK_UP_S = 60.0                # between two look-ups of a master's name
+RESOLVED_S = 60.0               # until a master's name is resolved again
 HOSTS = "/etc/hosts"
 GROUPS = range(224, 240)        # first bytes of a multicast address
 TTL = 1                         # the group is of one network
 REFUSED = "refused: nobody listens there"
-CURES = {                       # of what is said of a master once, then
+CURES = {                       # what to do, by a master's trouble
     REFUSED: ": start recvstats, or name its port with -p",
     os.strerror(errno.EHOSTUNREACH): ": it is off, or its firewall refuses",
     os.strerror(errno.EADDRNOTAVAIL): ": -a is no address of this machine"}
@@ -637,10 +636,7 @@ def parse_destination(text, port):
 
 def is_address(host):
     """Return whether host is an IPv4 address rather than a name."""
-    try:
-        return bool(socket.inet_pton(socket.AF_INET, host))
-    except OSError:
-        return False
+    return attempt(socket.inet_pton, socket.AF_INET, host)
 
 
 def is_group(host):
@@ -687,15 +683,15 @@ def read_hosts_time():
         return 0
 
 
-def resolve(master, wanted):
-    """Resolve a master's name for ever: once a minute, after growing waits
-    while there is no answer, and when the lock `wanted` is let go.
+def resolve_forever(master, wanted):
+    """Resolve a master's name: once a minute, after growing waits while
+    there is no answer, and when the lock `wanted` is let go.
 
     In a thread, so that a name server that is silent delays no sample.
     """
     retry_s = RETRY_S
     while True:
-        wait_s = LOOK_UP_S
+        wait_s = RESOLVED_S
         try:
             # As bytes: a str would make Python load its IDNA tables.
             master.address = socket.getaddrinfo(
@@ -704,7 +700,7 @@ def resolve(master, wanted):
             retry_s = RETRY_S
         except (OSError, UnicodeError) as error:
             master.trouble = "%s: name it in /etc/hosts" % explain(error)
-            wait_s, retry_s = retry_s, min(retry_s * 2, LOOK_UP_S)
+            wait_s, retry_s = retry_s, min(retry_s * 2, RESOLVED_S)
         time.sleep(RETRY_S)
         wanted.acquire(True, wait_s - RETRY_S)
 
@@ -714,7 +710,7 @@ class Master:
 
     address    of the host, "" until its name is resolved
     interface  name of the interface to use, of a group; else ""
-    index      its number and its network, when it was looked at
+    index, network  of that interface, as last found
     sock       connected to peer, which the address was then; or None
     group      the socket that hears the group, or None
     trouble    what became of the last message, "" nothing bad
@@ -733,7 +729,7 @@ class Master:
         self.refused = False
         self.wanted, self.hosts_time = None, 0
 
-    def look(self, anew):
+    def refresh(self, anew):
         """Have the host's name resolved, if it is one, at once when this is
         wanted anew or /etc/hosts has changed; and see whether a group's
         interface is what it was."""
@@ -751,11 +747,11 @@ class Master:
             if not self.wanted:
                 wanted = _thread.allocate_lock()
                 wanted.acquire()
-                _thread.start_new_thread(resolve, (self, wanted))
+                _thread.start_new_thread(resolve_forever, (self, wanted))
                 self.wanted = wanted
             elif anew and self.wanted.locked():
                 self.wanted.release()
-        except RuntimeError as error:           # the next look tries again
+        except RuntimeError as error:           # the next refresh tries again
             self.trouble = str(error)
 
     def find(self):
@@ -765,11 +761,14 @@ class Master:
         """
         self.index, self.network = find_interface(self.interface)
 
-    def open_socket(self):
-        """Return a new socket, connected to the peer.
+    def connect(self):
+        """Open a new socket, for the address and the interface of now.
 
         Raises  OSError
         """
+        if self.interface:
+            self.find()
+        self.peer, self.group = self.address, None
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
         if self.interface:
@@ -779,17 +778,7 @@ class Master:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, TTL)
         sock.bind((self.local, 0))
         sock.connect((self.peer, self.port))
-        return sock
-
-    def connect(self):
-        """Take a new socket, for the address and the interface of now.
-
-        Raises  OSError
-        """
-        if self.interface:
-            self.find()
-        self.peer, self.group = self.address, None
-        self.sock = self.open_socket()
+        self.sock = sock
 
     def send(self, message):
         """Return whether the kernel took the message.
@@ -835,7 +824,7 @@ class Master:
 # socket that samples leave from, or through the group.
 
 ASKED_PERIODS_S = 0.1, 3600.0   # the shortest and the longest
-TOLD_S = 3600.0                 # a period asked for holds no longer
+OBEYED_S = 3600.0               # a period asked for holds no longer
 ANSWER_S = 0.2                  # least time between two answers
 SPREAD_MOST_S = 60.0
 READS = 64                      # of a socket at a time
@@ -923,13 +912,8 @@ class Requests:
 
     def sources(self, masters):
         """Return {socket: (its master, whether it hears a group)}."""
-        found = {}
-        for master in masters:
-            if master.sock:
-                found[master.sock] = master, False
-            if master.group:
-                found[master.group] = master, True
-        return found
+        return {sock: (master, sock is master.group) for master in masters
+                for sock in (master.sock, master.group) if sock}
 
     def receive(self, sock, master, grouped, now):
         """Read what came to a socket, and obey what a master asks."""
@@ -992,11 +976,11 @@ class Requests:
             due = max(due, self.group_due)
             self.group_due = min(due, self.due) + self.own_s
         self.due = min(self.due, due)
-        self.period_s, self.until = period_s, now + TOLD_S
+        self.period_s, self.until = period_s, now + OBEYED_S
 
     def answer(self, now):
-        """Take note that a sample left, which answers whoever asked; go back
-        to the agent's own period in its time."""
+        """A sample left, which answers whoever asked: go back to the agent's
+        own period in its time."""
         self.answered, self.due = now, NEVER
         if now >= self.until:
             self.period_s, self.until = self.own_s, NEVER
@@ -1048,10 +1032,8 @@ class Keys:
             if anew or self.version(os.stat(self.path)) != self.seen:
                 self.read()
             self.trouble = ""
-        except OSError as error:
+        except (OSError, StartError) as error:
             self.trouble = explain(error)
-        except StartError as error:
-            self.trouble = str(error)
 
     def sign(self, data, state=None):
         """Return the MAC_BYTES to put behind a message."""
@@ -1072,7 +1054,7 @@ class Keys:
 # Answers TCP clients about this node, each in a thread of its own.
 
 CLIENTS, CLIENTS_OF_ONE = 10, 4         # in all, and of one address
-IDLE_S = 30.0                   # for a whole command, and to take a reply
+IDLE_S = 30.0                   # for a whole command, and to read a reply
 LINE_BYTES = 256                # a command is no longer
 RESTS = 4                       # times the CPU time of a reply
 COMMAND_CHARACTERS = 1024       # of a process, in the list of jobs
@@ -1176,7 +1158,7 @@ def reply_send(sampler, _):
         sampler.begin()
         time.sleep(FIRST_S)
     node = name_values(NODE, NODE_STRUCT.unpack_from(
-        sampler.take(SAMPLE), HEADER_STRUCT.size))
+        sampler.make_message(SAMPLE), HEADER_STRUCT.size))
     return format_values(node, node)
 
 
@@ -1263,7 +1245,7 @@ def serve_client(sock, address, root, turn, clients):
 def refusal(address, clients, allow, masters):
     """Return why an address may not connect, or "".
 
-    Without --allow this node may, a master, and the network of a group.
+    Without --allow the loopback may, a master, and the network of a group.
     """
     networks = allow or [network(LOOPBACK)] + [
         master.network for master in masters if master.network]
@@ -1324,8 +1306,7 @@ def start_procstatd(port, root, allow, masters, say):
 STOP = signal.SIGTERM, signal.SIGINT
 OOM_SCORE = b"-900"
 SAY_S = 3600.0                  # before the same is said again
-FDS = 65536                     # that a caller may have open, unless /proc
-                                # tells how many it has
+FDS = 65536                     # may be open, where /proc does not tell
 
 
 def wait_for(files, wait_s):
@@ -1505,7 +1486,7 @@ def hold_pid_file(path):
 
 
 def lower_oom_score():
-    """Ask the kernel to end others first when memory runs out."""
+    """Have the kernel end others first when memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "wb", 0) as file:
             file.write(OOM_SCORE)
@@ -1534,10 +1515,9 @@ def once_per_hour(write):
 
 # ---- run ---------------------------------------------------------------
 
-START_S = 1.0                   # the longest a daemon tries to send before
-                                # its command returns
-LATE_S = 1.0                    # and its command waits, should a call hang
-LOOK_S = 5.0                    # between two looks at what seldom changes
+START_S = 1.0                   # a daemon's command waits for a first message
+LATE_S = 1.0                    # and longer, should a call hang
+REFRESH_S = 5.0                 # between two reads of what seldom changes
 ONCE_S = 2.0                    # the longest --once tries to send
 REFUSED_S = 0.05                # the longest -d and --once wait for it
 SETTLE_S = 0.05                 # a master on this machine stores meanwhile
@@ -1568,17 +1548,16 @@ def next_due(now, period_s, phase_s):
 class Agent:
     """One run: its samples, and when they go where.
 
-    on       whether to go on: no signal told it to stop
-    due      when the next sample is, or never
-    look_at  when to look next at what seldom changes
+    on           whether to go on: no signal told it to stop
+    due          when the next sample is, or never
+    refresh_due  when to read next what seldom changes
     """
 
     def __init__(self, args):
         self.args, self.phase = args, phase_of(args.node)
         self.say = once_per_hour(complain)
         self.keys = Keys(args.key_file) if args.key_file else None
-        self.sampler = Sampler(args.proc, args.node, args.rate,
-                               say=self.say)
+        self.sampler = Sampler(args.proc, args.node, args.rate, self.say)
         self.masters = [Master(host, port, args.address, args.interface)
                         for host, port in args.masters]
         self.requests = Requests(self.sampler, self.phase, self.keys,
@@ -1586,7 +1565,7 @@ class Agent:
         if args.procstatd and not self.masters:
             self.start_procstatd()
         self.signals = open_signals(STOP + (signal.SIGHUP,))
-        self.on, self.due, self.look_at = True, NEVER, 0.0
+        self.on, self.due, self.refresh_due = True, NEVER, 0.0
         self.sampler.begin()
 
     def start_procstatd(self):
@@ -1599,19 +1578,19 @@ class Agent:
                         complain if self.args.debug else ignore)
         self.sampler.procstatd_port = self.args.procstatd
 
-    def look(self, now, anew=False):
-        """Look at what seldom changes: keys, names, interfaces; and try to
-        get procstatd's port, where somebody else had it.
+    def refresh(self, now, anew=False):
+        """Read what seldom changes: keys, names, interfaces; and try to get
+        procstatd's port, where somebody else had it.
 
-        anew  whatever was seen before, as SIGHUP asks
+        anew  whatever was read before, as SIGHUP wants it
         """
-        self.look_at = now + LOOK_S
+        self.refresh_due = now + REFRESH_S
         if self.keys:
             self.keys.refresh(anew)
             if self.keys.trouble:
                 self.say(self.keys.trouble + ": its last keys stay in use")
         for master in self.masters:
-            master.look(anew)
+            master.refresh(anew)
         if self.args.procstatd != self.sampler.procstatd_port:
             try:
                 self.start_procstatd()
@@ -1639,20 +1618,15 @@ class Agent:
                 ready = [self.signals]
             if self.signals in ready:
                 told = read_signals(self.signals)
-                if told:
-                    self.heed(told)
-                    return False
-                continue
+                if not told:
+                    continue
+                self.on = not set(told) & set(STOP)
+                if self.on:
+                    self.refresh(time.monotonic(), anew=True)
+                return False
             for sock in ready:
                 self.requests.receive(sock, *sources[sock],
                                       time.monotonic())
-
-    def heed(self, told):
-        """Do what signals ask, by their numbers."""
-        if any(number in told for number in STOP):
-            self.on = False
-        else:
-            self.look(time.monotonic(), anew=True)
 
     def plan(self, now):
         """Set when the next sample is due, by the period of now."""
@@ -1660,8 +1634,8 @@ class Agent:
         self.due = next_due(now, period_s, self.phase * period_s)
 
     def send(self, kind):
-        """Take a sample; return to how many masters it was sent."""
-        message, sent = self.sampler.take(kind), []
+        """Send a sample; return to how many masters."""
+        message, sent = self.sampler.make_message(kind), []
         if self.keys:
             message += self.keys.sign(message)
         for master in self.masters:
@@ -1706,7 +1680,7 @@ class Agent:
         """
         sent, once = 0, self.args.once
         limit = time.monotonic() + (ONCE_S if once else START_S)
-        self.look(time.monotonic())
+        self.refresh(time.monotonic())
         while (self.masters and self.on and not sent
                and time.monotonic() < limit):
             self.due = time.monotonic() + FIRST_S
@@ -1733,8 +1707,8 @@ class Agent:
         self.send(SAMPLE)
         self.report()
         now = time.monotonic()
-        if now >= self.look_at:
-            self.look(now)
+        if now >= self.refresh_due:
+            self.refresh(now)
         if now >= due:                  # else a master asked for this one
             self.plan(now)
             self.sampler.skipped += max(
@@ -1855,14 +1829,13 @@ def parse_procstatd(argv):
     option("-v", dest="verbose", action="store_true",
            help="say who is refused, in the foreground")
     option("--allow", action="append", default=[], metavar="NETWORK",
-           help="who may ask; default this node alone")
+           help="who may connect; default the loopback alone")
     option("--pid-file", metavar="FILE", help="hold the process id in FILE")
     option("port", nargs="?", default=PROCSTATD_PORT, metavar="PORT",
            type=number_in(1, 65535, int), help="TCP port; default %(default)s")
     args = parser.parse_args(argv)
     words = [] if args.daemon else ["-d" if args.verbose else "-f"]
-    for network_ in args.allow:
-        words += ["--allow", network_]
+    words += ["--allow=" + each for each in args.allow]
     if args.pid_file:
         words += ["--pid-file", args.pid_file]
     return words + ["--procstatd", "%d" % args.port]

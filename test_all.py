@@ -501,7 +501,7 @@ def body_in(data):
 
 def last_sample(sampler):
     """Return the message of a sample, after which no file is open."""
-    data = sampler.take(sendstats.SAMPLE)
+    data = sampler.make_message(sendstats.SAMPLE)
     sampler.close()
     return data
 
@@ -551,8 +551,7 @@ def decode(data, number=0):
         libbeostat.SLOT, bytes(libbeostat.SLOT_STRUCT.size), number=number,
         heard_s=now, heard_time_s=time.time(), silent_from_s=now, received=1,
         address=bytes([10, 0, 0, 1]), port=4000, message_bytes=len(data))
-    libbeostat.check(slot + data)
-    return libbeostat.Node(number, slot + data, now, now)
+    return libbeostat.Node(number, libbeostat.renew(slot + data), now, now)
 
 
 def sample_of(folder, files, later=()):
@@ -634,7 +633,8 @@ def part(file, name):
 @pytest.mark.parametrize("name", [*TOOLS, "test_all.py"])
 def test_no_name_stands_for_two(name):
     """A second test of a name would hide the first."""
-    names = re.findall(r"^(?:def|class) (\w+)", read_source(name), re.M)
+    names = re.findall(r"^(?:def|class) (\w+)|^([A-Z_]+) = ",
+                       read_source(name), re.M)
     assert sorted(names) == sorted({*names})
 
 
@@ -663,7 +663,7 @@ def field_codes(rows):
 @pytest.mark.parametrize("of, names", [
     (field_codes, "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT"),
     (lambda value: value, "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED "
-     "GROUP GROUP_PORT RECORDS_VERSION ABSENT CLIPPED TABLE_MAGIC "
+     "GROUP GROUP_PORT RECORDS_VERSION ABSENT TABLE_MAGIC "
      "TABLE_VERSION TABLE_BYTES SILENT_PERIODS SILENT_S SIGNED VERIFIED "
      "CRC_RESIDUE CRC_BYTES")])
 def test_layouts_and_their_constants_agree(of, names):
@@ -675,7 +675,7 @@ def test_layouts_and_their_constants_agree(of, names):
 
 
 RECORDED = (
-    # A message of each version of the records, and what it says.
+    # A message of each version of the records, and what is known by it.
     (zlib.decompress(base64.b85decode(
         b"c-nJv^=HgtW?*1vU|?Vb!UaF4cmkOWoD5)K4<b^}-gV3~XP^j}=^5%7P@uoU!Ytm*1i"
         b"^PKEy+mDE6GfD^mPIAeO(k>10tQtHUF`rk}CrX1H*O4MXrntObjUualaX|K{C1vnZPP"
@@ -702,22 +702,51 @@ RECORDED = (
 )
 
 
-@pytest.mark.parametrize("data, want", RECORDED)
+@pytest.mark.parametrize("data, want", RECORDED, ids=[
+    "version %d" % (place + 1) for place in range(len(RECORDED))])
 def test_recorded_message_decodes_for_ever(data, want):
     node = decode(data, 7)
     assert (node.sequence, node.period_s, node.start_time_s,
             node.time_s) == (9, .5, 1234.5, 2e9)
     for name, values in want.items():
-        assert [*getattr(node, name)] == values, name
+        assert [value for value in getattr(node, name)
+                if value not in (None, "")] == values, name
+
+
+@pytest.mark.parametrize("names", [
+    "machine block_bytes", "cost_us mhz", "hostname"])
+def test_values_of_a_later_version_are_absent(names, monkeypatch):
+    """As if today's samples did not have them: texts, in any order."""
+    data = message(7)
+    today, codes = decode(data, 7), field_codes(libbeostat.NODE)
+    body = data[libbeostat.BODY:]
+    kept = [(code, value) for (field, code), value in zip(
+        codes, libbeostat.NODE_STRUCT.unpack_from(body))
+            if field not in names.split()]
+    short = data[:libbeostat.BODY] + struct.pack(
+        "<" + "".join(code for code, _ in kept),
+        *[value for _, value in kept]) + body[libbeostat.NODE_STRUCT.size:]
+    monkeypatch.setattr(libbeostat, "EARLIER", (
+        (libbeostat.RECORDS_VERSION, names),))
+    node = decode(broken(short, length=len(short)), 7)
+    assert (node.cpus, node.interfaces) == (today.cpus, today.interfaces)
+    for name in libbeostat.PARTS:
+        want = getattr(today, name)
+        assert getattr(node, name) == want._replace(**{
+            field: "" if isinstance(value, str) else None
+            for field, value in zip(want._fields, want)
+            if field in names.split()}), name
 
 
 def test_an_agent_makes_the_recorded_message(tmp_path):
     body = body_of(tmp_path, EPYC, **dict(
         FIXED, hostname=b"n7", cost_us=331, send_errors=3, skipped=2,
         procstatd_port=7885, rx_bytes_per_s=100000, tx_bytes_per_s=125))
-    data, _ = RECORDED[-1]
-    assert sendstats.pack_message(
-        (7, sendstats.SAMPLE, 1234500000, 9, .5, 2e9), body) == data
+    made = sendstats.pack_message(
+        (7, sendstats.SAMPLE, 1234500000, 9, .5, 2e9), body)
+    assert len(RECORDED) == sendstats.RECORDS_VERSION and (
+        made == RECORDED[-1][0]), base64.b85encode(
+            zlib.compress(made)).decode()
 
 
 def test_table_is_read_by_the_offsets_of_the_readme(seven):
@@ -933,7 +962,7 @@ def test_rates_go_back_one_period(tmp_path, period_s):
             write_proc(tmp_path, changed(EPYC, "stat", (
                 "608 0 928 127363", "%d 0 928 %d" % (user, 127388 + user))))
             clock.now += period_s
-            node = decode(sampler.take(sendstats.SAMPLE))
+            node = decode(sampler.make_message(sendstats.SAMPLE))
             busy.append(node.cpu.busy_fraction)
     sampler.close()
     assert busy[-1] == .5
@@ -945,8 +974,8 @@ def test_clock_that_is_set_starts_the_sequence_anew(step_s, start, sequence):
     with Clock() as clock:
         clock.offset_s = 1000.0 - clock.now
         sampler = sendstats.Sampler("/proc", 0, 1.0)
-        sampler.take(sendstats.SAMPLE)
-        header = header_of(sampler.take(sendstats.SAMPLE))
+        sampler.make_message(sendstats.SAMPLE)
+        header = header_of(sampler.make_message(sendstats.SAMPLE))
         assert (header["start_us"], header["sequence"]) == (1000000000, 2)
         clock.offset_s += step_s
         header = header_of(last_sample(sampler))
@@ -980,7 +1009,7 @@ NODE_LISTS = (
     *[(wrong, None) for wrong in (
         "n[\u00b2]", "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]",
         "n[a]", "x", "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]",
-        "3..4", "n[1-]")],
+        "3..4", "n[1-]", "9" * 19)],
 )
 
 
@@ -1817,7 +1846,8 @@ LIES = (
         libbeostat.NODE, BODY[:libbeostat.NODE_STRUCT.size], cpus=1,
         interfaces=0) + libbeostat.CPU_STRUCT.pack(0, 10001, 0, 0, 0, 0))),
     ("nonsense", message(1, body=b"nonsense")),
-    ("newer", broken(message(1), version=2)),
+    ("newer", broken(
+        message(1), version=libbeostat.RECORDS_VERSION + 1)),
 )
 
 
@@ -3694,6 +3724,21 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     assert screen.status() in (0, 1)
 
 
+def test_watch_shows_load_by_colour_and_use_by_bars(receiver):
+    """Each CPU's share of the load counts; a node that does not tell its
+    CPUs has one."""
+    rows = ((2, 1.4, "32"), (2, 1.5, "33"), (2, 2.6, "33"), (2, 2.7, "31"),
+            (0, 1.0, "33"))
+    for number, (cpus, load, _) in enumerate(rows):
+        feed(receiver, message(number, body=with_fields(
+            libbeostat.NODE, body_of_counts(cpus, 0), one=load,
+            busy_fraction=.5)))
+    drawn = watch(receiver, LC_ALL="C.UTF-8").wait_text("q quits")
+    assert re.findall(r"\033\[(\d+)m +\d up", drawn) == [
+        colour for _, _, colour in rows]
+    assert "cpu 50.0% \u2585\033" in drawn
+
+
 def test_watch_helps_sorts_and_filters(named):
     screen = watch(named)
 
@@ -3705,7 +3750,7 @@ def test_watch_helps_sorts_and_filters(named):
     wait_for(lambda: "this help" in " ".join(screen.frame()))
     screen.type(b"?")
     wait_for(lambda: first_rows()[0] == "-1")
-    for _ in range(14):                 # to the last column, the name
+    for _ in beostat.COLUMNS:           # to the last column, the name
         screen.type(b"s")
     wait_for(lambda: "sorted by name" in screen.frame()[-1])
     assert first_rows()[0] == "7"
@@ -3919,7 +3964,11 @@ PAGE_TAGS = {"html", "meta", "title", "style", "h1", "p", "nav", "a", "table",
 
 
 def test_page_has_the_rows_of_the_default_view(seven):
-    page = Page(shown(seven, "--html", "--sort", "-load", "--cluster", "<b>"))
+    text = shown(seven, "--html", "--sort", "-load", "--cluster", "<b>")
+    assert set(re.findall(r'class="(\w+)">[^<]*<meter[^>]* high="(\d+)"',
+                          text)) == {("cpu", "100"), ("mem", "90"),
+                                     ("swap", "50"), ("disk", "90")}
+    page = Page(text)
     assert page.tags <= PAGE_TAGS and "<b>" in page.text
     assert [row[:5] for row in page.rows] == [
         ["", "node", "name", "state", "cpu%"],
@@ -4036,6 +4085,10 @@ REQUESTS = (
     ("GET", "/?node=n[0-9,20-99999],5", "127.0.0.1", 404, "in the table"),
     ("GET", "/?node=n[0-999][0-999]", "127.0.0.1", 400, "too many nodes"),
     ("GET", "/?node=[9-1][0-99999],9-1,0-1", "127.0.0.1", 400, "too many"),
+    *[("GET", "/?node=" + nodes, "127.0.0.1", 400, "too many nodes")
+      for nodes in ("[1,2]" * 17, "0-60000&node=0-60000", "x" * 9000
+                    + "[1-9999]", "0" * 9000 + "[1-9999]")],
+    ("GET", "/?node=" + "1" * 20000, "127.0.0.1", 400, "no list of nodes"),
     ("GET", "/?node=--jobs", "127.0.0.1", 404, "--jobs: no node's name"),
     ("GET", "/?sort=zip", "127.0.0.1", 400, "--sort zip: choose from node"),
     ("GET", "/?sort=cpu%0a%1b[31m", "127.0.0.1", 400, r"cpu\n\x1b[31m"),
@@ -4102,20 +4155,28 @@ def test_server_without_a_table(running):
         % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
-        wait_for(lambda: set(children_of(served.process.pid)) - before)
+        child, = wait_for(
+            lambda: set(children_of(served.process.pid)) - before)
+        wait_for(lambda: read_text("/proc/%s/oom_score_adj" % child)
+                 == "1000\n")
         served.process.terminate()
         served.process.wait()
         assert running.start("beostat.py", "--serve", served.port).stderr \
             .readline() == "beostat: serving %s/\n" % served.url
 
 
+def hasty(folder):
+    """Return a program that is beostat.py, and ends clients after 1 s."""
+    program = os.path.join(folder, "hasty.py")
+    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
+               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
+    return program
+
+
 def slow_clients_that_hold_the_server_up(running):
     """Endless, idle and many: each ends, and others are served."""
     running.recvstats()
-    program = os.path.join(running.folder, "hasty.py")
-    write_file(program, b"import sys; sys.path.insert(0, '%s'); import beostat;"
-               b"beostat.CHILD_S = 1; beostat.main()" % os.fsencode(HERE))
-    served = Served(running, program=program)
+    served = Served(running, program=hasty(running.folder))
     endless, *idle = [served.connect() for _ in range(45)]
     endless.sendall(b"GET / HTTP/1.1\r\n")
     assert len(wait_for(lambda: children_of(served.process.pid))) <= 40
@@ -4153,6 +4214,20 @@ def test_document_with_the_header_of_http(served):
     assert data.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; "
                            b"version=0.0.4; charset=utf-8\r\n")
     assert data.endswith(b'{result="log_drops"} 0\n')
+
+
+def test_inetd_client_that_takes_nothing(served):
+    """Its process ends, rather than hold a document for ever."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with ours, theirs, subprocess.Popen(
+            [sys.executable, hasty(served.running.folder), "--ganglia",
+             "--table", served.running.table], stdin=subprocess.DEVNULL,
+            stdout=theirs) as process:
+        try:
+            assert process.wait(LIMIT_S) == -signal.SIGALRM
+        finally:
+            process.kill()
 
 
 CHROMIUM = ("chromium --headless --no-sandbox --disable-gpu --disable-quic "
@@ -5072,7 +5147,7 @@ def slow_procstatd_beside_an_agent(running):
 
 JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
 NO_LIST = "answer is not a list of processes"
-LIES = (
+LIARS = (
     # what a node's procstatd sends, what beostat says of it
     (JOB % b"\xff\x1b[31m", None),
     (None, "Connection refused"),
@@ -5110,7 +5185,7 @@ def slow_jobs_of_nodes_that_lie(running):
     receiver = new_receiver(running.folder)
     with contextlib.ExitStack() as stack:
         stack.callback(close, receiver)
-        for number, (answer, _) in enumerate(LIES):
+        for number, (answer, _) in enumerate(LIARS):
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             if answer is not None:
@@ -5129,9 +5204,40 @@ def slow_jobs_of_nodes_that_lie(running):
         "    0      11 root     S    1   1.0M   0.0 \ufffd\\x1b[31m"]
     *errors, last = shown.stderr.splitlines()
     assert errors == ["beostat: node %d: 127.0.0.1: %s" % (number, error)
-                      for number, (_, error) in enumerate(LIES) if error]
+                      for number, (_, error) in enumerate(LIARS) if error]
     assert last.startswith("beostat: node 99: 255.255.255.255: ")
     assert shown.returncode == 1
+
+
+def test_jobs_are_measured_in_the_nodes_own_ticks(receiver):
+    """One that uses a CPU whole shows 100 %, of 1,000 ticks a second, too."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+
+        def answer():
+            with listener.accept()[0] as client:
+                while client.recv(64):
+                    client.sendall(b"1\n11 1 0 R 1 4096 8192 %d sh\n\n" % (
+                        time.monotonic() * 1000))
+        threading.Thread(target=answer, daemon=True).start()
+        feed(receiver, message(0, body=body_with(
+            ticks_per_s=1000, procstatd_port=listener.getsockname()[1])),
+             "127.0.0.1")
+        row = shown(receiver, "-J").splitlines()[1].split()
+    assert 50 < float(row[6]) < 200 and row[7] == "sh"
+
+
+def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
+        receiver, monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for number in range(3):
+        feed(receiver, message(number))
+    with libbeostat.open(receiver.table.path) as cluster:
+        picture = beostat.read_picture(cluster, beostat.parse_args(["-J"]))
+    assert len(picture.missing) == 3
 
 
 # ---- access ------------------------------------------------------------
@@ -5537,7 +5643,8 @@ def run_long(running, times):
     sampler = sendstats.Sampler("/proc", 3, 1.0)
     receiver = new_receiver(running.folder)
     for turn in range(times):
-        assert feed(receiver, sampler.take(sendstats.SAMPLE)) == "stored"
+        data = sampler.make_message(sendstats.SAMPLE)
+        assert feed(receiver, data) == "stored"
         if turn % 1000 == 0:
             receiver.tick(time.monotonic())
             receiver.lines.clear()
@@ -6326,7 +6433,8 @@ EARLY = zlib.decompress(base64.b85decode(
 def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     feed(receiver, EARLY)
     feed(receiver, message(8), "10.0.0.8")
-    feed(receiver, broken(message(9), version=2), "10.0.0.9")
+    version = libbeostat.RECORDS_VERSION
+    feed(receiver, broken(message(9), version=version + 1), "10.0.0.9")
     receiver.tick(time.monotonic())
     early, _ = json.loads(shown(receiver, "--json"))["nodes"]
     assert (early["number"], early["state"], early["period_s"],
@@ -6344,8 +6452,9 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     assert [line.split()[:2] for line in lines[1:3]] == [
         ["7", "up"], ["8", "up"]]
     assert lines[-1] == (
-        "refused: node 9: sample of version 2, this libbeostat knows 1: "
-        "update the master's tools, which come first")
+        "refused: node 9: sample of version %d, this libbeostat knows %d: "
+        "update the master's tools, which come first" % (
+            version + 1, version))
     for view in "--prometheus", "--ganglia", "--html", "-c", "-s":
         assert "n7" in shown(receiver, view)
 
@@ -6643,7 +6752,7 @@ def slow_readme_mail_script(running):
                    for number in range(40)])
     running.masters[0].send_signal(signal.SIGCONT)
     sent = os.path.join(running.folder, "sent")
-    wait_for(lambda: os.path.exists(sent))
+    wait_for(lambda: os.path.exists(sent) and read_text(sent))
     os.killpg(shell.pid, signal.SIGKILL)
     assert read_text(sent) == "left: c[000-039] to root\n"
 
@@ -6746,6 +6855,13 @@ def test_readme_explains_every_option(name):
     for option in options_of(name):
         assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
                          section.group(1)), option
+
+
+@pytest.mark.parametrize("text", [libbeostat.Node.__doc__, readme()],
+                         ids=["docstring", "README"])
+def test_every_record_is_named(text):
+    names = ", ".join(libbeostat.PARTS)
+    assert names in " ".join(text.replace(" and agent", ", agent").split())
 
 
 def test_readme_names_every_counter_and_error():

@@ -104,7 +104,7 @@ def write_file(folder, name, text):
 BLOCKS = 4                              # of sequences, a quarter apart
 UP_S = 60.0                             # their period: up for three of them
 UDP_SEGMENT, BURSTS = 103, 5000         # linux/udp.h; the most calls a second
-NODE = sendstats.Sampler("/proc", 0, 1.0).take(sendstats.SAMPLE)[
+NODE = sendstats.Sampler("/proc", 0, 1.0).make_message(sendstats.SAMPLE)[
     sendstats.HEADER_STRUCT.size:][:libbeostat.NODE_AT["cpus"]]
 
 
@@ -158,11 +158,12 @@ class Master:
     """recvstats at work, with a port and a table of its own, which end with
     the ExitStack."""
 
-    def __init__(self, stack, folder, *options):
+    def __init__(self, stack, folder, *options, program=(
+            *PYTHON, tool("recvstats.py"))):
         self.port = free_port()
         self.table = os.path.join(folder, "table%d" % self.port)
-        self.pid = start(stack, *PYTHON, tool("recvstats.py"), "-f", "-p",
-                         self.port, "--table", self.table, *options)
+        self.pid = start(stack, *program, "-f", "-p", self.port, "--table",
+                         self.table, *options)
         wait_for(lambda: os.path.exists(self.table))
         stack.callback(os.unlink, self.table)
         self.cluster = stack.enter_context(libbeostat.open(self.table))
@@ -448,19 +449,31 @@ def measure_growth(folder):
     return figures
 
 
+def compile_receiver(folder):
+    """Return the words that start recvstats as DEPLOYMENT does."""
+    shutil.copy(tool("recvstats.py"), folder)
+    subprocess.check_call([*PYTHON, "-m", "py_compile", "recvstats.py"],
+                          cwd=folder)
+    return (*PYTHON, "-c", "import sys; sys.path[:0] = [%r]\n"
+            "import recvstats; recvstats.main()" % folder)
+
+
 def measure_table(folder):
     """Return the MB of tables, and of recvstats beside the larger one."""
     figures, wide = {}, pack_body(8, WIDE)
-    for nodes in 1000, 10000:
+    for nodes, figure, more in (
+            (1000, "", {}), (10000, "script", {}),
+            (10000, "compiled", {"program": compile_receiver(folder)})):
         with contextlib.ExitStack() as stack:
-            master = Master(stack, folder).hold(nodes)
+            master = Master(stack, folder, **more).hold(nodes)
             if nodes == 10000:
                 send(master.port, [message(7, 2, wide)], 1)
                 master.stored()
             figures[nodes] = [os.stat(master.table).st_size / 1e6]
             sizes_kb = read_sizes_kb(master.pid)
-    # The table's own pages, RssShmem, are counted already.
-    figures["beside"] = [(sizes_kb["RssAnon"] + sizes_kb["RssFile"]) / 1024]
+            # The table's own pages, RssShmem, are counted already.
+            figures[figure] = [
+                (sizes_kb["RssAnon"] + sizes_kb["RssFile"]) / 1024]
     return figures
 
 
@@ -560,7 +573,8 @@ PARTS = (
     ("table", measure_table, (
         ("1,000 nodes of 8 CPUs", "MB", 1000, None, 2),
         ("10,000 nodes, one of 700 interfaces", "MB", 10000, None, 20),
-        ("recvstats beside it", "MB", "beside", None, 15))),
+        ("recvstats beside it, as deployed", "MB", "compiled", None, 15),
+        ("the same, the script itself", "MB", "script", None, None))),
     ("library", measure_library, (
         ("a node's state and load", "us", "load", None, 5),
         ("all of a node", "us", "all", None, 40),
