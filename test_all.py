@@ -1253,9 +1253,14 @@ def test_slot_left_odd_by_a_killed_writer(tmp_path):
             libbeostat.SampleChanging]
     close(receiver)
     receiver = new_receiver(tmp_path)
-    assert feed(receiver, message(1)) == "stored"
     with libbeostat.open(receiver.table.path) as cluster:
+        with pytest.raises(libbeostat.NeverHeard, match="not heard again"):
+            cluster[1]
+        assert feed(receiver, message(1)) == "stored"
         assert [node.number for node in cluster] == [0, 1]
+        receiver.table.view[place + 300:place + 304] = b"torn"
+        with pytest.raises(libbeostat.BadSample, match="damaged"):
+            cluster[1]
 
 
 def test_places_that_cannot_be_are_dropped(tmp_path):
