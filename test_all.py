@@ -4762,6 +4762,11 @@ def slow_interface_that_comes_and_goes(running):
         master, _ = master_inside(running, a, "-i", "v0")
         assert master.stderr.readline() == (
             "recvstats: interface v0 is not there: waiting for it\n")
+        assert ip("-n", a, "link", "set", "lo", "up")
+        inside(running, a, "sendstats.py", "--once", 3, "127.0.0.1:3040")
+        running.wait_count("not_allowed")
+        assert master.stderr.readline().startswith(
+            "recvstats: not_allowed: 1 datagrams dropped, the last one from ")
         agent = inside(running, b, "sendstats.py", "-i", "v1", "-r", "0.2", 5)
         assert agent.stderr.readline() == (
             "sendstats: 239.255.11.224:3040: interface v1 is not there: "
