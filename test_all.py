@@ -5028,6 +5028,11 @@ def test_hostile_clients_are_dropped_and_refused(procstatd, running):
         for _ in range(160):
             noise.sock.sendall(b"x" * 65536)
     assert noise.is_closed()
+    for size, is_closed in (256, False), (257, True):
+        client = Client(procstatd)
+        client.sock.sendall(b"x" * size + b"\n")
+        assert bool(client.sock.recv(9)) != is_closed
+        client.sock.close()
     wait_for(lambda: serves_nobody(running))
     half, deaf, *rest = [Client(procstatd) for _ in range(4)]
     assert Client(procstatd).is_closed()                # the fifth
