@@ -800,6 +800,10 @@ MACHINES = (
         "interfaces.0.rx_packets": 1301, "interfaces.1": (
             "eth0", 1235461773, 3510213, 17, 2, 1, 3, 0, 11,
             4013244571, 4120551, 5, 0, 0, 91, 7, 0, 0, 0)}),
+    ("a number too large wraps, and leaves the others", dict(
+        EPYC, loadavg="0.00 0.00 0.00 1/77 2051\n",
+        stat=EPYC["stat"].replace("ctxt 172333", "ctxt %d" % (2**65 + 7))),
+     {"load.one": 0.0, "kernel.context_switches": 7}),
     ("2.6.18, two sockets", XEON, {
         "processor.model": "Intel(R) Xeon(TM) CPU 3.00GHz",
         "processor.sockets": 2, "processor.cores": 2,
@@ -2793,6 +2797,34 @@ def slow_once_tells_what_became_of_its_message(running):
         assert re.fullmatch(output, shown.stdout), shown.stdout
         assert re.fullmatch(error, shown.stderr), shown.stderr
     assert shown.stdout.count(": sent\n") == 1
+
+
+def test_command_returns_when_the_first_message_has_left(running, master):
+    """Of three agents one, lest a busy machine make it a second late."""
+    master.setblocking(False)
+    found = 0
+    for number in range(3):
+        path = "%s/pid%d" % (running.folder, number)
+        assert tool("sendstats.py", "-r", "60", "--pid-file", path, number,
+                    address_of(master)).returncode == 0
+        running.pids.append(read_pid(path))
+        with contextlib.suppress(BlockingIOError):
+            found += header_of(master.recv(65536))["sequence"] == 1
+    assert found
+
+
+def test_samples_that_were_skipped_are_counted(running, master):
+    agent = running.sendstats("-r", "0.2", 7, address_of(master))
+    for _ in range(3):
+        assert decode(master.recv(65536), 7).agent.skipped == 0
+    agent.send_signal(signal.SIGSTOP)
+    master.settimeout(0.8)
+    with pytest.raises(socket.timeout):
+        while True:
+            master.recv(65536)
+    agent.send_signal(signal.SIGCONT)
+    skipped = [decode(master.recv(65536), 7).agent.skipped for _ in range(2)]
+    assert skipped[0] == 0 and skipped[1] > 1
 
 
 @pytest.mark.parametrize("period_s", [0.1, 1.0, 60.0])
