@@ -2817,8 +2817,8 @@ def test_samples_that_were_skipped_are_counted(running, master):
     def skipped():
         return decode(master.recv(65536), 7).agent.skipped
     agent = running.sendstats("-r", "0.1", 7, address_of(master))
-    before = [skipped() for _ in range(5)][-1]
-    assert before < 4                   # none, unless the machine is busy
+    before = [skipped() for _ in range(9)][-1]
+    assert before < 6                   # none, unless the machine is busy
     agent.send_signal(signal.SIGSTOP)
     master.settimeout(0.6)
     with pytest.raises(socket.timeout):
