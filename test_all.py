@@ -275,11 +275,20 @@ def write_proc(folder, files):
 # ---- fixtures: processes and messages ----------------------------------
 
 
+# Below those that the kernel gives to who names none: nobody gets one by
+# chance before its test binds it.  The next one of each is a group's, too.
+PORTS = random.sample(range(10000, 32000, 2), 2000)
+
+
 def free_port():
-    """Return a UDP port that nobody uses now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """Return a port of UDP and TCP that nobody uses, another each time."""
+    while True:
+        port = PORTS.pop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, \
+                socket.socket() as tcp, contextlib.suppress(OSError):
+            udp.bind(("", port))
+            tcp.bind(("", port))
+            return port
 
 
 def wait_for(what, limit_s=LIMIT_S):
@@ -3200,12 +3209,12 @@ all_trusted on
 
 
 def test_gmetad_lists_the_nodes(seven, running, tmp_path):
-    port, config = free_tcp_port(), tmp_path / "gmetad.conf"
+    port, config = free_port(), tmp_path / "gmetad.conf"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(5)
         config.write_text(GMETAD % (listener.getsockname()[1], port,
-                                    free_tcp_port(), tmp_path))
+                                    free_port(), tmp_path))
         running.processes.append(subprocess.Popen(
             [installed("gmetad"), "-d", "1", "-c", str(config)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
@@ -3903,7 +3912,7 @@ def scraped(tmp_path_factory):
     """A Prometheus of README's configuration, and two nodes: this machine,
     and one of fixed files.  It takes 5 s to begin: tests go on meanwhile."""
     folder = tmp_path_factory.mktemp("scraped")
-    running, port = Running(folder), free_tcp_port()
+    running, port = Running(folder), free_port()
     running.recvstats()
     running.sendstats("-r", "0.1", 0, "127.0.0.1")
     running.sendstats("-r", "0.1", "--proc", write_proc(folder / "p", XEON),
@@ -4887,13 +4896,6 @@ class Client:
         return True
 
 
-def free_tcp_port():
-    """Return a TCP port that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def listens(port):
     """Return whether somebody listens to a TCP port."""
     with socket.socket() as sock:
@@ -4907,7 +4909,7 @@ def serves_nobody(running):
 
 def start_procstatd(running, *options):
     """Start procstatd alone; return its port."""
-    port = free_tcp_port()
+    port = free_port()
     running.start("sendstats.py", "-d", "--procstatd", port, *options)
     wait_for(lambda: listens(port))
     wait_for(lambda: serves_nobody(running))
@@ -5083,7 +5085,7 @@ def test_hostile_clients_are_dropped_and_refused(procstatd, running):
 
 def slow_client_that_is_idle_or_does_not_read_is_dropped(running):
     """Who dribbles a command's bytes is, too."""
-    root, port = write_proc(running.folder + "/proc", EPYC), free_tcp_port()
+    root, port = write_proc(running.folder + "/proc", EPYC), free_port()
     write_processes(root, 200, [LONG_LINE])     # few replies fill a buffer
     start_changed(running, "sendstats", dict(IDLE_S=0.3, LINE_BYTES=9999),
                   "-d", "--procstatd", port, "--proc", root)
@@ -5119,7 +5121,7 @@ def test_procstatd_by_its_own_name(running):
     """A link; -d is a daemon, as it was for the original, -v tells."""
     link, path = running.folder + "/procstatd", running.folder + "/pid"
     os.symlink(os.path.join(HERE, "sendstats.py"), link)
-    port, verbose = free_tcp_port(), free_tcp_port()
+    port, verbose = free_port(), free_port()
     assert "usage: procstatd [options] [PORT]" in tool(link, "--help").stdout
     assert tool(link, 7885, 7886).returncode == 2
     ended = tool(link, "-d", "--pid-file", path, port,
@@ -5161,7 +5163,7 @@ def slow_procstatd_beside_an_agent(running):
     """Samples and commands go on beside each other; a port that is taken
     keeps no sample back; -J shows the processes."""
     running.recvstats()
-    port = free_tcp_port()
+    port = free_port()
     running.sendstats("-r", "0.01", "--procstatd", port, 3, "127.0.0.1")
     assert running.wait_up(3).agent.procstatd_port == port
     Client(port).sock.sendall(b"jobs\n" * 50)           # and reads nothing
@@ -6008,7 +6010,7 @@ def sweep(pid, drive, is_well, folder, faults, errors):
 
 
 def slow_fault_sweep_of_a_running_agent(running):
-    port, path = free_tcp_port(), os.path.join(running.folder, "errors")
+    port, path = free_port(), os.path.join(running.folder, "errors")
     faults = SWEEP_LONG if LONG else [
         ("poll", "ENOMEM"), ("pread64", "EIO"), ("sendto", "ENOBUFS")]
 
@@ -6327,7 +6329,7 @@ def slow_fault_sweep_of_the_start_of_a_receiver(running):
 def slow_fault_sweep_of_beostat(running):
     """Of some views: the same is shown, or what is wrong."""
     running.recvstats()
-    port, met = free_tcp_port(), 0
+    port, met = free_port(), 0
     running.sendstats("-r", "0.5", "--procstatd", port, 7, "127.0.0.1")
     running.wait_up(7)
     for view in ("", "--json", "-a 7", "-J 7", "--daemon", "5")[
@@ -6876,7 +6878,7 @@ def slow_agent_under_a_minimal_python(running):
     started = plain("-r 0.2 -p %d --pid-file %s --key-file %s --procstatd %d "
                     "3 127.0.0.1" % (
                         running.port, pid, write_key(running.folder, b"key"),
-                        free_tcp_port()))
+                        free_port()))
     running.pids.append(read_pid(pid))
     assert (started.returncode, started.stderr) == (0, "")
     assert running.wait_up(3).signature == "unverified"
