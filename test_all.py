@@ -3276,6 +3276,7 @@ WRONG = (
     ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
     ("--http", "--http goes before one document"),
     ("--html --http -w", "--http goes before one document"),
+    ("-J --sort load", "--sort load: choose from cpu rss"),
     ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
     *[(words, words + " ends before it begins, or is too long")
       for words in ("5-3", "0-99999999999")],
@@ -4519,8 +4520,7 @@ def slow_agent_obeys_its_master_and_nobody_else(running):
 
 
 def slow_agent_with_a_key_obeys_signed_requests(running):
-    """New ones, for this very agent; and reads its keys again on SIGHUP,
-    though the file's inode, size and time of change are what they were."""
+    """New ones, for this very agent; and reads its keys again on SIGHUP."""
     path = write_key(running.folder, b"one")
     with played_master() as master:
         first, agent = agent_of(running, master, "--key-file", path, 7)
@@ -4537,10 +4537,7 @@ def slow_agent_with_a_key_obeys_signed_requests(running):
         assert reply_to(master, agent, signed)["sequence"] == 2
         assert not reply_to(master, agent, signed, wait_s=0.3)    # replayed
         assert reply_to(master, agent, sign(later, b"one"))["sequence"] == 3
-        found = os.stat(path)
-        with open(path, "r+b") as file:
-            file.write(b"two")
-        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        write_key(running.folder, b"two")
         running.processes[-1].send_signal(signal.SIGHUP)
         master.sendto(sign(last, b"two"), agent)
         data = master.recv(65536)
@@ -4626,12 +4623,12 @@ def slow_refused_agent_says_so_and_keeps_its_port(running):
 
 
 def slow_odd_files_of_proc_end_no_agent(running):
-    """Each is opened anew, all of them when the set of CPUs changes."""
-    root = write_proc(running.folder + "/proc",
-                      {**EPYC, "meminfo": "nonsense\n"})
+    """They stay open, until the set of CPUs changes."""
+    root = write_proc(running.folder + "/proc", EPYC)
     running.recvstats()
     running.sendstats("-r", "0.05", "--proc", root, 7, "127.0.0.1")
-    assert running.wait_up(7).memory.total_bytes is None
+    running.wait_up(7)
+    os.unlink(root + "/loadavg")
     with running.open() as cluster:
         for name, number in ("stat", "608"), ("net/dev", "151721133"):
             write_proc(root, {name: EPYC[name].replace(number, "9" * 401, 1)})
@@ -4639,32 +4636,27 @@ def slow_odd_files_of_proc_end_no_agent(running):
             write_proc(root, {name: EPYC[name]})
             before = cluster[7].sequence
             wait_for(lambda: cluster[7].sequence > before + 1)
-        os.rename(write_proc(root + "/new", {"m": EPYC["meminfo"]}) + "/m",
-                  root + "/meminfo")
-        os.unlink(root + "/loadavg")
-        os.mkdir(root + "/loadavg")
         assert cluster[7].load.one is not None
         with open(root + "/stat", "r+") as file:        # at no time empty
             file.write(EPYC["stat"].replace(
                 "intr", "cpu2 1 0 1 1 0 0 0 0 0 0\nintr", 1))
         wait_for(lambda: cluster[7].load.one is None)
-        assert cluster[7].memory.total_bytes == 24684092 * 1024
 
 
 def test_silent_nodes_are_asked_once_a_minute(tmp_path, master):
-    """At most 100 a second; none that left, or of which we hear."""
+    """At most 100 a second; not those that left, or are heard."""
     receiver, asked = new_receiver(tmp_path), []
     receiver.requests.sock = receiver.sock = master
     master.setblocking(False)
 
-    def hear(number, sequence=1, kind=sendstats.SAMPLE):
+    def hear(number, sequence, kind=sendstats.SAMPLE):
         feed(receiver, message(number, sequence, number + 1, kind, body=b""),
              "127.0.0.1", port=master.getsockname()[1])
     with Clock() as clock:
         receiver.tick(clock.now)
         for number in range(301):
-            hear(number)
-        hear(301, kind=sendstats.FAREWELL)
+            hear(number, 1)
+        hear(301, 1, sendstats.FAREWELL)
         for second in range(1, 190):
             clock.now += 1
             hear(300, 1 + second)
@@ -4672,11 +4664,9 @@ def test_silent_nodes_are_asked_once_a_minute(tmp_path, master):
             before = len(asked)
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    node, *_, start_us = sendstats.parse_request(
-                        master.recv(999))
-                    asked.append((node, start_us))
+                    asked.append(sendstats.parse_request(master.recv(999)))
             assert len(asked) - before <= 100
-    assert sorted(asked) == sorted(
+    assert sorted((node, start_us) for node, *_, start_us in asked) == sorted(
         3 * [(number, number + 1) for number in range(300)])
     close(receiver)
 
@@ -4972,21 +4962,30 @@ def test_procstatd_of_another_proc(running):
         for pid in range(1, 21)])
 
 
-def slow_clients_that_never_read_hold_little(running):
-    """All command lines together are no longer than a reply may be."""
-    root, count = write_proc(running.folder + "/proc", EPYC), 1100
-    write_processes(root, count, [LONG_LINE])
-    port = start_procstatd(running, "--proc", root)
+def slow_clients_that_read_nothing_hold_little_and_are_dropped(running):
+    """So is who is idle, or dribbles a command's bytes.  All command lines
+    together are no longer than a reply may be."""
+    root, count, port = running.folder + "/proc", 1100, free_port()
+    write_processes(write_proc(root, EPYC), count, [LONG_LINE])
+    start_changed(running, "sendstats", dict(IDLE_S=0.5, LINE_BYTES=9999),
+                  "-d", "--procstatd", port, "--proc", root)
+    wait_for(lambda: listens(port))
     _, *lines = Client(port).ask(b"jobs\n")
     assert [len(line.split()[-1]) for line in lines] == [
         (1 << 20) // count] * count
-    before = resident_kb(running.processes[-1].pid)
-    deaf = [Client(port, "127.0.0.%d" % (number % 3 + 2))
-            for number in range(10)]
+    held_kb = [resident_kb(running.processes[-1].pid)]
+    _, dribbler, *deaf = [Client(port, "127.0.0.%d" % (number % 3 + 2))
+                          for number in range(10)]
     for client in deaf:
         client.sock.sendall(b"jobs\n" * 50)
-    time.sleep(1)
-    assert resident_kb(running.processes[-1].pid) - before < 20000
+
+    def are_gone():
+        held_kb.append(resident_kb(running.processes[-1].pid))
+        with contextlib.suppress(OSError):
+            dribbler.sock.send(b"q")
+        return serves_nobody(running)
+    wait_for(are_gone, 3 * LIMIT_S)
+    assert max(held_kb) - held_kb[0] < 20000
 
 
 def test_hostile_clients_are_dropped_and_refused(running):
@@ -5015,23 +5014,6 @@ def test_hostile_clients_are_dropped_and_refused(running):
     assert half.sock.recv(9)
     rest[0].sock.close()
     wait_for(lambda: Client(port).is_served())
-
-
-def slow_client_that_is_idle_or_does_not_read_is_dropped(running):
-    """Who dribbles a command's bytes is, too."""
-    root, port = write_proc(running.folder + "/proc", EPYC), free_port()
-    write_processes(root, 200, [LONG_LINE])     # few replies fill a buffer
-    start_changed(running, "sendstats", dict(IDLE_S=0.3, LINE_BYTES=9999),
-                  "-d", "--procstatd", port, "--proc", root)
-    wait_for(lambda: listens(port))
-    _, dribbler, deaf = [Client(port) for _ in range(3)]
-    deaf.sock.sendall(b"jobs\n" * 500)
-
-    def are_gone():
-        with contextlib.suppress(OSError):
-            dribbler.sock.send(b"q")
-        return serves_nobody(running)
-    wait_for(are_gone)
 
 
 def test_procstatd_by_its_own_name(running):
@@ -5112,7 +5094,6 @@ def slow_procstatd_beside_an_agent(running):
     assert shown.returncode == 1 and len(shown.stdout.splitlines()) == 3
     assert shown.stderr == ("beostat: node 4: runs no procstatd "
                             "(sendstats.py --procstatd)\n")
-    assert running.beostat("-J", "--sort", "load", "3").returncode == 2
 
 
 JOB = b"1\n11 1 0 S 1 1024 4096 7 %s\n\n"
@@ -6579,15 +6560,6 @@ def test_every_option_has_an_example(name):
         assert used & options or not options, action
 
 
-@pytest.mark.parametrize("text", readme_programs("[Unit]"))
-def test_readme_unit_is_valid(text, tmp_path):
-    path = tmp_path / "test.service"
-    path.write_text(re.sub("/usr/s?bin/(recvstats|sendstats|beostat)",
-                           "/bin/true", text))
-    checked = run(installed("systemd-analyze"), "verify", path)
-    assert "test.service" not in checked.stdout + checked.stderr
-
-
 @pytest.mark.parametrize("text", readme_programs("#!/usr/bin/env python3"))
 def test_readme_script_runs(seven, text, tmp_path):
     """Once: their loops end after the first turn."""
@@ -6604,20 +6576,19 @@ def minimal_root(folder):
     """Return a folder that could be a node's root: Debian's python3-minimal,
     the libraries it needs, sendstats.py, and nothing else."""
     root = os.path.join(folder, "root")
-    os.mkdir(root)
+    os.makedirs(root + "/proc")
     if not shutil.which("apt-get") or run(
             "apt-get", "download", "python3.11-minimal",
-            "libpython3.11-minimal", cwd=root).returncode:
+            "libpython3.11-minimal", cwd=folder).returncode:
         pytest.skip("its packages cannot be had")
-    for name in os.listdir(root):
-        subprocess.check_call(["dpkg", "-x", name, "."], cwd=root)
-        os.unlink(os.path.join(root, name))
-    shown = run("ldd", root + "/usr/bin/python3.11").stdout
-    for path in re.findall(r"(/\S+) \(", shown):
+    for name in os.listdir(folder):
+        if name.endswith(".deb"):
+            run("dpkg", "-x", name, "root", cwd=folder)
+    libraries = run("ldd", root + "/usr/bin/python3.11").stdout
+    for path in re.findall(r"(/\S+) \(", libraries):
         os.makedirs(root + os.path.dirname(path), exist_ok=True)
         shutil.copy(path, root + path)
     shutil.rmtree(root + "/etc", ignore_errors=True)
-    os.mkdir(root + "/proc")
     shutil.copy(os.path.join(HERE, "sendstats.py"), root)
     return root
 
@@ -6638,8 +6609,7 @@ def slow_agent_under_a_minimal_python(running):
                 root, words), stdin=subprocess.DEVNULL,
             env=dict(PYTHONHOME="/usr", PATH=os.environ["PATH"]))
     assert "examples:" in agent("--help").stdout
-    refused = agent("--nonsense")
-    assert refused.returncode == 2 and "usage:" in refused.stderr
+    assert "usage:" in agent("--nonsense").stderr
     assert agent("--pid-file /pid 3 127.0.0.1").stderr == (
         "sendstats: /pid: Read-only file system\n")
     running.recvstats()
@@ -6648,8 +6618,8 @@ def slow_agent_under_a_minimal_python(running):
     node = running.wait_up(4)
     running.pids += map(int, re.findall(
         r"pid (\d+)", recvstats.find_user(node.port)))
-    assert node.signature == "unverified"
-    assert node.memory.total_bytes and node.load.total
+    assert (node.signature == "unverified" and node.memory.total_bytes
+            and node.load.total)
     with running.open() as cluster:
         wait_for(lambda: cluster[4].sequence > node.sequence + 2)
 
