@@ -4594,12 +4594,11 @@ def test_phases_are_spread():
 def slow_refused_agent_says_so_and_keeps_its_port(running):
     """A daemon too, while its terminal is there; recvstats asks at its
     start and for a period, and so it is found."""
+    daemon = running.daemon("sendstats.py")
     agent = running.sendstats("-r", "0.1", 7, "127.0.0.1")
-    assert agent.stderr.readline() == (
+    assert daemon.stderr == agent.stderr.readline() == (
         "sendstats: 127.0.0.1:%d: refused: nobody listens there: start "
         "recvstats, or name its port with -p: trying again\n" % running.port)
-    daemon = running.daemon("sendstats.py")
-    assert (daemon.returncode, daemon.stderr.count("nobody listens")) == (0, 1)
     first = running.recvstats()
     port = running.wait_up(7).port
     running.sendstats("-r", "60", 3, "127.0.0.1")
@@ -4721,11 +4720,11 @@ def inside(running, namespace, *words):
 
 
 def master_inside(running, namespace, *words, table=""):
-    """Start a recvstats in a namespace; return it once it listens, and what
-    it said first."""
+    """Start a recvstats in a namespace; return it once it listens."""
     master = inside(running, namespace, "recvstats.py", "--table",
                     running.table + table, *words)
-    return master, master.stderr.readline()
+    assert "taken over" in master.stderr.readline()
+    return master
 
 
 def slow_multicast_crosses_one_interface_and_no_other(running):
@@ -4737,7 +4736,7 @@ def slow_multicast_crosses_one_interface_and_no_other(running):
         agent = inside(running, b, "sendstats.py", "-d", "-i", "v1", "-r",
                        60, "--procstatd", 7885, 5)
         assert "sequence 1" in agent.stdout.readline()  # finds nobody
-        assert "port 3040" in master_inside(running, a, "-i", "v0")[1]
+        master_inside(running, a, "-i", "v0")
         node = running.wait_up(5)
         assert (node.sequence, node.address) == (2, "10.9.0.2")
         master_inside(running, b, "-i", "v1", table="2")
@@ -4761,7 +4760,7 @@ def slow_network_that_comes_and_goes(running):
     with two_namespaces(running) as pair:
         a, b = pair
         assert ip("-n", a, "link del v0")
-        master, _ = master_inside(running, a, "-i", "v0")
+        master = master_inside(running, a, "-i", "v0")
         assert master.stderr.readline() == (
             "recvstats: interface v0 is not there: waiting for it\n")
         inside(running, a, "sendstats.py", "--once", 3, "127.0.0.1:3040")
@@ -4973,7 +4972,7 @@ def slow_clients_that_read_nothing_hold_little_and_are_dropped(running):
         (1 << 20) // count] * count
     held_kb = [resident_kb(running.processes[-1].pid)]
     _, dribbler, *deaf = [Client(port, "127.0.0.%d" % (number % 3 + 2))
-                          for number in range(10)]
+                          for number in range(6)]
     for client in deaf:
         client.sock.sendall(b"jobs\n" * 50)
 
@@ -4983,7 +4982,7 @@ def slow_clients_that_read_nothing_hold_little_and_are_dropped(running):
             dribbler.sock.send(b"q")
         return serves_nobody(running)
     wait_for(are_gone, 3 * LIMIT_S)
-    assert max(held_kb) - held_kb[0] < 20000
+    assert max(held_kb) - held_kb[0] < 15000
 
 
 def test_hostile_clients_are_dropped_and_refused(running):
@@ -5092,7 +5091,6 @@ LIARS = (
     # what a node's procstatd sends, what beostat says of it
     (JOB % b"\xff\x1b[31m", None),
     (None, "Connection refused"),
-    (b"", "no answer in 3 s"),
     (b"5", "no answer in 3 s"),
     (b"x" * (1 << 23), "answer of over 4194304 bytes"),
     (JOB.replace(b"1\n", b"2\n", 1) % b"sleep", NO_LIST),
@@ -5100,7 +5098,6 @@ LIARS = (
     (JOB % (b"x" * 20000), NO_LIST),
     (b"9" * 20000 + b"\n\n", NO_LIST),
     (b"65537\n" + b"1 1 0 S 1 1 1 1 x\n" * 65537 + b"\n", NO_LIST),
-    (b"1\n11 1 0 S\n\n", NO_LIST),
     (b"\n\n", NO_LIST),
     ("rude", "Broken pipe"),
 )
@@ -6365,6 +6362,11 @@ EARLY = zlib.decompress(base64.b85decode(
 
 def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     """And what is newer than the master is refused, with what to do."""
+    early, today = decode(EARLY, 7), decode(RECORDED[0][0], 7)
+    for name in "processor kernel load memory cpus interfaces".split():
+        assert getattr(early, name) == getattr(today, name), name
+    assert early.cpu == today.cpu._replace(
+        busy_fraction=0.0, **dict.fromkeys(libbeostat.EARLIER[0][1].split()))
     version = libbeostat.RECORDS_VERSION
     feed(receiver, EARLY)
     feed(receiver, message(8), "10.0.0.8")
@@ -6374,20 +6376,13 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     assert receiver.lines[-1] == (
         "version_wrong: 1 datagrams dropped, the last one from 10.0.0.1:4000: "
         "it is newer: update the master first")
-    early, _ = json.loads(shown(receiver, "--json"))["nodes"]
-    assert (early["number"], early["state"], early["period_s"],
-            early["host"]["hostname"], early["load"]["last_pid"],
-            early["memory"]["total_bytes"], early["agent"]["interfaces"],
-            early["cpus"][1]["idle_ticks"], early["interfaces"][1]["name"]
-            ) == (7, "up", .5, "n7", 2051, 25276510208, 2, 63651, "eth0")
-    assert [*early["cpu"].values()] == [
-        608, 0, 928, 127363, 38, 0, 9, 6, 0, 0, 0.0, None, None, None, None]
+    for view in "", "--json", "--prometheus", "--ganglia", "--html", "-cs":
+        text = shown(receiver, *view.split())
+        assert "n7" in text and os.uname().nodename in text, view
     assert (
         "refused: node 9: sample of version %d, this libbeostat knows %d: "
         "update the master's tools, which come first\n" % (
             version + 1, version)) in shown(receiver)
-    for view in "--prometheus", "--ganglia", "--html", "-c", "-s":
-        assert "n7" in shown(receiver, view)
 
 
 # ---- wrong turns -------------------------------------------------------
@@ -6501,11 +6496,9 @@ def readme_programs(first):
     return [block for block in blocks if block.startswith(first)]
 
 
-def test_readme_has_start_scripts_and_units_of_both_daemons():
+def test_readme_has_scripts_that_a_shell_can_read():
     for first, count in (("#!/bin/sh", 4), ("#!/usr/bin/env python3", 3)):
         assert len(readme_programs(first)) == count
-    for unit in "recvstats sendstats serve ganglia@".split():
-        assert "# /etc/systemd/system/beostat-%s.service\n" % unit in README
     for text in readme_programs("#!/bin/sh"):
         assert run("sh", "-n", input=text).returncode == 0
 
