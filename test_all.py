@@ -4457,6 +4457,19 @@ def request(node=-2, period_s=0.0, spread_s=0.0, sequence=1,
         sendstats.ASK_STRUCT.pack(spread_s, agent_start_us))
 
 
+def write_key(folder, *keys, mode=0o600):
+    """Write a key file; return its path."""
+    path = os.path.join(str(folder), "keys")
+    write_file(path, b"\n".join(keys) + b"\n")
+    os.chmod(path, mode)
+    return path
+
+
+def sign(data, key):
+    """Return a message with its MAC."""
+    return data + hashlib.blake2b(data, key=key, digest_size=16).digest()
+
+
 def damaged(data):
     """Return a datagram with one bit turned over, its last."""
     return data[:-1] + bytes([data[-1] ^ 1])
@@ -4466,15 +4479,6 @@ def header_of(data):
     """Return {field: value} of a message's header."""
     return dict(zip(sendstats.layout(sendstats.HEADER)[1],
                     sendstats.HEADER_STRUCT.unpack_from(data)))
-
-
-def agent_of(running, master, *words):
-    """Start an agent of a played master, whose period is an hour; return
-    (the header of its first message, where it sends from)."""
-    running.start("sendstats.py", "-f", "-r", 3600, *words,
-                  address_of(master))
-    data, agent = master.recvfrom(65536)
-    return header_of(data), agent
 
 
 def reply_to(master, agent, *datagrams, wait_s=LIMIT_S):
@@ -4497,7 +4501,8 @@ FORGED = (
 def slow_agent_obeys_its_master_and_nobody_else(running):
     """At once, and at most five times a second."""
     with played_master() as master, played_master() as other:
-        _, agent = agent_of(running, master, 7)
+        running.start("sendstats.py", "-f", "-r", 3600, 7, address_of(master))
+        _, agent = master.recvfrom(65536)
         other.sendto(request(), agent)          # refused by the kernel
         assert not reply_to(master, agent, *FORGED, wait_s=0.3)
         for sequence, node in (2, 7), (3, -2), (4, -2):
@@ -4514,40 +4519,18 @@ def slow_agent_obeys_its_master_and_nobody_else(running):
         for _ in range(5):              # of which one may be under way
             assert reply_to(master, agent, *[request()] * 11)
         assert time.monotonic() - started >= 0.6
-        first, agent = agent_of(running, other)
-        assert first["node"] == -2              # has no number
+        running.start("sendstats.py", "-f", "-r", 3600, address_of(other))
+        data, agent = other.recvfrom(65536)
+        assert header_of(data)["node"] == -2    # has no number
         assert reply_to(other, agent, request(node=31))["sequence"] == 2
 
 
-def slow_agent_with_a_key_obeys_signed_requests(running):
-    """New ones, for this very agent; and reads its keys again on SIGHUP."""
-    path = write_key(running.folder, b"one")
-    with played_master() as master:
-        first, agent = agent_of(running, master, "--key-file", path, 7)
-        start_us = first["start_us"]
-        good, later, last = [
-            request(sequence=sequence, agent_start_us=start_us)
-            for sequence in (5, 6, 7)]
-        signed = sign(good, b"one")
-        assert not reply_to(
-            master, agent, later, sign(later, b"bad"), signed[:-1],
-            signed + b"x", sign(request(sequence=7), b"one"),
-            sign(request(sequence=7, agent_start_us=start_us - 1), b"one"),
-            wait_s=0.3)
-        assert reply_to(master, agent, signed)["sequence"] == 2
-        assert not reply_to(master, agent, signed, wait_s=0.3)    # replayed
-        assert reply_to(master, agent, sign(later, b"one"))["sequence"] == 3
-        write_key(running.folder, b"two")
-        running.processes[-1].send_signal(signal.SIGHUP)
-        master.sendto(sign(last, b"two"), agent)
-        data = master.recv(65536)
-        assert data == sign(data[:header_of(data)["length"]], b"two")
-
-
+FIFTH, SIXTH = [request(sequence=sequence, agent_start_us=77)
+                for sequence in (5, 6)]
 ASKED = (
-    # why, of an agent whose period is 10 s and whose phase is a half: each
-    # request, when it comes, whether by the group; when its answer is due;
-    # the period from then on
+    # why, of an agent whose period is 10 s, whose phase is a half and whose
+    # start was at 77, with a key when it is signed: each request, when it
+    # comes, whether by the group; when its answer is due; the period then
     ("its own period again after an hour", (
         (request(period_s=2.0), 1000, False, 1000, 2.0),
         (b"", 4599, False, None, 2.0), (b"", 4601, False, None, 10.0))),
@@ -4567,15 +4550,25 @@ ASKED = (
         (sendstats.pack_message((7, sendstats.REQUEST, 1, 1, 0, 0),
                                 struct.pack("<f", 4.0)),
          1000, False, 1002, 10.0),)),
+    ("signed, for this very agent, newer than the last one", (
+        *[(bad, 1000, False, None, 10.0) for bad in (
+            SIXTH, sign(SIXTH, b"bad"), sign(FIFTH, b"key")[:-1],
+            sign(FIFTH, b"key") + b"x", sign(request(sequence=7), b"key"),
+            sign(request(sequence=7, agent_start_us=76), b"key"))],
+        (sign(FIFTH, b"key"), 1001, False, 1001, 10.0),
+        (sign(FIFTH, b"key"), 1002, False, None, 10.0),
+        (sign(SIXTH, b"key"), 1003, False, 1003, 10.0))),
 )
 
 
 @pytest.mark.parametrize("why, steps", ASKED, ids=[why for why, _ in ASKED])
-def test_request(why, steps):
+def test_request(tmp_path, why, steps):
     """By the clock of the function that obeys: nobody waits for an hour."""
+    keys = sendstats.Keys(write_key(tmp_path, b"key"))
     sampler = sendstats.Sampler("/proc", 7, 10.0)
     sampler.start_us = 77
-    requests = sendstats.Requests(sampler, 0.5, None, None)
+    requests = sendstats.Requests(
+        sampler, 0.5, keys if why.startswith("signed") else None, None)
     for datagram, now, grouped, due_s, period_s in steps:
         requests.obey(datagram, "master", grouped, now)
         assert requests.due == (due_s or sendstats.NEVER)
@@ -4627,12 +4620,11 @@ def slow_odd_files_of_proc_end_no_agent(running):
     running.wait_up(7)
     os.unlink(root + "/loadavg")
     with running.open() as cluster:
-        for name, number in ("stat", "608"), ("net/dev", "151721133"):
-            write_proc(root, {name: EPYC[name].replace(number, "9" * 401, 1)})
-            time.sleep(0.2)
-            write_proc(root, {name: EPYC[name]})
-            before = cluster[7].sequence
-            wait_for(lambda: cluster[7].sequence > before + 1)
+        write_proc(root, {"stat": EPYC["stat"].replace("608", "9" * 401, 1)})
+        time.sleep(0.2)
+        write_proc(root, {"stat": EPYC["stat"]})
+        before = cluster[7].sequence
+        wait_for(lambda: cluster[7].sequence > before + 1)
         assert cluster[7].load.one is not None
         with open(root + "/stat", "r+") as file:        # at no time empty
             file.write(EPYC["stat"].replace(
@@ -4754,6 +4746,17 @@ def slow_multicast_crosses_one_interface_and_no_other(running):
         assert agent.poll() is None
 
 
+TROUBLED = (
+    # words of an agent before its network is there, its master, what it says
+    ("-i v1 5", "239.255.11.224:3040", "interface v1 is not there"),
+    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable"),
+    ("-a 10.9.0.5 7", "10.9.0.1:3040", "Cannot assign requested address: -a "
+     "is no address of this machine"),
+    ("8", "10.9.7.7:5545", "No route to host: it is off, or its firewall "
+     "refuses"),
+)
+
+
 def slow_network_that_comes_and_goes(running):
     """Its interface, an address, the link, the route: agents and master
     outlive it; -i does not matter to a master that is no group."""
@@ -4768,36 +4771,27 @@ def slow_network_that_comes_and_goes(running):
         assert master.stderr.readline().startswith(
             "recvstats: not_allowed: 1 datagrams dropped, the last one from ")
         assert ip("-n", b, "route add unreachable 10.9.7.7")
-        for words, says in (
-                ("-i v1 5", "239.255.11.224:3040: interface v1 is not there"),
-                ("-a 10.9.0.5 6 10.9.0.1:3040", "10.9.0.1:3040: Cannot assign "
-                 "requested address: -a is no address of this machine"),
-                ("-i v1 7 10.9.0.1:3040", "10.9.0.1:3040: Network is "
-                 "unreachable"),
-                ("8 10.9.7.7", "10.9.7.7:5545: No route to host: it is off, "
-                 "or its firewall refuses")):
+        for words, to, says in TROUBLED:
             agent = inside(running, b, "sendstats.py", "-r", "0.2",
-                           *words.split())
+                           *words.split(), to)
             assert agent.stderr.readline() == (
-                "sendstats: %s: trying again\n" % says)
+                "sendstats: %s: %s: trying again\n" % (to, says))
         join(pair, "v", "10.9.0")
         assert ip("-n", b, "addr add 10.9.0.5/32 dev v1")
-        for node, end in (5, 2), (6, 5), (7, 2):
+        for node, end in (5, 2), (6, 2), (7, 5):
             assert running.wait_up(node).address == "10.9.0.%d" % end
         with running.open() as cluster:
-            for name, down, up in (
-                    (b, "link set v1 down", "link set v1 up"),
-                    (b, "route del 10.9.0.0/24", "route add 10.9.0.0/24 dev "
-                     "v1"),
-                    (a, "addr flush dev v0", "addr add 10.9.0.1/24 dev v0"),
-                    (b, "addr del 10.9.0.2/24 dev v1",
-                     "addr add 10.9.0.2/24 dev v1")):
-                assert ip("-n", name, down)
-                wait_for(lambda: cluster[7].age_s > 0.7)
-                assert ip("-n", name, up)
+            for name, change, gone, back in (
+                    (b, "link set v1 %s", "down", "up"),
+                    (b, "route %s 10.9.0.0/24 dev v1", "del", "add"),
+                    (a, "addr %s 10.9.0.1/24 dev v0", "del", "add"),
+                    (b, "addr %s 10.9.0.2/24 dev v1", "del", "add")):
+                assert ip("-n", name, change % gone)
+                wait_for(lambda: cluster[6].age_s > 0.7)
+                assert ip("-n", name, change % back)
                 for node in 5, 6, 7:
                     wait_for(lambda: cluster[node].age_s < 0.5)
-            assert cluster[7].agent.send_errors > 0
+            assert cluster[6].agent.send_errors > 0
         assert {each.poll() for each in running.processes[2:]} == {None}
 
 
@@ -5175,30 +5169,21 @@ def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
 # ---- access ------------------------------------------------------------
 
 
-def write_key(folder, *keys, mode=0o600):
-    """Write a key file; return its path."""
-    path = os.path.join(str(folder), "keys")
-    write_file(path, b"\n".join(keys) + b"\n")
-    os.chmod(path, mode)
-    return path
-
-
-def sign(data, key):
-    """Return a message with its MAC."""
-    return data + hashlib.blake2b(data, key=key, digest_size=16).digest()
-
-
 def test_signed_message_without_a_key_is_shown_as_unverified(receiver):
     assert feed(receiver, sign(message(3), b"key")) == "stored"
     assert "unverified       n3 sign," in shown(receiver, "--daemon")
 
 
 def slow_keys_from_agent_to_table_and_back(running):
+    """Read anew with the next samples, on SIGHUP at once: an agent whose next
+    one is an hour away answers a signed request."""
     path = write_key(running.folder, b"first")
     receiver = running.recvstats("--key-file", path)
     running.sendstats("-r", "0.1", "--key-file", path, 3, "127.0.0.1")
     running.sendstats("-r", "0.1", 4, "127.0.0.1")
+    slow = running.sendstats("-r", 3600, "--key-file", path, 5, "127.0.0.1")
     assert running.wait_up(3).signature == "verified"
+    running.wait_up(5)
     running.wait_count("unsigned", 3)
     with running.open() as cluster:
         assert 4 not in cluster
@@ -5207,6 +5192,11 @@ def slow_keys_from_agent_to_table_and_back(running):
             receiver.send_signal(signal.SIGHUP)
             before = cluster[3].sequence
             wait_for(lambda: cluster[3].sequence > before + 3)
+        slow.send_signal(signal.SIGHUP)
+        receiver.kill()
+        receiver.wait()
+        running.recvstats("--key-file", path)
+        wait_for(lambda: cluster[5].sequence > 1)
 
 
 @pytest.mark.parametrize("key, mode, says", [
@@ -6408,13 +6398,12 @@ def test_a_master_that_hears_nobody_says_so(tmp_path, options, messages, line):
         feed(receiver, data)
         receiver.table.counts["received"] += 1
     receiver.tick(time.monotonic())
-    path = receiver.table.path
     for view in "", "-b --up", "--names", "--dots", "7", "--json":
-        status, _, said = answer(path, *view.split())
+        status, _, said = answer(receiver.table.path, *view.split())
         assert (status, said.splitlines()[-1:]) == (
             (0, []) if view == "--json" else (3, ["beostat: " + line])), view
     args = beostat.parse_args([])
-    with libbeostat.open(path) as cluster:
+    with libbeostat.open(receiver.table.path) as cluster:
         picture = beostat.read_picture(cluster, args)
     assert beostat.format_watched(picture, args)[-1] == (line, "red")
     assert line[:30] in shown(receiver, "--html")
@@ -6524,10 +6513,9 @@ def test_example_parses(name, words):
 @pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
 def test_every_option_has_an_example(name):
     used = {"-h", "-v"}
-    for word in " ".join(words for tool, words in README_COMMANDS
-                         if tool == name).split():
-        if word.startswith("-"):
-            used |= {word} | {"-" + letter for letter in word[1:]}
+    for word in re.findall(r"(?<!\S)-\S+", " ".join(
+            words for tool, words in README_COMMANDS if tool == name)):
+        used |= {word} | {"-" + letter for letter in word[1:]}
     for action in globals()[name].make_parser()._actions:
         options = set(action.option_strings)
         assert used & options or not options, action
