@@ -4528,29 +4528,30 @@ def slow_agent_obeys_its_master_and_nobody_else(running):
 FIFTH, SIXTH = [request(sequence=sequence, agent_start_us=77)
                 for sequence in (5, 6)]
 ASKED = (
-    # why, of an agent whose period is 10 s, whose phase is a half and whose
-    # start was at 77, with a key when it is signed: each request, when it
-    # comes, whether by the group; when its answer is due; the period then
-    ("its own period again after an hour", (
+    # why, the key of an agent whose period is 10 s, whose phase is a half and
+    # whose start was at 77; each request, when it comes, whether by the group,
+    # when its answer is due, the period from then on
+    ("its own period again after an hour", b"", (
         (request(period_s=2.0), 1000, False, 1000, 2.0),
         (b"", 4599, False, None, 2.0), (b"", 4601, False, None, 10.0))),
-    ("spread by phase", ((request(spread_s=4.0), 1000, False, 1002, 10.0),)),
-    ("no faster by the group than its own period", (
+    ("spread by phase", b"", (
+        (request(spread_s=4.0), 1000, False, 1002, 10.0),)),
+    ("no faster by the group than its own period", b"", (
         (request(period_s=0.1), 1000, True, 1000, 10.0),
         (request(period_s=0.1), 1000.5, True, 1010, 10.0),
         (request(), 1010.5, True, 1020, 10.0),
         (request(), 1090, True, 1090, 10.0),
         (request(period_s=60.0), 1100, True, 1100, 60.0),
         (request(period_s=0.1), 1101, False, 1101, pytest.approx(0.1)))),
-    ("for this start of the agent, or any", (
+    ("for this start of the agent, or any", b"", (
         (request(agent_start_us=76), 1000, False, None, 10.0),
         (request(agent_start_us=77), 1001, False, 1001, 10.0),
         (request(agent_start_us=0), 1002, False, 1002, 10.0))),
-    ("of an older recvstats, whose body ends behind spread_s", (
+    ("of an older recvstats, whose body ends behind spread_s", b"", (
         (sendstats.pack_message((7, sendstats.REQUEST, 1, 1, 0, 0),
                                 struct.pack("<f", 4.0)),
          1000, False, 1002, 10.0),)),
-    ("signed, for this very agent, newer than the last one", (
+    ("signed, for this very agent, newer than the last one", b"key", (
         *[(bad, 1000, False, None, 10.0) for bad in (
             SIXTH, sign(SIXTH, b"bad"), sign(FIFTH, b"key")[:-1],
             sign(FIFTH, b"key") + b"x", sign(request(sequence=7), b"key"),
@@ -4561,14 +4562,13 @@ ASKED = (
 )
 
 
-@pytest.mark.parametrize("why, steps", ASKED, ids=[why for why, _ in ASKED])
-def test_request(tmp_path, why, steps):
+@pytest.mark.parametrize("why, key, steps", ASKED)
+def test_request(tmp_path, why, key, steps):
     """By the clock of the function that obeys: nobody waits for an hour."""
-    keys = sendstats.Keys(write_key(tmp_path, b"key"))
+    keys = sendstats.Keys(write_key(tmp_path, key)) if key else None
     sampler = sendstats.Sampler("/proc", 7, 10.0)
     sampler.start_us = 77
-    requests = sendstats.Requests(
-        sampler, 0.5, keys if why.startswith("signed") else None, None)
+    requests = sendstats.Requests(sampler, 0.5, keys, None)
     for datagram, now, grouped, due_s, period_s in steps:
         requests.obey(datagram, "master", grouped, now)
         assert requests.due == (due_s or sendstats.NEVER)
@@ -4578,10 +4578,9 @@ def test_request(tmp_path, why, steps):
 
 def test_phases_are_spread():
     """Evenly by node number; of agents without one, by chance."""
-    phases = sorted(sendstats.phase_of(node) for node in range(100))
+    phases = sorted(map(sendstats.phase_of, range(100)))
     assert max(b - a for a, b in zip(phases, phases[1:])) < 0.05
-    phases = [sendstats.phase_of(-2) for _ in range(50)]
-    assert len({int(phase * 4) for phase in phases}) == 4
+    assert len({int(4 * sendstats.phase_of(-2)) for _ in range(50)}) == 4
 
 
 def slow_refused_agent_says_so_and_keeps_its_port(running):
@@ -4637,18 +4636,15 @@ def test_silent_nodes_are_asked_once_a_minute(tmp_path, master):
     receiver, asked = new_receiver(tmp_path), []
     receiver.requests.sock = receiver.sock = master
     master.setblocking(False)
-
-    def hear(number, sequence, kind=sendstats.SAMPLE):
-        feed(receiver, message(number, sequence, number + 1, kind, body=b""),
-             "127.0.0.1", port=master.getsockname()[1])
+    sender = dict(address="127.0.0.1", port=master.getsockname()[1])
     with Clock() as clock:
         receiver.tick(clock.now)
         for number in range(301):
-            hear(number, 1)
-        hear(301, 1, sendstats.FAREWELL)
+            feed(receiver, message(number, 1, number + 1), **sender)
+        feed(receiver, message(301, kind=sendstats.FAREWELL), **sender)
         for second in range(1, 190):
             clock.now += 1
-            hear(300, 1 + second)
+            feed(receiver, message(300, 1 + second, 301), **sender)
             receiver.tick(clock.now)
             before = len(asked)
             with contextlib.suppress(BlockingIOError):
@@ -4856,10 +4852,11 @@ def serves_nobody(running):
     return len(os.listdir("/proc/%d/task" % running.processes[-1].pid)) == 2
 
 
-def start_procstatd(running, *options):
-    """Start procstatd alone; return its port."""
+def start_procstatd(running, *options, **constants):
+    """Start procstatd alone, with some constants others; return its port."""
     port = free_port()
-    running.start("sendstats.py", "-d", "--procstatd", port, *options)
+    start_changed(running, "sendstats", constants, "-d", "--procstatd", port,
+                  *options)
     wait_for(lambda: listens(port))
     wait_for(lambda: serves_nobody(running))
     return port
@@ -4890,7 +4887,7 @@ def test_replies_of_procstatd(running):
     assert int(count) == len(lines) > 1
     line, = [line for line in lines if line.startswith("%d " % pid)]
     assert re.fullmatch(        # three threads: for all, for us, and the main
-        r"%d %d %d [RS] 3 \d{4,5} \d{5,} \d+ .*sendstats.py -d --procstatd %d"
+        r"%d %d %d [RS] 3 \d{4,5} \d{5,} \d+ .*'--procstatd', '%d'.*"
         % (pid, os.getpid(), os.getuid(), port), line)
 
 
@@ -4904,8 +4901,7 @@ def test_quik_opens_but_two_files(running):
         strace.path))) <= {"/proc/stat", "/proc/loadavg"}
 
 
-STAT_LINE = ("%d (%s) S 1 1 1 0 -1 0 0 0 0 0 %d %d 0 0 20 0 3 0 100 8192000 "
-             "250 0 0 0\n")
+STAT_LINE = "%d (%s) S 1 1 1 0 -1 0 0 0 0 0 %d %d 0 0 20 0 3 0 9 8192000 250\n"
 NAMES = (
     # name, command line, as it is shown
     ("plain", b"/bin/plain\0-x\0", "/bin/plain -x"),
@@ -4913,7 +4909,6 @@ NAMES = (
     ("evil", b"new\nline\x1b[2J\0\xff", r"new\nline\x1b[2J \xff"),
     ("line\nfeed", b"", r"[line\nfeed]"),
 )
-LONG_LINE = "long", b"x" * 4000, ""
 
 
 def write_processes(root, count, names):
@@ -4956,11 +4951,10 @@ def test_procstatd_of_another_proc(running):
 def slow_clients_that_read_nothing_hold_little_and_are_dropped(running):
     """So is who is idle, or dribbles a command's bytes.  All command lines
     together are no longer than a reply may be."""
-    root, count, port = running.folder + "/proc", 1100, free_port()
-    write_processes(write_proc(root, EPYC), count, [LONG_LINE])
-    start_changed(running, "sendstats", dict(IDLE_S=0.5, LINE_BYTES=9999),
-                  "-d", "--procstatd", port, "--proc", root)
-    wait_for(lambda: listens(port))
+    root, count = write_proc(running.folder + "/proc", EPYC), 1100
+    write_processes(root, count, [("long", b"x" * 4000, "")])
+    port = start_procstatd(running, "--proc", root, IDLE_S=0.5,
+                           LINE_BYTES=9999)
     _, *lines = Client(port).ask(b"jobs\n")
     assert [len(line.split()[-1]) for line in lines] == [
         (1 << 20) // count] * count
@@ -6621,23 +6615,20 @@ SLOW = {name[5:]: function for name, function in list(globals().items())
 SLOW_AT_ONCE = 6
 
 
-def play_scenario(scenario, running):
-    """Return what a scenario does; end its processes."""
-    try:
-        return scenario(running)
-    finally:
-        running.end()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def scenarios(request, tmp_path_factory):
     """{name: Future} of the scenarios that are selected."""
     played = {item.callspec.params["name"]: Running(tmp_path_factory.mktemp(
         "slow")) for item in request.session.items
               if item.name.startswith("test_slow[")}
+
+    def play(name):
+        try:
+            return SLOW[name](played[name])
+        finally:
+            played[name].end()
     with concurrent.futures.ThreadPoolExecutor(SLOW_AT_ONCE) as pool:
-        futures = {name: pool.submit(play_scenario, SLOW[name], running)
-                   for name, running in played.items()}
+        futures = {name: pool.submit(play, name) for name in played}
         yield futures
         for name, running in played.items():
             if not futures[name].cancel():
