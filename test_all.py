@@ -4502,14 +4502,13 @@ def slow_agent_obeys_its_master_and_nobody_else(running):
         _, agent = master.recvfrom(65536)
         other.sendto(request(), agent)          # refused by the kernel
         assert not reply_to(master, agent, *FORGED, wait_s=0.3)
-        for sequence, node in (2, 7), (3, -2), (4, -2):
-            header = reply_to(master, agent, request(node))
-            assert (header["sequence"], header["kind"],
-                    header["period_s"]) == (sequence, sendstats.SAMPLE, 3600)
+        for sequence, node in (2, 7), (3, -2):
+            assert reply_to(master, agent, request(node)).items() >= dict(
+                sequence=sequence, kind=sendstats.SAMPLE, period_s=3600
+            ).items()
         master.sendto(request(period_s=0.1), agent)
-        for _ in range(3):              # no more requests needed
-            header = header_of(master.recv(65536))
-        assert header["period_s"] == pytest.approx(0.1)
+        headers = [header_of(master.recv(65536)) for _ in range(3)]
+        assert headers[2]["period_s"] == pytest.approx(0.1)     # unasked
         wait_for(lambda: reply_to(master, agent, request())[
             "period_s"] == 3600)
         running.start("sendstats.py", "-f", "-r", 3600, address_of(other))
@@ -6573,8 +6572,7 @@ def test_readme_shows_what_is_printed(seven, words):
 
 def test_daemon_shows_every_counter(seven):
     names = re.findall(r"^\w+", shown(seven, "--daemon"), re.M)
-    assert [name for name in names if name in recvstats.COUNTER_NAMES
-            ] == list(recvstats.COUNTER_NAMES)
+    assert not {*recvstats.COUNTER_NAMES} - {*names}
 
 
 NAMED = (
