@@ -3274,7 +3274,6 @@ WRONG = (
     ("--serve master:9545", "master:9545 is not [ADDRESS:]PORT"),
     ("--http", "--http goes before one document"),
     ("--html --http -w", "--http goes before one document"),
-    ("-J --sort load", "--sort load: choose from cpu rss"),
     ("--json --per-cpu", "--per-cpu goes with --prometheus, or --serve"),
     *[(words, words + " ends before it begins, or is too long")
       for words in ("5-3", "0-99999999999")],
@@ -5060,6 +5059,7 @@ def slow_procstatd_beside_an_agent(running):
         r" node +pid user     s  thr +rss  cpu%% command\n(    3 .*\n)*"
         r"    3 +\d+ %.8s .* -r 0.01 --procstatd %d " % (
             pwd.getpwuid(os.getuid()).pw_name, port), shown.stdout)
+    assert running.beostat("-J", "--sort", "load").returncode == 2
     shown = running.beostat("-J", "--sort", "rss", "--top", "2", "3,4")
     assert shown.returncode == 1 and len(shown.stdout.splitlines()) == 3
     assert shown.stderr == ("beostat: node 4: runs no procstatd "
