@@ -4881,7 +4881,7 @@ def test_replies_of_procstatd(running):
     assert int(count) == len(lines) > 1
     line, = [line for line in lines if line.startswith("%d " % pid)]
     assert re.fullmatch(        # three threads: for all, for us, and the main
-        r"%d %d %d [RS] 3 \d{4,5} \d{5,} \d+ .*'--procstatd', '%d'.*"
+        r"%d %d %d [RS] 3 \d{4,5} \d{5,} \d+ .*--procstatd\W+%d.*"
         % (pid, os.getpid(), os.getuid(), port), line)
 
 
@@ -6406,7 +6406,7 @@ def test_beostat_beside_another_library(tmp_path):
 @pytest.mark.parametrize("file", TOOLS)
 def test_an_older_python_stops_at_the_line_that_tells_why(file):
     """It knows no f"": only names and imports, which it knows, are before."""
-    body = ast.parse(read_source(file)).body
+    body = ast.parse(read_text(os.path.join(HERE, file))).body
     told = [isinstance(getattr(each, "value", None), ast.JoinedStr)
             for each in body].index(True)
     assert all(isinstance(each, (ast.Expr, ast.Import, ast.Try))
@@ -6429,7 +6429,7 @@ def test_table_on_a_disk_is_said(running):
 
 # ---- README ------------------------------------------------------------
 
-README = read_source("README")
+README = read_text(os.path.join(HERE, "README"))
 NAMES_SHOWN = 12                # of a row; of more, the first and the last
 
 
