@@ -4786,8 +4786,7 @@ def slow_network_that_comes_and_goes(running):
 
 
 def slow_thousand_nodes_are_back_after_a_restart(running):
-    """In a receive buffer of the default size: recvstats asks its group for
-    answers that are spread."""
+    """recvstats asks for answers that fit a buffer of the default size."""
     with sendstats.join_group("239.255.11.224", running.port + 1,
                               sendstats.find_interface("lo")[0]) as group:
         group.settimeout(LIMIT_S)
@@ -6482,17 +6481,14 @@ README_COMMANDS = re.findall(
     r"(sendstats|recvstats|beostat)(?:\.py)?((?: [^`)|>#\n]*)?)",
     README, re.M)
 HELP_COMMANDS = re.findall(
-    r"^  (?:pdsh -w \$\()?(sendstats|recvstats|beostat)\.py((?: \S+)*)",
+    r"^  (?:pdsh -w \$\()?(sendstats|recvstats|beostat)\.py((?: [^\s)]+)*)",
     "".join(tool.__doc__ for tool in (sendstats, recvstats, beostat)), re.M)
 
 
 @pytest.mark.parametrize("name, words", README_COMMANDS + HELP_COMMANDS)
 def test_example_parses(name, words):
-    words = words.replace("--up)", "--up").split()
-    if name == "sendstats":
-        assert sendstats.parse_args(words, {"NODE": "7"})
-    else:
-        assert globals()[name].parse_args(words)
+    more = [{"NODE": "7"}] * (name == "sendstats")
+    assert globals()[name].parse_args(words.split(), *more)
 
 
 @pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
@@ -6508,11 +6504,8 @@ def test_every_option_has_an_example(name):
 
 @pytest.mark.parametrize("text", readme_programs("#!/usr/bin/env python3"))
 def test_readme_script_runs(seven, text, tmp_path):
-    """Once: their loops end after the first turn."""
     path = tmp_path / "script.py"
-    path.write_text(text.replace("while True:", "for _ in range(2):")
-                    .replace("sleep(60)", "sleep(0)")
-                    .replace("/var/tmp", str(tmp_path)))
+    path.write_text(text.replace("/var/tmp", str(tmp_path)))
     ended = run(sys.executable, path, env=dict(
         os.environ, PYTHONPATH=HERE, BEOSTAT_TABLE=seven.table.path))
     assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout
