@@ -141,7 +141,8 @@ CPU = (
      "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q", "ticks",
      "of all CPUs since boot; cpu line of /proc/stat"),
     ("busy_fraction user_fraction nice_fraction system_fraction "
-     "iowait_fraction", "f", "", "of the last period; busy is user, nice, system"),
+     "iowait_fraction", "f", "", "of the last period; busy is user, nice, "
+     "system"),
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
