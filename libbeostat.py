@@ -95,8 +95,8 @@ MASTER, UNNUMBERED = -1, -2
 HEADER = (
     ("magic", "4s", "", "b'BEO' and the header's version, 1"),
     ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
-     "a request, who is asked, -2 all"),
+    ("node", "i", "", "-1 the master, -2 told by address; of a request, -2 "
+     "all"),
     ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
     ("version", "H", "", "of the records that follow"),
     ("start_us", "Q", "us", "when the agent started, since the epoch"),
@@ -106,8 +106,8 @@ HEADER = (
 )
 ASK = (                         # the body of a request
     ("spread_s", "f", "s", "answers fall within it, by node number"),
-    ("agent_start_us", "Q", "us", "start_us of the agent that is meant, 0 "
-     "any: signed ones to one node must name it"),
+    ("agent_start_us", "Q", "us", "of the agent meant; 0 any, if unsigned "
+     "or to all"),
 )
 
 # ---- layout: records ---------------------------------------------------
@@ -146,8 +146,8 @@ CPU = (
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
-    ("active total last_pid", "I", "", "tasks running without the agent, all "
-     "tasks, newest process id; /proc/loadavg"),
+    ("active total last_pid", "I", "", "active is without the agent; "
+     "/proc/loadavg"),
 )
 MEMORY = (
     ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
