@@ -95,20 +95,19 @@ MASTER, UNNUMBERED = -1, -2
 HEADER = (
     ("magic", "4s", "", "b'BEO' and the header's version, 1"),
     ("length", "I", "bytes", "of the message, its CRC included"),
-    ("node", "i", "", "number; -1 the master, -2 to be told by address; of "
-     "a request, who is asked, -2 all"),
+    ("node", "i", "", "-1 the master, -2 told by address; of a request, -2 "
+     "all"),
     ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
     ("version", "H", "", "of the records that follow"),
     ("start_us", "Q", "us", "when the agent started, since the epoch"),
     ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
-    ("period_s", "f", "s", "between two samples; of a request, the one to "
-     "use from now on, 0 the agent's own"),
+    ("period_s", "f", "s", "of a request, to use from now on, 0 the agent's"),
     ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
 )
 ASK = (                         # the body of a request
     ("spread_s", "f", "s", "answers fall within it, by node number"),
-    ("agent_start_us", "Q", "us", "start_us of the agent that is meant, 0 "
-     "any; a signed request to one node must name it"),
+    ("agent_start_us", "Q", "us", "of the agent meant; 0 any, if unsigned "
+     "or to all"),
 )
 
 # ---- layout: records ---------------------------------------------------
@@ -133,24 +132,22 @@ PROCESSOR = (
 )
 KERNEL = (
     ("boot_time_s", "Q", "s", "btime, since the epoch; /proc/stat"),
-    ("context_switches interrupts forks", "Q", "", "ctxt, intr, processes "
-     "since boot; /proc/stat"),
-    ("running blocked", "I", "", "procs_running less the agent itself, "
-     "procs_blocked; /proc/stat"),
+    ("context_switches interrupts forks", "Q", "", "since boot; "
+     "/proc/stat"),
+    ("running blocked", "I", "", "tasks, without the agent; /proc/stat"),
 )
 CPU = (
     ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "
      "softirq_ticks steal_ticks guest_ticks guest_nice_ticks", "Q", "ticks",
      "of all CPUs since boot; cpu line of /proc/stat"),
     ("busy_fraction user_fraction nice_fraction system_fraction "
-     "iowait_fraction", "f", "", "0 to 1, over the last period; busy is "
-     "user, nice and system"),
+     "iowait_fraction", "f", "", "of the last period; busy is user, nice, "
+     "system"),
 )
 LOAD = (
     ("one five fifteen", "f", "", "load averages; /proc/loadavg"),
-    ("active total last_pid", "I", "", "tasks running (less the agent "
-     "itself), tasks, newest process id; a process has a task for each of "
-     "its threads; /proc/loadavg"),
+    ("active total last_pid", "I", "", "active is without the agent; "
+     "/proc/loadavg"),
 )
 MEMORY = (
     ("total_bytes free_bytes available_bytes buffers_bytes cached_bytes "
@@ -160,14 +157,14 @@ MEMORY = (
 )
 DISK = (
     ("block_bytes", "Q", "bytes", "size of a block of /; statvfs(3)"),
-    ("blocks free_blocks available_blocks", "Q", "blocks", "of /: all, "
-     "free, free to users; statvfs(3)"),
+    ("blocks free_blocks available_blocks", "Q", "blocks", "of /; "
+     "available to users"),
     ("files free_files", "Q", "", "inodes of /; statvfs(3)"),
     ("name_max", "I", "", "longest file name in /; statvfs(3)"),
 )
 NETWORK = (
-    ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "received and sent "
-     "over the last period, all interfaces but lo"),
+    ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "of all but lo, in "
+     "the last period"),
 )
 AGENT = (
     ("cost_us", "I", "us", "CPU time of the agent since its last sample"),
@@ -176,25 +173,25 @@ AGENT = (
     ("procstatd_port", "H", "", "TCP port of its procstatd, 0 none"),
     ("flags", "H", "", "1 some interfaces, 2 some CPUs did not fit in the "
      "message"),
-    ("cpus interfaces", "H", "", "records that follow: CPUs that are on "
-     "line, 0 unknown; interfaces"),
+    ("cpus interfaces", "H", "", "records that follow (CPUs on line, 0 "
+     "unknown)"),
 )
 NODE = HOST + PROCESSOR + KERNEL + CPU + LOAD + MEMORY + DISK + NETWORK + AGENT
 ONE_CPU = (
     ("id", "H", "", "CPU number; /proc/stat"),
     ("busy", "H", "1/10000", "share of the last period"),
     ("user_ticks nice_ticks system_ticks idle_ticks", "I", "ticks",
-     "since boot, they wrap; irq, softirq and steal are in system, iowait "
-     "in idle; /proc/stat"),
+     "since boot, they wrap; system has irq, softirq, steal, idle has "
+     "iowait; /proc/stat"),
 )
 INTERFACE = (
     ("name", "16s", "", "of the interface; /proc/net/dev"),
     ("rx_bytes rx_packets", "Q", "", "received; /proc/net/dev"),
     ("rx_errors rx_dropped rx_fifo rx_frame rx_compressed rx_multicast",
-     "I", "", "receive columns, they wrap; /proc/net/dev"),
+     "I", "", "they wrap; /proc/net/dev"),
     ("tx_bytes tx_packets", "Q", "", "sent; /proc/net/dev"),
     ("tx_errors tx_dropped tx_fifo tx_collisions tx_carrier tx_compressed",
-     "I", "", "transmit columns, they wrap; /proc/net/dev"),
+     "I", "", "they wrap; /proc/net/dev"),
     ("rx_bytes_per_s tx_bytes_per_s", "Q", "bytes/s", "over the last "
      "period"),
 )
@@ -217,8 +214,7 @@ STATUS = (
     ("word", "Q", "", "odd while the header is being written"),
     ("version", "I", "", "of this layout, 2"),
     ("entries", "I", "", "numbers that the index has room for, from -1"),
-    ("pid", "I", "", "process id of recvstats"),
-    ("port", "I", "", "UDP port it listens on"),
+    ("pid port", "I", "", "process id of recvstats, UDP port it listens on"),
     ("pid_start_ticks", "Q", "ticks", "its start, since boot; "
      "/proc/PID/stat"),
     ("pid_namespace", "Q", "", "inode of its PID namespace, 0 unknown"),
@@ -230,8 +226,7 @@ STATUS = (
     ("stopped", "I", "", "1: recvstats was told to stop, and did"),
     ("heartbeat_s", "d", "s", "its last sign of life; CLOCK_MONOTONIC"),
     ("uptime_s", "d", "s", "from its start to that"),
-    ("away_s", "d", "s", "time in which nobody listened, since the table "
-     "was made; heartbeat_s less away_s stands still meanwhile"),
+    ("away_s", "d", "s", "in which nobody listened since the table was made"),
     ("request_time_s", "d", "s", "last request sent, since the epoch, or 0"),
 )
 COUNTERS = (
@@ -239,24 +234,33 @@ COUNTERS = (
     ("stored", "Q", "", "samples and farewells stored"),
     ("late", "Q", "", "arrived after a newer one; not stored, not lost"),
     ("repeated", "Q", "", "arrived before, or too late to tell; dropped"),
-    ("stale", "Q", "", "from an earlier start of the agent; dropped"),
-    ("conflict", "Q", "", "its number is another sender's; dropped"),
-    ("clock_wrong", "Q", "", "signed, over 60 s in the future; dropped"),
+    ("stale", "Q", "", "two agents on one node, or its clock went back; "
+     "dropped"),
+    ("conflict", "Q", "", "two nodes have one number: the log names both "
+     "addresses; dropped"),
+    ("clock_wrong", "Q", "", "signed, over 60 s in the future: set the "
+     "node's clock; dropped"),
     ("short", "Q", "", "cut off, or shorter than any message; dropped"),
     ("long", "Q", "", "with bytes behind the message; dropped"),
     ("magic_wrong", "Q", "", "not a message of ours; dropped"),
-    ("version_wrong", "Q", "", "with a header of another version; dropped"),
+    ("version_wrong", "Q", "", "with another header version: update the "
+     "master first; dropped"),
     ("crc_wrong", "Q", "", "damaged on the way; dropped"),
     ("header_wrong", "Q", "", "of no known kind or period; dropped"),
-    ("number_wrong", "Q", "", "not from -1 to --max-nodes less 1; dropped"),
-    ("unnumbered", "Q", "", "node -2, address not in --iprange; dropped"),
-    ("not_allowed", "Q", "", "not in --allow, or not on -i; dropped"),
-    ("unsigned", "Q", "", "not signed, but --key-file; dropped"),
-    ("signature_wrong", "Q", "", "signed with none of the keys; dropped"),
-    ("no_space", "Q", "", "file system or --max-bytes is full; dropped"),
+    ("number_wrong", "Q", "", "not from -1 to --max-nodes less 1: raise it; "
+     "dropped"),
+    ("unnumbered", "Q", "", "node -2, address not in --iprange: give it a "
+     "number; dropped"),
+    ("not_allowed", "Q", "", "not in --allow, or not on -i's interface; "
+     "dropped"),
+    ("unsigned", "Q", "", "from an agent without --key-file; dropped"),
+    ("signature_wrong", "Q", "", "signed with none of the keys here; "
+     "dropped"),
+    ("no_space", "Q", "", "no room for new nodes: /dev/shm or --max-bytes is "
+     "full; dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
-    ("kernel_drops", "Q", "", "datagrams that the kernel dropped because "
-     "its receive buffer was full; SO_MEMINFO"),
+    ("kernel_drops", "Q", "", "receive buffer full: be root, or raise "
+     "net.core.rmem_max"),
     ("log_drops", "Q", "", "lines of log that syslog did not take"),
 )
 RECENT = (
@@ -270,16 +274,15 @@ SLOT = (
     ("word", "Q", "", "odd exactly while the slot is being written"),
     ("heard_s", "d", "s", "when the message came; CLOCK_MONOTONIC"),
     ("heard_time_s", "d", "s", "the same since the epoch, master's clock"),
-    ("silent_from_s", "d", "s", "heard_s less the away_s of then: the "
-     "node is silent for heartbeat_s less away_s less this"),
+    ("silent_from_s", "d", "s", "heard_s less the away_s of then"),
     ("window", "Q", "", "bit n is 0: the message n before the newest is "
      "missing"),
-    ("received", "Q", "", "messages received from the node"),
-    ("lost", "Q", "", "messages that the node sent and that never came"),
+    ("received lost", "Q", "", "messages of the node; those that never "
+     "came"),
     ("address", "4s", "", "IPv4 address of the sender"),
     ("number", "i", "", "of the node whose slot this is"),
-    ("message_bytes", "I", "bytes", "size of the message, 0: none yet"),
-    ("room_bytes", "I", "bytes", "for a message, behind this header"),
+    ("message_bytes room_bytes", "I", "bytes", "its size, 0 none yet; "
+     "room for one"),
     ("restarts", "I", "", "starts of the agent after the first one seen"),
     ("port", "H", "", "UDP port of the sender"),
     ("flags", "H", "", "1 signed, 2 and verified with a key"),

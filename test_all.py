@@ -6435,23 +6435,45 @@ NAMES_SHOWN = 12                # of a row; of more, the first and the last
 def describe(rows):
     """Return a record's table as README shows it."""
     record, offset = sendstats.layout(rows)
-    lines = ["Offset  Type  Unit     Fields: meaning"]
+    lines = [", %d bytes:" % record.size]
     for fields, code, unit, meaning in rows:
         first, *others = fields.split()
+        if unit.replace("/", "_per_").lower() not in first:
+            fields += " (%s)" % unit
         if len(others) > NAMES_SHOWN:
             fields = "%s ... %s" % (first, others[-1])
         lines += textwrap.wrap(
             "%s: %s" % (fields, meaning), 79, break_long_words=False,
-            initial_indent="%6d  %-4s  %-8s " % (offset[first], code,
-                                                 unit or "-"),
-            subsequent_indent=" " * 23)
-    return "\n".join(lines + ["%6d  end" % record.size])
+            initial_indent="%6d  %-4s " % (offset[first], code),
+            subsequent_indent=" " * 13)
+    return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(
-    "name", "HEADER NODE ONE_CPU INTERFACE TABLE_HEADER SLOT".split())
-def test_readme_formats_are_the_layouts(name):
-    assert describe(getattr(libbeostat, name)) in README
+# The counters are told among what else may be wrong.
+TABLE_SHOWN = libbeostat.STATUS + (
+    (" ".join(field for field, *_ in libbeostat.COUNTERS), "Q", "",
+     "the counters, in TROUBLESHOOTING's order"),
+    ) + libbeostat.TABLE_HEADER[-2:]
+
+
+@pytest.mark.parametrize("rows", [
+    libbeostat.HEADER, libbeostat.NODE, libbeostat.ONE_CPU,
+    libbeostat.INTERFACE, libbeostat.ASK, TABLE_SHOWN, libbeostat.SLOT],
+    ids="header node cpu interface request table slot".split())
+def test_readme_formats_are_the_layouts(rows):
+    assert describe(rows) in README
+
+
+def describe_counters():
+    """Return what each counts, and what to do, as README shows it."""
+    return "".join(textwrap.fill(
+        "%-16s %s" % (counter, re.sub("; dropped$", "", meaning)), 79,
+        initial_indent=" " * 4, subsequent_indent=" " * 21) + "\n"
+        for counter, _, _, meaning in libbeostat.COUNTERS)
+
+
+def test_readme_explains_every_counter():
+    assert describe_counters() in README
 
 
 def test_readme_fits_a_terminal():
@@ -6465,15 +6487,18 @@ def readme_programs(first):
     return [block for block in blocks if block.startswith(first)]
 
 
-def test_readme_has_scripts_that_a_shell_can_read():
-    for first, count in (("#!/bin/sh", 4), ("#!/usr/bin/env python3", 3)):
-        assert len(readme_programs(first)) == count
+def test_readme_has_scripts_and_units():
+    for first in "#!/bin/sh\n# $NODE", "#!/bin/sh\nbeostat --events":
+        assert len(readme_programs(first)) == 1
+    for unit in "recvstats sendstats serve ganglia@".split():
+        assert "# /etc/systemd/system/beostat-%s.service\n" % unit in README
     for text in readme_programs("#!/bin/sh"):
         assert run("sh", "-n", input=text).returncode == 0
 
 
 README_COMMANDS = re.findall(
-    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=/usr/s?bin/|\$\(python3 |`)"
+    r"(?:^ +python3 (?:-I -S )?|^\$ |^ +ExecStart=-?/usr/s?bin/"
+    r"|\$\(python3 |`)"
     r"(sendstats|recvstats|beostat)(?:\.py)?((?: [^`)|>#\n]*)?)",
     README, re.M)
 HELP_COMMANDS = re.findall(
@@ -6498,11 +6523,9 @@ def test_every_option_has_an_example(name):
         assert used & options or not options, action
 
 
-@pytest.mark.parametrize("text", readme_programs("#!/usr/bin/env python3"))
-def test_readme_script_runs(seven, text, tmp_path):
-    path = tmp_path / "script.py"
-    path.write_text(text.replace("/var/tmp", str(tmp_path)))
-    ended = run(sys.executable, path, env=dict(
+def test_readme_script_runs(seven):
+    script, = readme_programs("#!/usr/bin/env python3")
+    ended = run(sys.executable, "-c", script, env=dict(
         os.environ, PYTHONPATH=HERE, BEOSTAT_TABLE=seven.table.path))
     assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout
 
@@ -6568,18 +6591,17 @@ def test_daemon_shows_every_counter(seven):
 
 NAMED = (
     # where in README, what is named there
-    *[(re.search(r"\n  %s.py\n(.*?)\n(?:  )?\S" % name, README, re.S).group(1),
+    *[(re.search(r"\n  %s\.py (.*?)\n(?:  )?\S" % name, README, re.S).group(1),
        options_of(name)) for name in ("sendstats", "recvstats", "beostat")],
     (README.split("returns\n")[1], ["    " + name for name, *_ in CALLS]),
     (README.split("Node record, as")[1].split(":")[0], libbeostat.PARTS),
     (libbeostat.Node.__doc__, libbeostat.PARTS),
-    (README, recvstats.COUNTER_NAMES),
     (README, [name for name, kind in vars(libbeostat).items()
               if isinstance(kind, type) and issubclass(kind, Exception)]),
 )
 
 
-def test_readme_names_each_option_function_record_counter_and_error():
+def test_readme_names_each_option_function_record_and_error():
     for text, names in NAMED:
         for name in names:
             assert re.search(r"(?<![\w-])%s(?![\w-])" % name, text), name
