@@ -970,27 +970,19 @@ def test_new_table_is_allocated_and_readable_whatever_the_umask(tmp_path):
     close(receiver)
 
 
-SIZES = (
-    # what it holds: [(nodes, CPUs, interfaces)]; most bytes
-    ("1,000 nodes of 8 CPUs", [(range(1000), 8, 3)], 2e6),
-    ("10,000 nodes, one of 700 interfaces, one of 512 CPUs",
-     [(range(9998), 8, 3), ([9998], 8, 400), ([9999], 512, 3)], 20e6),
-    ("node 40,000 alone", [([40000], 8, 3)], 5e5),
-)
-
-
-@pytest.mark.parametrize("why, holds, most_bytes", SIZES)
-def test_table_costs_what_it_holds(tmp_path, why, holds, most_bytes):
-    receiver = new_receiver(tmp_path)
+@pytest.mark.parametrize("holds, most_bytes", [
+    # [(nodes, CPUs, interfaces)]; so many bytes
+    ([(range(1000), 8, 3)], 2e6), ([([40000], 8, 3)], 5e5),
+    ([(range(9998), 8, 3), ([9998], 8, 400), ([9999], 512, 3)], 20e6)])
+def test_table_costs_what_it_holds(receiver, holds, most_bytes):
     for numbers, cpus, interfaces in holds:
         body = body_of_counts(cpus, interfaces)
         for number in numbers:
             assert feed(receiver, message(number, body=body)) == "stored"
     assert os.stat(receiver.table.path).st_size <= most_bytes
     with libbeostat.open(receiver.table.path) as cluster:
-        assert len(cluster[holds[-1][0][-1]].cpus) == holds[-1][1]
+        assert len(cluster[number].cpus) == cpus
         assert len(cluster) == sum(len(numbers) for numbers, *_ in holds)
-    close(receiver)
 
 
 def test_table_grows_in_place_while_a_reader_iterates(receiver):
@@ -1007,10 +999,9 @@ def test_table_grows_in_place_while_a_reader_iterates(receiver):
             wide = message(number, 2, body=body_of_counts(400, 0))
             assert feed(receiver, wide) == "stored"
         assert feed(receiver, message(700, 3)) == "stored"      # and stays
-        seen += [node.number for node in iteration]
-        assert seen == list(range(1001))
+        assert seen + [node.number for node in iteration] == list(range(1001))
         after = os.stat(receiver.table.path)
-        assert after.st_ino == before.st_ino
+        assert os.path.samestat(after, before)
         assert after.st_size > before.st_size
         wait_for(lambda: len(cluster[1].cpus) == 400)
         assert cluster[700].sequence == 3
@@ -1025,10 +1016,9 @@ def test_restart_adopts_the_table(tmp_path):
     receiver = new_receiver(tmp_path, "-N", "300", "--max-nodes", "400")
     with libbeostat.open(receiver.table.path) as cluster:
         assert [node.number for node in cluster] == list(range(-1, 7))
-    for number, sequence, counter in (
-            (3, 5, "repeated"), (3, 6, "stored"), (399, 1, "stored"),
-            (400, 1, "number_wrong")):
-        assert feed(receiver, message(number, sequence)) == counter
+    assert [feed(receiver, message(*sent)) for sent in (
+        (3, 5), (3, 6), (399, 1), (400, 1))] == [
+            "repeated", "stored", "stored", "number_wrong"]
     close(receiver)
     receiver = new_receiver(tmp_path, "--fresh")
     with libbeostat.open(receiver.table.path) as cluster:
@@ -1038,11 +1028,11 @@ def test_restart_adopts_the_table(tmp_path):
 def test_room_for_expected_nodes_is_set_aside(tmp_path):
     """A flood of other numbers, and of long messages, leaves it alone."""
     receiver = new_receiver(tmp_path, "-N", "50", "--max-bytes", "1M")
-    long, counters = body_of_counts(100, 0), []
+    long, counters = body_of_counts(100, 0), set()
     for number in range(100, 1100):
-        counters.append(feed(receiver, message(number)))
-        counters.append(feed(receiver, message(number, 2, body=long)))
-    assert {*counters} == {"stored", "no_space"}
+        counters |= {feed(receiver, message(number)),
+                     feed(receiver, message(number, 2, body=long))}
+    assert counters == {"stored", "no_space"}
     assert [line for line in receiver.lines if "grow" in line] == [
         "%s: cannot grow: --max-bytes 1048576 reached: messages that fit are "
         "stored, others counted as no_space" % receiver.table.path]
@@ -1077,29 +1067,24 @@ def stop_at(count):
     sys.settrace(tell)
 
 
-STEPS = (
-    # why, the message, how many nodes it adds
-    ("a new node", message(7), 1),
-    ("a larger slot", message(1, 9, body=body_of_counts(90, 0)), 0),
-    ("a growth", message(7, body=body_of_counts(2900, 0)), 1),
-    ("a sample", message(1, 9), 0),
-)
+STEPS = {                       # a message, how many nodes it adds
+    "a new node": (message(7), 1),
+    "a larger slot": (message(1, 9, body=body_of_counts(90, 0)), 0),
+    "a growth": (message(7, body=body_of_counts(2900, 0)), 1),
+    "a sample": (message(1, 9), 0),
+}
 
 
-# Its name, which the environment holds, is not to hold the message.
-@pytest.mark.parametrize("why, data, more", STEPS, ids=[
-    why for why, *_ in STEPS])
-def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
-                                                       more):
+@pytest.mark.parametrize("why", STEPS)
+def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why):
     """Each step in a process of its own, which ends there; readers see all
     nodes before the restart and after it."""
-    receiver = new_receiver(tmp_path)
-    path = receiver.table.path
+    (data, more), receiver = STEPS[why], new_receiver(tmp_path)
+    path, seen, step, status = receiver.table.path, set(), 0, 9
     for number in range(7):
         feed(receiver, message(number))
     close(receiver)
     shutil.copy(path, path + ".good")
-    step, status, numbers = 0, 9, set()
     while status == 9:
         step += 1 if LONG else 17
         shutil.copy(path + ".good", path)
@@ -1111,16 +1096,15 @@ def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
                 feed(receiver, data)
                 os._exit(0)
             status = os.waitpid(child, 0)[1] >> 8
-            for turn in range(2):
-                found = [node.number for node in cluster]
-                assert found in (list(range(7)), list(range(7 + more)))
+            for sequence in 50, 51:
+                seen.add(tuple(node.number for node in cluster))
                 assert not cluster.refused
-                numbers.add(len(found))
                 receiver = new_receiver(tmp_path)
-                assert feed(receiver, message(3, 50 + turn)) == "stored"
+                assert feed(receiver, message(3, sequence)) == "stored"
                 assert receiver.lines == []
                 close(receiver)
-    assert status == 0 and step > 20 and numbers == {7, 7 + more}
+    assert status == 0 and step > 20
+    assert seen == {tuple(range(7)), tuple(range(7 + more))}
 
 
 def test_slot_left_odd_by_a_killed_writer(tmp_path):
@@ -1138,8 +1122,7 @@ def test_slot_left_odd_by_a_killed_writer(tmp_path):
         assert cluster[0].state == "up"
         assert time.monotonic() - before > libbeostat.PAUSE_S
         assert [node.number for node in cluster] == [0]
-        assert [*map(type, cluster.refused.values())] == [
-            libbeostat.SampleChanging]
+        assert type(cluster.refused[1]) == libbeostat.SampleChanging
     close(receiver)
     receiver = new_receiver(tmp_path)
     with libbeostat.open(receiver.table.path) as cluster:
@@ -1195,18 +1178,19 @@ def link_to(path):
 
 LEFT_ALONE = ("%s: is not a table: it is left alone: choose another with "
               "--table")
+NO_TABLE = "%s: not a table of recvstats"
 OTHER_TABLE = "%%s: table of version %d, this libbeostat knows 2: update %s"
 FOUND = (
     # what is at the path, how to make it, what recvstats says (that it ends,
     # or makes it anew), what a reader says
     ("noise", lambda path: write_file(path, os.urandom(70000)), LEFT_ALONE,
-     "%s: not a table of recvstats"),
+     NO_TABLE),
     ("a folder", lambda path: os.makedirs(path + "/full"), LEFT_ALONE,
-     "%s: not a table of recvstats"),
-    ("a fifo", os.mkfifo, LEFT_ALONE, "%s: not a table of recvstats"),
-    ("a link", link_to, LEFT_ALONE, "%s: not a table of recvstats"),
+     NO_TABLE),
+    ("a fifo", os.mkfifo, LEFT_ALONE, NO_TABLE),
+    ("a link", link_to, LEFT_ALONE, NO_TABLE),
     ("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5)),
-     LEFT_ALONE, "%s: not a table of recvstats"),
+     LEFT_ALONE, NO_TABLE),
     ("a table of before", lambda path: old_table(path, version=1),
      "%s: was of version 1: made anew", OTHER_TABLE % (1, "recvstats")),
     ("a table to come", lambda path: old_table(path, version=3),
@@ -1214,12 +1198,12 @@ FOUND = (
     ("a table cut off", lambda path: old_table(path, 50000),
      "%s: was cut off: made anew", "node 1: cut off in the table"),
     ("a header cut off", lambda path: old_table(path, 10),
-     "%s: was of version 0: made anew", "%s: not a table of recvstats"),
+     "%s: was of version 0: made anew", NO_TABLE),
     ("a small index", lambda path: old_table(
         path, options=["--max-nodes", "99"]),
      "%s: was too small an index for --max-nodes: made anew", None),
     ("an empty file", lambda path: write_file(path, b""), None,
-     "%s: not a table of recvstats"),
+     NO_TABLE),
     ("nothing", lambda path: None, None, "%s: No such file or directory"),
 )
 FOREIGN = tuple(row[:2] for row in FOUND if row[2] == LEFT_ALONE)
@@ -1231,9 +1215,9 @@ def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
     path = str(tmp_path / "t")
     make(path)
     if reader_says:
-        with pytest.raises(libbeostat.BeostatError) as error:
-            with libbeostat.open(path) as cluster:
-                cluster[1]
+        with pytest.raises(libbeostat.BeostatError) as error, \
+                libbeostat.open(path) as cluster:
+            cluster[1]
         assert str(error.value) == reader_says.replace("%s", path)
     if says == LEFT_ALONE:
         before = os.lstat(path)
@@ -1242,7 +1226,7 @@ def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
         assert str(error.value) == says % path
         assert os.path.samestat(os.lstat(path), before)
         if os.path.islink(path):
-            assert (tmp_path / "t.precious").read_text() == "precious"
+            assert read_text(path) == "precious"
         return
     receiver = new_receiver(tmp_path)
     assert receiver.lines == ([says % path] if says else [])
@@ -1253,27 +1237,24 @@ def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
     close(receiver)
 
 
+IN_USE = ("%s: in use by another recvstats (pid %d, user %s): end it, or "
+          "choose another with --table")
+
+
 def test_table_in_use(running):
     """A second recvstats is refused, also with --fresh, and one whose table
     another has taken ends; who starts it again is not."""
-    def refused(*options):
+    first = running.recvstats()
+    for options in [], ["--fresh"]:
         with pytest.raises(recvstats.InUse) as error:
             new_receiver(running.folder, "--table", running.table, *options)
-        return str(error.value)
-    first = running.recvstats()
-    used = ("%s: in use by another recvstats (pid %d, user %s): end it, or "
-            "choose another with --table") % (
-        running.table, first.pid, pwd.getpwuid(os.geteuid()).pw_name)
-    assert refused() == refused("--fresh") == used
-    first.kill()
-    first.wait()
-    running.port = free_port()
+        assert str(error.value) == IN_USE % (
+            running.table, first.pid, pwd.getpwuid(os.geteuid()).pw_name)
+    running.end()
     second = running.recvstats()
     with open(running.table, "r+b") as file:
-        data = with_fields(libbeostat.TABLE_HEADER, file.read(
-            libbeostat.TABLE_BYTES), pid=4321)
         file.seek(libbeostat.TABLE_AT["pid"])
-        file.write(data[libbeostat.TABLE_AT["pid"]:][:4])
+        file.write(struct.pack("<I", 4321))
     assert second.wait(LIMIT_S) == 1
     assert second.stderr.read() == (
         "recvstats: %s: taken by another recvstats (pid 4321)\n"
@@ -1285,25 +1266,26 @@ ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
 
 @pytest.fixture
 def users(running):
-    """Running's start() for another user: of a public folder, in which all
-    may write, with a Python that all may run."""
+    """A function that returns (recvstats of another user, its first line):
+    of a public folder, in which all may write, with a Python that all may
+    run."""
     if os.geteuid() or not ANYBODYS_PYTHON:
         pytest.skip("not root, or no Python that other users may run")
-    folder = "/tmp/beostat-test-%d" % os.getpid()
-    os.mkdir(folder)
+    folder = tempfile.mkdtemp(dir="/tmp")
     os.chmod(folder, 0o1777)
     shutil.copy(os.path.join(HERE, "recvstats.py"), folder)
     running.table = os.path.join(folder, "table")
 
-    def start(user, *words):
+    def start(user):
         def become():
             os.setgroups([])
             os.setgid(user)
             os.setuid(user)
-        return running.start(
+        process = running.start(
             os.path.join(folder, "recvstats.py"), "-f", "--table",
             running.table, "-p", free_port(), python=[ANYBODYS_PYTHON],
             preexec_fn=become)
+        return process, process.stderr.readline()
     yield start
     running.end()
     shutil.rmtree(folder)
@@ -1313,44 +1295,26 @@ def test_table_belongs_to_who_made_it(users, running):
     """Whoever is at work is left in peace; root may replace what another
     trusted user has left, and not an ordinary user's, which is named;
     nobody else may."""
-    theirs = users(7)
-    assert "taken over" in theirs.stderr.readline()
+    said = "recvstats: " + running.table
+    belongs = said + (": belongs to %s: run recvstats as that user, remove "
+                      "it, or choose another with --table\n")
+    theirs, line = users(7)
+    assert "taken over" in line
     for user in 0, 8:
-        refused = users(user)
-        assert refused.wait() == 1 and refused.stderr.read() == (
-            "recvstats: %s: in use by another recvstats (pid %d, user lp): end "
-            "it, or choose another with --table\n"
-            % (running.table, theirs.pid))
-    theirs.kill()
-    theirs.wait()
-    belongs = ("recvstats: %s: belongs to %s: run recvstats as that user, "
-               "remove it, or choose another with --table\n")
-    assert users(8).stderr.readline() == belongs % (running.table, "lp")
-    mine = users(0)
-    assert mine.stderr.readline() == (
-        "recvstats: %s: was of user lp: made anew\n" % running.table)
+        assert users(user)[1] == "recvstats: %s\n" % (
+            IN_USE % (running.table, theirs.pid, "lp"))
+    running.end()
+    assert users(8)[1] == belongs % "lp"
+    assert users(0)[1] == said + ": was of user lp: made anew\n"
     wait_for(lambda: os.stat(running.table).st_uid == 0)
-    mine.kill()
-    mine.wait()
+    running.end()
     os.chown(running.table, 4321, 4321)
     before = os.stat(running.table)
-    refused = users(0)
-    assert refused.wait() == 1
-    assert refused.stderr.read() == belongs % (running.table, "4321")
+    refused, line = users(0)
+    assert line == belongs % "4321" and refused.wait(LIMIT_S) == 1
     assert os.path.samestat(os.stat(running.table), before)
 
 
-TRAPS = (
-    # what an untrusted user has put at the default path
-    "(while mkdir /dev/shm/beostat; :; do :; done) 2>/dev/null & "
-    "echo $! >/dev/shm/racer",
-    "mkdir -p /dev/shm/beostat/full",
-    "echo hello >/dev/shm/beostat",
-    "mkfifo /dev/shm/beostat",
-    "cp /dev/shm/table /dev/shm/beostat",
-    "ln -s /etc/passwd /dev/shm/beostat",
-    "mkdir /dev/shm/beostat /dev/shm/beostat.new",
-)
 DEFAULT_PATH = """
 set -e; mount -t tmpfs -o mode=1777 none /dev/shm; cd /
 cp %(table)s /dev/shm/table; chmod 644 /dev/shm/table
@@ -1367,6 +1331,15 @@ while read -r trap; do
     rm -rf /dev/shm/beostat* /dev/shm/racer
 done
 """
+TRAPS = """\
+(while mkdir /dev/shm/beostat; :; do :; done) 2>&- & echo $! >/dev/shm/racer
+mkdir -p /dev/shm/beostat/full
+echo hello >/dev/shm/beostat
+mkfifo /dev/shm/beostat
+cp /dev/shm/table /dev/shm/beostat
+ln -s /etc/passwd /dev/shm/beostat
+mkdir /dev/shm/beostat /dev/shm/beostat.new
+"""
 
 
 def slow_nobody_blocks_the_default_path(running):
@@ -1374,15 +1347,12 @@ def slow_nobody_blocks_the_default_path(running):
     if os.geteuid() or not shutil.which("setpriv"):
         pytest.skip("needs a mount of its own, and another user")
     close(new_receiver(running.folder))
-    shown = subprocess.run(
-        ["unshare", "-m", "sh", "-c", DEFAULT_PATH % dict(
-            python=sys.executable, here=HERE, port=running.port,
-            table=os.path.join(running.folder, "t"))],
-        input="\n".join(TRAPS) + "\n", timeout=60, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True)
+    shown = run("unshare", "-m", "sh", "-c", DEFAULT_PATH % dict(
+        python=sys.executable, here=HERE, port=running.port,
+        table=running.folder + "/t"), input=TRAPS)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines() == [
-        "beostat: node 3: not in the table", "0 regular file"] * len(TRAPS)
+    assert shown.stdout.splitlines() == TRAPS.count("\n") * [
+        "beostat: node 3: not in the table", "0 regular file"]
     assert "Traceback" not in shown.stderr
 
 
@@ -1394,29 +1364,24 @@ def slow_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
         pytest.skip("this machine allows no PID namespace")
     second = tool("recvstats.py", *words, "-p", free_port())
     assert second.returncode == 1 and "in use by another" in second.stderr
-    child, = subprocess.check_output(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)]).split()
-    os.kill(int(child), signal.SIGKILL)
+    os.kill(int(run("pgrep", "-P", process.pid).stdout), signal.SIGKILL)
     process.wait()
     running.port = free_port()
     running.recvstats()
 
 
 def slow_table_that_vanished_or_was_made_anew_is_followed(running):
-    first = running.recvstats()
+    running.recvstats()
     running.send(message(4))
     running.wait_up(4)
     with running.open() as cluster:
         os.unlink(running.table)
         wait_for(lambda: os.path.exists(running.table))
         running.send(message(4, 2), message(5))
-        running.wait_up(5)
         wait_for(lambda: 5 in cluster and cluster[4].sequence == 2)
-        first.kill()
-        first.wait()
+        running.end()
         running.recvstats("--fresh")
         running.send(message(6))
-        running.wait_up(6)
         wait_for(lambda: [node.number for node in cluster] == [6])
 
 
