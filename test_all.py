@@ -37,6 +37,7 @@ import textwrap
 import threading
 import time
 import traceback
+import types
 import urllib.parse
 import urllib.request
 import zlib
@@ -468,13 +469,9 @@ def with_fields(rows, data, **fields):
 
 
 def decode(data, number=0):
-    """Return the Node of a message."""
-    now = time.monotonic()
-    slot = with_fields(
-        libbeostat.SLOT, bytes(libbeostat.SLOT_STRUCT.size), number=number,
-        heard_s=now, heard_time_s=time.time(), silent_from_s=now, received=1,
-        address=bytes([10, 0, 0, 1]), port=4000, message_bytes=len(data))
-    return libbeostat.Node(number, libbeostat.renew(slot + data), now, now)
+    """Return the Node of a message, of which it was just heard."""
+    slot = bytes(libbeostat.SLOT_STRUCT.size) + data
+    return libbeostat.Node(number, libbeostat.renew(slot), 0.0, 0.0)
 
 
 def sample_of(folder, files, later=()):
@@ -1702,28 +1699,14 @@ SEEN = operator.attrgetter(
     "sequence", "start_time_s", "age_s")
 
 
-class Held:
-    """What the model keeps of a node.
-
-    came    the numbers of the messages that came from one start of the
-            agent, of `first` to `last` that it sent
-    least   messages before this one are not missed, and not counted
-    before  (received, lost) of earlier starts
-    """
-
-    def __init__(self, first, last, least, before=(0, 0), restarts=0):
-        self.first, self.last, self.least = first, last, least
-        self.came, self.before, self.restarts = set(), before, restarts
-
-    def counts(self):
-        """Return (received, lost)."""
-        received, lost = self.before
-        return (received + len(self.came),
-                lost + self.last - self.first + 1 - len(self.came))
-
-
 class Model:
-    """A receiver without bytes: each node is what it should be."""
+    """A receiver without bytes: each node is what it should be.
+
+    nodes  {number: what is known of it}: the last message that was `sent`;
+           the numbers of those that `came` since its agent's start, of all
+           from `first` on; `least`: those before are not awaited; (received,
+           lost) `before` that start
+    """
 
     def __init__(self):
         self.nodes, self.written = {}, (0.0, 0.0)   # heartbeat_s, away_s
@@ -1753,56 +1736,62 @@ class Model:
 
     def receive(self, sent, now, wall_s):
         """Return the counter that a datagram adds to."""
-        held = self.nodes.get(sent.node)
         if self.key and sent.key != self.key:
             return "signature_wrong" if sent.key else "unsigned"
         if self.key and max(sent.start_us / 1e6, sent.time_s) > wall_s + 60:
             return "clock_wrong"
+        held = self.nodes.get(sent.node)
         if not held:
-            return self.store(sent, Held(
-                sent.sequence, sent.sequence, -2**32), now)
+            return self.store(sent, now, sent.sequence, -2**32)
         is_owned = (self.state(held, now) == "up"
                     and self.silence_s(held, now) <= 60)
         if is_owned and not self.key and sent.address != held.sent.address:
             return "conflict"
-        step = (sent.sequence - held.last + 2**31) % 2**32 - 2**31
+        last = max(held.came)
+        number = last + (sent.sequence - last + 2**31) % 2**32 - 2**31
         is_same = sent.start_us == held.sent.start_us
-        if is_same and step > 0:
-            held.last += step
-            return self.store(sent, held, now)
-        if is_same and (self.key or is_owned or step > -64
+        if is_same and number > last:
+            return self.store(sent, now, held.first, held.least, held.before,
+                              held.restarts, held.came | {number})
+        if is_same and (self.key or is_owned or number > last - 64
                         and held.sent.kind == sendstats.FAREWELL):
-            return self.late(held, held.last + step)
+            return self.late(held, number, last)
         first = sent.sequence
         if sent.start_us > held.sent.start_us:
             first = min(1, first)
         elif not is_same and (self.key or is_owned):
             return "stale"
-        return self.store(sent, Held(
-            first, sent.sequence, first, held.counts(),
-            held.restarts + (not is_same)), now)
+        return self.store(sent, now, first, first, self.counts(held),
+                          held.restarts + (not is_same))
 
-    def late(self, held, number):
+    def late(self, held, number, last):
         """Count what newer messages overtook, as far as that can be told."""
-        if (number in held.came or number < held.least
-                or number <= held.last - 64):
+        if number in held.came or number < max(held.least, last - 63):
             return "repeated"
         held.came.add(number)
         held.first = min(held.first, number)
         return "late"
 
-    def store(self, sent, held, now):
-        self.nodes[sent.node], held.sent = held, sent
-        held.came.add(held.last)
-        held.heard_s, held.silent_from_s = now, now - self.away_s
-        held.signature = ("none" if not sent.key else
-                          "verified" if self.key else "unverified")
+    def store(self, sent, now, first, least, before=(0, 0), restarts=0,
+              came=()):
+        self.nodes[sent.node] = types.SimpleNamespace(
+            sent=sent, first=first, least=least, before=before,
+            restarts=restarts, came={*came} or {sent.sequence}, heard_s=now,
+            silent_from_s=now - self.away_s, signature=(
+                "none" if not sent.key else
+                "verified" if self.key else "unverified"))
         return "stored"
+
+    def counts(self, held):
+        """Return (received, lost)."""
+        received, lost = held.before
+        return (received + len(held.came),
+                lost + max(held.came) - held.first + 1 - len(held.came))
 
     def view(self, now):
         """Return what a reader should see."""
         return {number: (
-            self.state(held, self.heartbeat_s), *held.counts(),
+            self.state(held, self.heartbeat_s), *self.counts(held),
             held.restarts, held.sent.address, held.signature,
             held.sent.sequence, held.sent.start_us / 1e6, now - held.heard_s)
                 for number, held in self.nodes.items()}
