@@ -1306,7 +1306,8 @@ def slow_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
         pytest.skip("this machine allows no PID namespace")
     second = tool("recvstats.py", *words, "-p", free_port())
     assert second.returncode == 1 and "in use by another" in second.stderr
-    os.kill(int(run("pgrep", "-P", process.pid).stdout), signal.SIGKILL)
+    child, = children_of(process.pid)
+    os.kill(int(child), signal.SIGKILL)
     process.wait()
     running.port = free_port()
     running.recvstats()
@@ -1482,13 +1483,6 @@ HISTORIES = (
 )
 
 
-def listen(receiver, clock, until_s):
-    """Let time pass in which a receiver is at work."""
-    while clock.now < until_s:
-        clock.now = min(clock.now + 1, until_s)
-        receiver.tick(clock.now)
-
-
 def take_step(receiver, what, want):
     """Return what becomes of a step of HISTORIES, in the form of `want`."""
     if what == "log":
@@ -1516,7 +1510,9 @@ def test_history(tmp_path, why, options, steps):
     with Clock() as clock:
         receiver, gone_s = new_receiver(tmp_path, *options), clock.now
         for at_s, what, want in steps:
-            listen(receiver, clock, gone_s + at_s)
+            while clock.now < gone_s + at_s:    # it is at work meanwhile
+                clock.now = min(clock.now + 1, gone_s + at_s)
+                receiver.tick(clock.now)
             if what == "gone":
                 if want == "stopped":
                     receiver.stop(clock.now)
