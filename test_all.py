@@ -51,7 +51,7 @@ import sendstats
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = "sendstats.py", "recvstats.py", "libbeostat.py", "beostat.py"
-LIMIT_S = 10.0                          # for anything to happen
+LIMIT_S = 20.0                          # for anything to happen
 LONG = bool(os.environ.get("LONG"))     # faults at their full length
 # A shell's background job ignores it, and so would what the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -2326,10 +2326,10 @@ def slow_recvstats_killed_and_started_again(running):
         before = cluster[0].sequence
         wait_for(lambda: cluster[0].sequence > before + 1)
         assert cluster.status.stale == cluster.status.repeated == 0
-    _, first, *rest = sorted(times)
-    for other in rest:
-        periods = (other - first) / 0.5
-        assert abs(periods - round(periods)) < 0.2
+    _, *times = sorted(times)
+    off_s = sorted(abs((later - time_s + 0.25) % 0.5 - 0.25)
+                   for time_s, later in zip(times, times[1:]))
+    assert off_s[1] < 0.1               # a busy machine may delay one of four
 
 
 def slow_several_masters_and_one_that_refuses_until_it_is_there(running):
