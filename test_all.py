@@ -4174,11 +4174,14 @@ def test_phases_are_spread():
 def slow_refused_agent_says_so_and_keeps_its_port(running):
     """A daemon too, while its terminal is there; recvstats asks at its
     start and for a period, and so it is found."""
+    refused = ("sendstats: 127.0.0.1:%d: refused: nobody listens there: start "
+               "recvstats, or name its port with -p" % running.port)
+    once = tool("sendstats.py", "--once", "-p", running.port, 7, "127.0.0.1")
+    assert (once.returncode, once.stderr) == (1, refused + "\n")
     daemon = running.daemon("sendstats.py")
     agent = running.sendstats("-r", "0.1", 7, "127.0.0.1")
     assert daemon.stderr == agent.stderr.readline() == (
-        "sendstats: 127.0.0.1:%d: refused: nobody listens there: start "
-        "recvstats, or name its port with -p: trying again\n" % running.port)
+        refused + ": trying again\n")
     first = running.recvstats()
     port = running.wait_up(7).port
     running.sendstats("-r", "60", 3, "127.0.0.1")
