@@ -4082,10 +4082,10 @@ def reply_to(master, agent, *datagrams, wait_s=LIMIT_S):
 
 
 FORGED = (
-    b"", b"x" * 48, request()[:-1], request() + b"x",
-    damaged(request()), bytes(48), request(node=8), request(period_s=0.01),
-    request(period_s=float("nan")), request(period_s=1e6),
-    request(spread_s=-1.0), request(spread_s=float("inf")), message(7),
+    b"", b"x" * 48, bytes(48), request()[:-1], request() + b"x", message(7),
+    damaged(request()), request(node=8),
+    *[request(period_s=period_s) for period_s in (0.01, 1e6, float("nan"))],
+    *[request(spread_s=spread_s) for spread_s in (-1.0, float("inf"))],
 )
 
 
@@ -4347,8 +4347,7 @@ TROUBLED = (
 def slow_network_that_comes_and_goes(running):
     """Its interface, an address, the link, the route: agents and master
     outlive it; -i does not matter to a master that is no group."""
-    with two_namespaces(running) as pair:
-        a, b = pair
+    with two_namespaces(running) as (a, b):
         assert ip("-n", a, "link del v0")
         master = master_inside(running, a, "-i", "v0")
         assert master.stderr.readline() == (
@@ -4363,7 +4362,7 @@ def slow_network_that_comes_and_goes(running):
                            *words.split(), to)
             assert agent.stderr.readline() == (
                 "sendstats: %s: %s: trying again\n" % (to, says))
-        join(pair, "v", "10.9.0")
+        join((a, b), "v", "10.9.0")
         assert ip("-n", b, "addr add 10.9.0.5/32 dev v1")
         for node, end in (5, 2), (6, 2), (7, 5):
             assert running.wait_up(node).address == "10.9.0.%d" % end
@@ -4754,8 +4753,7 @@ def test_signed_message_without_a_key_is_shown_as_unverified(receiver):
 
 
 def slow_keys_from_agent_to_table_and_back(running):
-    """Read anew with the next samples, on SIGHUP at once: an agent whose next
-    one is an hour away answers a signed request."""
+    """Read anew every few seconds, and on SIGHUP: then a request is obeyed."""
     path = write_key(running.folder, b"first")
     receiver = running.recvstats("--key-file", path)
     running.sendstats("-r", "0.1", "--key-file", path, 3, "127.0.0.1")
