@@ -2408,19 +2408,19 @@ def test_command(capfd, command, status, says):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_fits_a_screen_and_ends_with_examples(name):
-    """Tried as a process, with a usage error and a version."""
-    short, shown = [tool(name + ".py", word) for word in ("-h", "--help")]
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert (short.returncode, short.stdout) == (0, shown.stdout)
-    lines = shown.stdout.splitlines()
+    """Tried as a process, with a usage error."""
+    short, long, refused = [tool(name + ".py", word)
+                            for word in ("-h", "--help", "--nonsense")]
+    assert (long.returncode, long.stderr) == (0, "")
+    assert (short.returncode, short.stdout) == (0, long.stdout)
+    lines = long.stdout.splitlines()
     assert len(lines) <= 25 and max(map(len, lines)) <= 79
     assert "examples:" in lines and lines[-1].startswith("  ")
     for option in options_of(name):
         assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
-                         shown.stdout), option
-    refused = tool(name + ".py", "--nonsense")
+                         long.stdout), option
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("usage: ")
     assert refused.stderr.endswith("--nonsense\n")
 
 
@@ -2469,10 +2469,10 @@ def test_answer(receiver, tmp_path, command, status, says):
     """No file is touched: a device would be removed, and closed to all
     others before."""
     def found():
-        return {name: os.lstat(name)[:7] for name in map(str, [
-            *tmp_path.iterdir()])}
-    for name, data in ("text", "root:x:0:0\n"), ("first", ""), ("theirs", ""):
-        (tmp_path / name).write_text(data)
+        return {path: path.lstat()[:7] for path in tmp_path.iterdir()}
+    (tmp_path / "text").write_text("root:x:0:0\n")
+    for name in "first", "theirs":
+        (tmp_path / name).touch()
     os.link(str(tmp_path / "first"), str(tmp_path / "second"))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     os.mkfifo(str(tmp_path / "fifo"))
@@ -2565,30 +2565,16 @@ def test_daemons_keep_no_file_of_their_caller(running):
         assert running.folder not in files.values()
 
 
-def slow_agent_that_can_send_nothing_stays(running):
-    """Its parent does not wait until it is ready."""
-    path = os.path.join(running.folder, "pid")
-    started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
-    running.pids.append(read_pid(path))
-    assert started.returncode == 0
-    assert re.fullmatch(r"sendstats: no-such.invalid:5545: .*: trying again\n",
-                        started.stderr)
-    time.sleep(0.3)
-    os.kill(running.pids[0], signal.SIGTERM)
-    wait_for(lambda: not os.path.exists(path))
-
-
 def slow_parent_that_is_killed_changes_nothing(running):
-    path = os.path.join(running.folder, "pid")
     running.recvstats()
+    path = os.path.join(running.folder, "pid")
     parent = running.start("sendstats.py", "-r", "0.1", "-p", running.port,
                            "--pid-file", path, 7, "127.0.0.1", "no.such.name")
     wait_for(lambda: os.path.exists(path) and os.path.getsize(path))
-    running.pids.append(read_pid(path))
     parent.kill()
-    running.wait_up(7)
+    running.pids.append(read_pid(path))
     with running.open() as cluster:
-        wait_for(lambda: cluster[7].sequence > 5)
+        wait_for(lambda: 7 in cluster and cluster[7].sequence > 5)
 
 
 def test_tools_by_other_names(running, tmp_path, monkeypatch):
@@ -2631,6 +2617,7 @@ def test_file_alone_in_a_folder(tmp_path, name, words, status, says):
 
 
 def test_daemons_one_after_the_other_and_the_command_at_once(running):
+    """A daemon's command returns when its first message has left."""
     files = [os.path.join(running.folder, name) for name in ("r", "s")]
     shown = run("sh", "-c", (
         "{0} recvstats.py -p {1} --table {2} --pid-file {3} && "
@@ -2649,15 +2636,13 @@ def test_daemons_one_after_the_other_and_the_command_at_once(running):
     assert document["path"] == running.table
     assert document["recvstats"]["running"] is True
     node, = document["nodes"]
-    assert (node["number"], node["state"]) == (0, "up")
     assert len(node["cpus"]) == node["agent"]["cpus"]
     assert node["processor"]["ticks_per_s"] == os.sysconf("SC_CLK_TCK")
     for pid, path in zip(reversed(running.pids), reversed(files)):
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not os.path.exists(path))
     after = running.beostat()
-    assert after.returncode == 3
-    assert after.stdout.splitlines()[1].split()[:2] == ["0", "left"]
+    assert after.returncode == 3 and "    0 left " in after.stdout
     assert "is gone: start it again" in after.stderr
 
 
@@ -2772,18 +2757,6 @@ def slow_once_tells_what_became_of_its_message(running):
         assert re.fullmatch(error, shown.stderr), shown.stderr
 
 
-def test_command_returns_when_the_first_message_has_left(running, master):
-    """Of three agents one, lest a busy machine make it a second late."""
-    found = []
-    for number in range(3):
-        path = "%s/pid%d" % (running.folder, number)
-        assert tool("sendstats.py", "-r", "60", "--pid-file", path, number,
-                    address_of(master)).returncode == 0
-        running.pids.append(read_pid(path))
-        found += select.select([master], [], [], 0)[0]
-    assert found and header_of(master.recv(65536))["sequence"] == 1
-
-
 def test_samples_that_were_skipped_are_counted(running, master):
     def skipped():
         return decode(master.recv(65536), 7).agent.skipped
@@ -2800,17 +2773,18 @@ def test_samples_that_were_skipped_are_counted(running, master):
 
 
 @pytest.mark.parametrize("period_s", [0.1, 1.0, 60.0])
-def test_next_due(period_s):
-    for phase_s in 0.0, 0.03, 0.9 * period_s:
-        due = sendstats.next_due(1000.0, period_s, phase_s)
-        for _ in range(13):
-            before, due = due, sendstats.next_due(due + 1e-4, period_s,
-                                                  phase_s)
-            assert abs(due - before - period_s) < 1e-6
-            off = (due - phase_s) % period_s
-            assert min(off, period_s - off) < 1e-6
-        late = sendstats.next_due(due + 2.6 * period_s, period_s, phase_s)
-        assert late - due > 2.6 * period_s          # skipped, not queued
+@pytest.mark.parametrize("phase_s", [0.0, 0.03, 0.9])
+def test_next_due(period_s, phase_s):
+    phase_s *= period_s
+    due = sendstats.next_due(1000.0, period_s, phase_s)
+    for _ in range(13):
+        before = due
+        due = sendstats.next_due(due + 1e-4, period_s, phase_s)
+        assert due == pytest.approx(before + period_s, abs=1e-6)
+        periods = (due - phase_s) / period_s
+        assert periods == pytest.approx(round(periods), abs=1e-4)
+    late = sendstats.next_due(due + 2.6 * period_s, period_s, phase_s)
+    assert late - due > 2.6 * period_s          # skipped, not queued
 
 
 def test_agent_needs_only_modules_of_a_minimal_python():
@@ -2901,47 +2875,44 @@ def test_default_view(seven, words, rows, totals, last):
 
 GOLDEN = {
     # what README does not show
-    '-cmnC 1': """\
-=============== Node: n1 (index 1) ===============
+    '-cmnC 2': """\
+=============== Node: n2 (index 2) ===============
 
  *** /proc/cpuinfo *** Sun Sep 09 01:46:40 2001
-processors\t: 2
+processors\t: 1
 vendor_id\t: GenuineIntel
-model name\t: Intel(R) Xeon(TM) CPU 3.00GHz
-cpu MHz\t\t: 2992.703
-cache size\t: 2048 KB
-sockets\t\t: 2
-cpu cores\t: 2
-bogomips\t: 5989.50
+model name\t: Pentium III (Coppermine)
+cpu MHz\t\t: 863.872
+cache size\t: 256 KB
+bogomips\t: 1723.59
 
  *** /proc/meminfo *** Sun Sep 09 01:46:40 2001
-MemTotal:        4043516 kB
-MemFree:          211344 kB
-Buffers:          316292 kB
-Cached:          2884532 kB
-SwapTotal:       2031608 kB
-SwapFree:        2031504 kB
+MemTotal:         256232 kB
+MemFree:            7980 kB
+Buffers:           20608 kB
+Cached:           146152 kB
+SwapTotal:        524248 kB
+SwapFree:         520248 kB
 
  *** /proc/net/dev *** Sun Sep 09 01:46:40 2001
 Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo: 94105221  331211    0    0    0     0          0         0 94105221  331211    0    0    0     0       0          0
-  eth0: 3121110921 22301117    0    0    0     0          0         0 2001222333 21010101    0    0    0     0       0          0
-  eth1:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
-  sit0:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+    lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
+  eth0: 1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
 
  *** CPU use, 0 to 1 *** Sun Sep 09 01:46:40 2001
 cpu0 0.0000
-cpu1 0.0000
 
 """,
-    '-sfb 1': (
-        "1 cpu 17005 41 6102 1400211 2103 51 330 7 cpu0 8601 20 3284 "
-        "701304 cpu1 8404 21 3206 701010 intr 7523133 ctxt 9312345 "
-        "btime 1184240113 processes 20712 procs_running 2 "
-        "procs_blocked 1 f_bsize: 4096 f_blocks: 1000000 f_bfree: "
-        "400000 f_bavail: 350000 f_files: 65536 f_ffree: 60000 "
-        "f_namelen: 255\n"),
+    '-csfb 1': (
+        "1 processors : 2 vendor_id : GenuineIntel model name : Intel(R) "
+        "Xeon(TM) CPU 3.00GHz cpu MHz : 2992.703 cache size : 2048 KB "
+        "sockets : 2 cpu cores : 2 bogomips : 5989.50 "
+        "cpu 17005 41 6102 1400211 2103 51 330 7 cpu0 8601 20 3284 701304 "
+        "cpu1 8404 21 3206 701010 intr 7523133 ctxt 9312345 btime 1184240113 "
+        "processes 20712 procs_running 2 procs_blocked 1 f_bsize: 4096 "
+        "f_blocks: 1000000 f_bfree: 400000 f_bavail: 350000 f_files: 65536 "
+        "f_ffree: 60000 f_namelen: 255\n"),
     '-l 5': """\
 =============== Node: n5 (index 5) ===============
 *** down, last heard 600.0 s ago ***
@@ -2949,7 +2920,6 @@ cpu1 0.0000
  *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
 
 """,
-    '-cb 3': "3 processors : 4 vendor_id : 0x41 bogomips : 50.00\n",
     '-Cb 0-3': """\
 0.0000 0.0000 0
 0.0000 0.0000 1
@@ -3101,14 +3071,13 @@ def test_ganglia(seven):
 
 def test_json_is_stable(seven):
     document = json.loads(shown(seven, "--json"))
-    assert list(document) == ["path", "time_s", "recvstats", "nodes",
-                              "never", "refused"]
+    assert " ".join(document) == "path time_s recvstats nodes never refused"
     assert (document["never"], document["refused"]) == ([7, 8], {})
     node = document["nodes"][6]
-    assert list(node) == [
-        "number", "state", "age_s", "heard_time_s", "time_s", "start_time_s",
-        "period_s", "sequence", "address", "port", "received", "lost",
-        "restarts", "signature", *libbeostat.PARTS, "cpus", "interfaces"]
+    assert [*node] == (
+        "number state age_s heard_time_s time_s start_time_s period_s "
+        "sequence address port received lost restarts signature".split()
+        + [*libbeostat.PARTS, "cpus", "interfaces"])
     assert node["host"]["hostname"] == EVIL
     assert document["nodes"][5]["load"]["one"] is None
 
@@ -3140,33 +3109,34 @@ all_trusted on
 """
 
 
+def read_to_end(sock):
+    """Return all bytes that a connection gives."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
 def test_gmetad_lists_the_nodes(seven, running, tmp_path):
-    port, config = free_port(), tmp_path / "gmetad.conf"
+    port, document = free_port(), shown(seven, "--ganglia", "--cluster",
+                                        "blue").encode()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(5)
         listener.settimeout(LIMIT_S)
-        config.write_text(GMETAD % (listener.getsockname()[1], port,
-                                    free_port(), tmp_path))
-        spawn(running, installed("gmetad"), "-d", "1", "-c", config,
-              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (tmp_path / "gmetad.conf").write_text(GMETAD % (
+            listener.getsockname()[1], port, free_port(), tmp_path))
+        spawn(running, installed("gmetad"), "-d", "1", "-c",
+              tmp_path / "gmetad.conf", stdout=subprocess.DEVNULL,
+              stderr=subprocess.DEVNULL)
         for _ in range(2):              # as inetd would
             with listener.accept()[0] as connection:
-                connection.sendall(shown(seven, "--ganglia", "--cluster",
-                                         "blue").encode())
+                connection.sendall(document)
 
         def told():
             with contextlib.suppress(OSError), socket.create_connection(
                     ("127.0.0.1", port)) as sock:
-                return re.findall(b'<HOST NAME="(n.)"', read_to_end(sock))
-        wait_for(lambda: sorted(told() or ()) == [
-            b"n%d" % number for number in range(6)])
+                return sorted(re.findall(b'<HOST NAME="n(.)"',
+                                         read_to_end(sock)))
+        wait_for(lambda: told() == [b"0", b"1", b"2", b"3", b"4", b"5"])
         wait_for((tmp_path / "blue" / "n4" / "sys_clock.rrd").exists)
-
-
-def read_to_end(sock):
-    """Return all bytes that a connection gives."""
-    return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 def as_inetd(running, program, *words, request=b"", reads=True):
@@ -3198,11 +3168,10 @@ def test_dots_fill_the_screens_width(receiver, monkeypatch):
              * (number == 234))
     monkeypatch.setenv("COLUMNS", "200")
     *lines, legend = shown(receiver, "--dots").splitlines()
-    assert [(int(first), len(cells)) for first, cells in map(
-        str.split, lines)] == [(0, 190), (190, 190), (380, 20)]
-    _, cells = lines[1].split()
-    assert (cells.count("D"), cells.index("D")) == (1, 234 - 190)
-    assert len(legend) < 80
+    firsts, cells = zip(*map(str.split, lines))
+    assert firsts == ("0", "190", "380") and len(legend) < 80
+    assert [*map(len, cells)] == [190, 190, 20]
+    assert "".join(cells).count("D") == 1 and cells[1][234 - 190] == "D"
     monkeypatch.setenv("COLUMNS", "20")
     assert max(map(len, shown(receiver, "--dots").splitlines()[:-1])) <= 20
 
@@ -3290,10 +3259,10 @@ def test_message_too_small_for_all_is_said(receiver):
 
 
 UNKNOWN = dict(
-    # fields that a node does not know, the columns that it then lacks
-    cpus=("cpus",), busy_fraction=("cpu%",), one=("load",), active=("run",),
-    total=("tasks",), total_bytes=("mem%",), swap_free_bytes=("swap%",),
-    blocks=("disk%",), block_bytes=("disk%",), rx_bytes_per_s=("in/s",))
+    # fields that a node does not know, the column that it then lacks
+    cpus="cpus", busy_fraction="cpu%", one="load", active="run",
+    total="tasks", total_bytes="mem%", swap_free_bytes="swap%",
+    blocks="disk%", block_bytes="disk%", rx_bytes_per_s="in/s")
 
 
 @pytest.mark.parametrize("field", sorted(UNKNOWN))
@@ -3301,27 +3270,22 @@ def test_unknown_is_not_0_and_in_no_total(receiver, field):
     """Node 1, which knows it, makes the total alone."""
     code, = [code for fields, code, *_ in libbeostat.NODE
              if field in fields.split()]
-    unset = 0 if field == "cpus" else libbeostat.ABSENT[code]
-    known, unknown = [
-        body_of(receiver.table.path + "-proc", XEON, **dict(FIXED, **more))
-        for more in ({}, {field: unset})]
+    known = body_of(receiver.table.path + "-proc", XEON, **FIXED)
+    unknown = with_fields(libbeostat.NODE, known, **{
+        field: 0 if field == "cpus" else libbeostat.ABSENT[code]})
     if field == "cpus":                 # of which no record then follows
         end = libbeostat.NODE_STRUCT.size
         unknown = (unknown[:end]
                    + unknown[end + 2 * libbeostat.CPU_STRUCT.size:])
     feed(receiver, message(0, body=unknown))
     feed(receiver, message(1, body=known), "10.0.0.2")
-    head, first, second, totals = [
-        line.split() for line in shown(receiver, "--sort", "node")
-        .splitlines()]
+    head, first, second, totals = map(str.split, shown(
+        receiver, "--sort", "node").splitlines())
     assert "-" not in second and len(totals) == len(head) - 1
-    for name in UNKNOWN[field]:
-        place = head.index(name)
-        assert first[place] == "-"
-        assert totals[place] == second[place]
+    place = head.index(UNKNOWN[field])
+    assert first[place] == "-" and totals[place] == second[place]
     for view in "--prometheus", "--ganglia", "-a":
         assert "None" not in shown(receiver, view)
-
 
 
 EDGES = {"Q": (0, 2**64 - 2, 2**64 - 1), "I": (0, 2**32 - 2, 2**32 - 1),
@@ -3635,7 +3599,7 @@ def terminal(receiver, words, lines=20, columns=120, program="beostat.py",
         receiver.table.path, *words.split()], **environment)
 
 
-def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
+def test_watch_draws_resizes_and_gives_the_terminal_back(receiver):
     for number in range(53):
         feed(receiver, message(number))
     screen = terminal(receiver, "-w 0.1")
@@ -3646,11 +3610,6 @@ def test_watch_draws_scrolls_resizes_and_gives_the_terminal_back(receiver):
     assert "53 nodes" in frame[0] and frame[1].startswith("cpu ")
     assert [frame[place].split()[0] for place in (2, 3, -2)] == [
         "node", "0", "15"]
-    assert "38 lines not shown" in frame[-1]
-    for keys, first in ((b"j", 1), (b"\033[B\033[B", 3), (b"k", 2),
-                        (b"\033[6~", 18), (b"G", 38), (b"g", 0)):
-        screen.type(keys)
-        wait_for(lambda: screen.frame()[3].split()[0] == "%d" % first)
     for columns, bars in (105, False), (106, True):     # as README has it
         screen.resize(20, columns)
         wait_for(lambda: bool(re.search("cpus {9}", screen.frame()[2]))
@@ -3675,32 +3634,33 @@ def test_watch_shows_load_by_colour_and_use_by_bars(receiver):
     assert "cpu 50.0% \u2585\033" in drawn
 
 
-def test_watch_helps_sorts_and_filters(named):
-    screen = terminal(named, "-w 0.1")
+KEYS = (
+    # what is typed, lines of a frame that follows: 3 is the first row
+    (b"", {0: "10 nodes: 8 up, 2 left, 2 never heard", 3: "   -1 up",
+           -1: ": 9 lines not shown"}),
+    (b"j", {3: "    0 up"}), (b"\033[B\033[B", {3: "    2 up"}),
+    (b"k", {3: "    1 up"}), (b"\033[6~", {3: "    5 left"}),
+    (b"G", {3: "    8 up"}), (b"g", {3: "   -1 up"}),
+    (b"?", {2: "q               quit"}), (b"?", {3: "   -1 up"}),
+    (b"s" * len(beostat.COLUMNS), {3: "    7 up", -1: "sorted by name"}),
+    (b"/compux\x7f", {-1: "/compu_"}),
+    (b"\r", {3: "    4 up", 4: "    5 left", -1: "only compu"}),
+    (b"/n[0-1]\r", {3: "    3 up", 4: "    1 up", -1: "only n[0-1]"}),
+    # q is a letter there, Esc leaves it
+    (b"/q\t\xc3", {-1: "/q_"}), (b"\033", {-1: "only n[0-1]"}),
+    (b"/\r", {3: "    7 up", 4: "    4 up"}),
+)
 
-    def first_rows():
-        return [line.split()[0] for line in screen.frame()[3:-1] if line]
-    screen.wait_text("? helps")
-    assert "10 nodes: 8 up, 2 left, 2 never heard" in screen.frame()[0]
-    screen.type(b"?")
-    wait_for(lambda: "this help" in " ".join(screen.frame()))
-    screen.type(b"?")
-    wait_for(lambda: first_rows()[0] == "-1")
-    for _ in beostat.COLUMNS:           # to the last column, the name
-        screen.type(b"s")
-    wait_for(lambda: "sorted by name" in screen.frame()[-1])
-    assert first_rows()[0] == "7"
-    screen.type(b"/compux\x7f")
-    wait_for(lambda: screen.frame()[-1] == "/compu_")
-    screen.type(b"\r")
-    wait_for(lambda: first_rows()[:2] == ["4", "5"])
-    assert "only compu" in screen.frame()[-1]
-    screen.type(b"/n[0-1]\r")
-    wait_for(lambda: first_rows()[:2] == ["3", "1"])
-    screen.type(b"/q\t\xc3\033")      # q is a letter there, Esc leaves it
-    wait_for(lambda: "only n[0-1]" in screen.frame()[-1])
-    screen.type(b"/\r")
-    wait_for(lambda: len(first_rows()) > 9)
+
+def test_keys_of_watch(named):
+    screen = terminal(named, "-w 0.1", lines=8)
+    for keys, want in KEYS:
+        screen.type(keys)
+
+        def is_shown():
+            frame = screen.frame()
+            return all(text in frame[line] for line, text in want.items())
+        wait_for(is_shown)
 
 
 def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
