@@ -3808,35 +3808,18 @@ def children_of(pid):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A server of three nodes: this machine, one of fixed files, and one
-    that has left; and a Prometheus of README's configuration, which takes 5 s
-    to begin: tests go on meanwhile."""
-    running, port = Running(tmp_path_factory.mktemp("served")), free_port()
+    """A server of three nodes, of which 2 has left."""
+    running = Running(tmp_path_factory.mktemp("served"))
     running.recvstats("-N", "5")
-    running.send(
-        message(0, period_s=60.0, body=body_with(hostname=b"login", one=0.0)),
-        message(1, period_s=60.0, body=body_of(
-            running.folder + "/proc", XEON, hostname=SCRIPT.encode())),
-        message(2, body=body_with(hostname=b"c2"), kind=sendstats.FAREWELL))
+    running.send(*[message(number, period_s=60.0, kind=kind, body=body_with(
+        hostname=name, one=float(number))) for number, kind, name in (
+            (0, sendstats.SAMPLE, b"login"), (2, sendstats.FAREWELL, b"c2"),
+            (1, sendstats.SAMPLE, b"<script>alert(1)</script>"))])
     running.wait_count("stored", 3)
-    served = Served(running, "--cluster", "blue")
-    served.prometheus = "127.0.0.1:%d" % port
-    config, = readme_programs("# prometheus.yml")
-    write_file(running.folder + "/prometheus.yml", (
-        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
-        + config.replace("9545", "%d" % served.port).replace("15s", "200ms"))
-        .encode())
-    if shutil.which("prometheus"):
-        spawn(running, "prometheus", "--log.level=error",
-              "--config.file=%s/prometheus.yml" % running.folder,
-              "--storage.tsdb.path=%s/data" % running.folder,
-              "--web.listen-address=" + served.prometheus,
-              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield served
+    yield Served(running, "--cluster", "blue")
     running.end()
 
 
-SCRIPT = "<script>alert(1)</script>"    # a host name, which stays text
 REQUESTS = (
     # target, status, a part of the body; Host and method where they matter
     ("/", 200, "<h1>blue</h1>"),
@@ -3996,35 +3979,17 @@ def test_client_of_inetd(served, words, sends, status, begins, ends):
         assert process.wait(LIMIT_S) == status
 
 
-QUERIES = (
-    # of the usual dashboards, and what the files of node 1 make of them
-    ("node_load1 / on(instance) beostat_node_cpus", 1.03),
-    ('sum by (instance) (node_network_receive_bytes_total{device!="lo"})',
-     3121110921),
-    ("1 - avg by (instance) (rate(node_cpu_seconds_total{mode='idle'}[9s]))",
-     1),
-    ('count by (instance) (node_filesystem_size_bytes{fstype!="",'
-     'fstype!="rootfs",mountpoint="/"})', 1),
-    ('count by (instance) (node_uname_info{sysname="Linux",nodename!=""})',
-     1))
-
-
-def test_prometheus_scrapes_two_nodes(served):
-    """Its answers to usual queries are what the files of /proc say."""
-    def query(text):
-        """Return {instance: value}."""
-        with contextlib.suppress(OSError):
-            url = "http://%s/api/v1/query?%s" % (
-                served.prometheus, urllib.parse.urlencode({"query": text}))
-            with urllib.request.urlopen(url, timeout=5) as reply:
-                return {each["metric"]["instance"]: float(each["value"][1])
-                        for each in json.load(reply)["data"]["result"]}
-    installed("prometheus")
-    wait_for(lambda: len(query("rate(node_load1[9s])") or ()) == 2)
-    for text, want in QUERIES:
-        found = query(text)
-        assert set(found) == {"login", SCRIPT}, text
-        assert found[SCRIPT] == pytest.approx(want), text
+def test_promtool_accepts_text_and_configuration(seven, tmp_path):
+    """But for names of memory, which are node_exporter's."""
+    checked = run(installed("promtool"), "check", "metrics",
+                  input=shown(seven, "--prometheus", "--per-cpu"))
+    assert not [line for line in checked.stderr.splitlines()
+                if not re.match("node_memory_.*'camelCase'", line)]
+    config, = readme_programs("# prometheus.yml")
+    (tmp_path / "prometheus.yml").write_text(config)
+    checked = run(installed("promtool"), "check", "config",
+                  tmp_path / "prometheus.yml")
+    assert "SUCCESS" in checked.stdout, checked
 
 
 # ---- the original's functions ------------------------------------------
