@@ -2527,23 +2527,18 @@ def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
 def test_daemons_keep_no_file_of_their_caller(running):
     """A lock of its would be held for ever; select knows none over 1,023.
     A socket with the number of a standard file would be lost."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE,
-                       (soft, hard))
-        fds = [os.open(running.folder, os.O_RDONLY)
-               for _ in range(min(1100, hard - 500))]
-        for fd in fds:
-            stack.callback(os.close, fd)
-        for name, *words in (
-                ("recvstats.py", "--table", running.table),
-                ("sendstats.py", "-r", "0.1", 0, "127.0.0.1")):
-            path = os.path.join(running.folder, name)
-            assert tool(name, "-p", running.port, "--pid-file", path, *words,
-                        pass_fds=fds, preexec_fn=lambda: os.closerange(0, 3)
-                        ).returncode == 0
-            running.pids.append(read_pid(path))
+    def clutter():
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        for _ in range(min(1100, most - 99)):
+            os.set_inheritable(os.open(running.folder, os.O_RDONLY), True)
+        os.closerange(0, 3)
+    for name, *words in (("recvstats.py", "--table", running.table),
+                         ("sendstats.py", "-r", "0.1", 0, "127.0.0.1")):
+        path = os.path.join(running.folder, name)
+        assert tool(name, "-p", running.port, "--pid-file", path, *words,
+                    close_fds=False, preexec_fn=clutter).returncode == 0
+        running.pids.append(read_pid(path))
     assert running.wait_up(0).kernel.forks
     for pid in running.pids:
         folder = "/proc/%d/fd/" % pid
@@ -3030,31 +3025,19 @@ def installed(program):
     return path
 
 
-GMETAD = """\
-data_source "blue" 1 127.0.0.1:%d
-xml_port %d
-interactive_port %d
-rrd_rootdir "%s"
-setuid off
-all_trusted on
-"""
-
-
-def read_to_end(sock):
-    """Return all bytes that a connection gives."""
-    return b"".join(iter(lambda: sock.recv(65536), b""))
-
-
 def test_gmetad_takes_the_document(seven, running, tmp_path):
     """Of the nodes that it can hear, as one behind inetd would."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(5)
         listener.settimeout(LIMIT_S)
-        (tmp_path / "gmetad.conf").write_text(GMETAD % (
-            listener.getsockname()[1], free_port(), free_port(), tmp_path))
-        spawn(running, installed("gmetad"), "-d", "1", "-c",
-              tmp_path / "gmetad.conf", stdout=subprocess.DEVNULL,
+        (tmp_path / "gmetad.conf").write_text(
+            'data_source "blue" 1 127.0.0.1:%d\nxml_port %d\nsetuid off\n'
+            'interactive_port %d\nrrd_rootdir "%s"\n' % (
+                listener.getsockname()[1], free_port(), free_port(),
+                tmp_path))
+        spawn(running, installed("gmetad"), "-d1", "-c", tmp_path
+              / "gmetad.conf", stdout=subprocess.DEVNULL,
               stderr=subprocess.DEVNULL)
         for _ in range(2):
             with listener.accept()[0] as connection:
@@ -3318,19 +3301,11 @@ def test_folded_lists_for_pdsh(named, words, text):
     assert shown(named, *words.split()) == (text and text + "\n")
 
 
-def test_nodeset_expands_the_names(named):
-    told = run(installed("nodeset"), "-e",
-               shown(named, "--names", "--up").strip()).stdout
-    assert sorted(told.split()) == sorted(
-        "head login node001 node002 n0 compute-007 n7 down".split())
-
-
 def test_damaged_sample_is_named(receiver, answer):
     feed(receiver, message(3, body=body_with(one=float("nan"))))
-    for words, place, begins in (["3"], 2, "beostat: node 3: sample "), (
-            [], 1, "\nrefused: node 3: sample "):
+    for words, place in (["3"], 2), ([], 1):
         told = answer(receiver.table.path, *words)
-        assert told[0] == 1 and begins in told[place]
+        assert told[0] == 1 and "node 3: sample " in told[place]
 
 
 def test_master_is_in_loads_only_when_named(named):
@@ -3730,6 +3705,11 @@ def test_page_of_many_nodes_shows_the_first_thousand(receiver):
     assert "The first 1000 of 1013" in text
     assert len(Page(text).rows) == 1002
     assert 'http-equiv="refresh" content="2"' in text
+
+
+def read_to_end(sock):
+    """Return all bytes that a connection gives."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 class Served:
