@@ -2608,8 +2608,7 @@ def test_systemd_is_told_when_a_daemon_is_ready(running, path):
         told.bind(re.sub("^@", "\0", path))
         told.settimeout(LIMIT_S)
         environment = dict(os.environ, NOTIFY_SOCKET=path)
-        running.start("recvstats.py", "-f", "-p", running.port, "--table",
-                      running.table, env=environment)
+        running.recvstats(env=environment)
         assert told.recv(99) == b"READY=1"
         with running.open() as cluster:
             assert cluster.running and not len(cluster)
@@ -2669,9 +2668,9 @@ def test_number_of_the_environment_or_by_address(running, answer):
     assert node.address == "127.0.0.5"
     assert re.findall(r"(?m)^ *(\S+) up", answer(
         running.table, "-b", "master", "-1")[1]) == ["-1"]
-    stop(receiver)
+    receiver.terminate()
     assert re.findall(r"127.0.0.\d:\d+: node (\S+), \d+ bytes: stored",
-                      receiver.stderr.read()) == ["6", "-1", "-2"]
+                      receiver.communicate()[1]) == ["6", "-1", "-2"]
 
 
 def slow_once_tells_what_became_of_its_message(running):
@@ -2852,16 +2851,9 @@ cpu0 0.0000
  *** /proc/loadavg *** Sun Sep 09 01:46:40 2001
 
 """,
-    '-Cb 0-3': """\
-0.0000 0.0000 0
-0.0000 0.0000 1
-0.0000 2
-0.0000 0.0000 0.0000 0.0000 3
-""",
-    '--dots --up': """\
-0 :%: @ :NN
-.:-=+*#%@ idle to busy, D down, L left, N never heard, ! refused
-"""}
+    '-Cb 1-3': "0.0000 0.0000 1\n0.0000 2\n0.0000 0.0000 0.0000 0.0000 3\n",
+    '--dots --up': "0 :%: @ :NN\n.:-=+*#%@ idle to busy, D down, L left, N "
+                   "never heard, ! refused\n"}
 
 
 @pytest.mark.parametrize("words", sorted(GOLDEN))
@@ -3080,8 +3072,7 @@ def test_closed_descriptors(seven, words, status, output, error):
 def test_name_is_one_nodes(receiver, hosts, names, instances):
     """For Ganglia it is a folder's as well."""
     for number, host in enumerate(hosts):
-        feed(receiver, message(number, body=body_with(
-            hostname=host.encode())))
+        feed(receiver, message(number, body=body_with(hostname=host.encode())))
     assert ganglia_names(shown(receiver, "--ganglia")) == names
     assert re.findall(r'node_load1{instance="(.*)",node="\d"} ',
                       shown(receiver, "--prometheus")) == instances
@@ -3278,12 +3269,6 @@ def test_dropped_datagrams_are_said(receiver):
     assert "dropped" not in shown(receiver, "-b")
 
 
-def stop(master):
-    """End a recvstats as an administrator does."""
-    master.terminate()
-    master.wait()
-
-
 def test_documents_of_each_state(running, answer):
     """Only what is up is measured, and nothing while recvstats is gone: a
     document is complete then as well."""
@@ -3297,7 +3282,8 @@ def test_documents_of_each_state(running, answer):
     assert re.findall(r'node_up{.*node="(\d)"} (\d)', text) == [
         ("0", "1"), ("1", "0"), ("2", "0"), ("4", "0")]
     assert re.findall(r'node_load1{.*node="(\d)"', text) == ["0"]
-    stop(master)
+    master.terminate()
+    master.wait()
     for view, says in (
             ("--json", '"running": false'), ("--ganglia", "TMAX="),
             ("--html", "is gone: start it again with recvstats.py"),
@@ -3313,13 +3299,6 @@ def test_documents_of_each_state(running, answer):
         iter(watcher.stdout.readline, ""), 9)
 
 
-def lines_of(process):
-    """Yield the lines of a process as they come."""
-    while True:
-        assert select.select([process.stdout], [], [], LIMIT_S)[0]
-        yield process.stdout.readline()
-
-
 def slow_events(running):
     """A line for each kind of change, folded, as it comes."""
     watchers, sent, master = [], [], running.recvstats()
@@ -3333,7 +3312,12 @@ def slow_events(running):
             os.path.realpath(fds + fd) for fd in os.listdir(fds)])
         wait_for(lambda: " S " in read_text("/proc/%d/stat" % process.pid))
         watchers.append(process)
-        return lines_of(process)
+        return process
+
+    def event(process):
+        """Return what a watcher tells next."""
+        assert select.select([process.stdout], [], [], LIMIT_S)[0]
+        return process.stdout.readline().partition(" ")
 
     def send(numbers, kind, sequence):
         """Have the watchers see all of it at once."""
@@ -3351,19 +3335,19 @@ def slow_events(running):
     plain, down, document = start(), start("--names", "--down"), start(
         "--json", "--names", "1,8")
     send((1, 2, 3, 8), sendstats.FAREWELL, 2)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d left n\[1-3,8\]\n",
-                        next(plain))
-    assert next(down).endswith(" left c[001-003,008]\n")
-    event = json.loads(next(document))
-    assert (event["event"], event["nodes"]) == ("left", ["c001", "c008"])
+    when, _, what = event(plain)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", when)
+    assert what == "left n[1-3,8]\n"
+    assert event(down)[2] == "left c[001-003,008]\n"
+    what = json.loads("".join(event(document)))
+    assert (what["event"], what["nodes"]) == ("left", ["c001", "c008"])
     send((2, 9), sendstats.SAMPLE, 3)
-    assert next(plain).endswith(" up n[2,9]\n")
-    stop(master)
-    for lines in plain, down:
-        assert next(lines).endswith(" recvstats gone\n")
-    running.masters.clear()
+    assert event(plain)[2] == "up n[2,9]\n"
+    master.terminate()
+    master.wait()
+    assert event(plain)[2] == event(down)[2] == "recvstats gone\n"
     running.recvstats()
-    assert next(plain).endswith(" recvstats back\n")
+    assert event(plain)[2] == "recvstats back\n"
 
 
 class Terminal:
@@ -3497,10 +3481,11 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
     feed(receiver, message(0))
     shell = Terminal(20, 100, ["bash", "--norc", "-i"], PS1="ready$ ")
     shell.wait_text("ready$ ")
+    command = "%s %s/beostat.py --table %s -w 0.1\r" % (
+        sys.executable, HERE, receiver.table.path)
     for keys, text, then in (
-            ("%s %s/beostat.py --table %s -w 0.1\r" % (
-                sys.executable, HERE, receiver.table.path), "\033[?1049h",
-             "? helps"), ("\x1a", "\033[?1049l", "ready$ "),
+            (command, "\033[?1049h", "? helps"),
+            ("\x1a", "\033[?1049l", "ready$ "),
             ("stty -a\r", "isig icanon", "ready$ "),
             ("fg\r", "\033[?1049h", "? helps"),
             ("q", "\033[?1049l", "ready$ ")):
@@ -3565,14 +3550,13 @@ def test_words_behind_watch_may_be_nodes():
 
 def test_seconds_of_the_cpus(seven):
     """The mean is all CPUs' time by their number; each CPU's has its id."""
-    assert re.findall(r'cpu="(mean)",mode="(\w+)"} (.*)', shown(
-        seven, "--prometheus", "1"))[::3] == [
-            ("mean", "user", "85.025"), ("mean", "idle", "7001.055"),
-            ("mean", "softirq", "1.65")]
-    assert re.findall(r'cpu="(\w+)",mode="(\w+)"} (.*)', shown(
-        seven, "--prometheus", "--per-cpu", "1"))[::3] == [
-            ("0", "user", "86.01"), ("1", "nice", "0.21"),
-            ("0", "idle", "7013.04")]
+    for words, want in (("1", ["mean user 85.025", "mean idle 7001.055",
+                               "mean softirq 1.65"]),
+                        ("--per-cpu 1", ["0 user 86.01", "1 nice 0.21",
+                                         "0 idle 7013.04"])):
+        assert [*map(" ".join, re.findall(
+            r'cpu="(\w+)",mode="(\w+)"} (.*)', shown(
+                seven, "--prometheus", *words.split())))][::3] == want
 
 
 class Page(html.parser.HTMLParser):
