@@ -2396,19 +2396,17 @@ def test_usage_error(capfd, command, says):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_fits_a_screen_and_ends_with_examples(name):
     """Tried as a process, with a usage error and the version."""
-    short, long, refused, *versions = [tool(name + ".py", word) for word in (
-        "-h", "--help", "--nonsense", "-v", "--version")]
-    assert (long.returncode, long.stderr) == (0, "")
-    assert (short.returncode, short.stdout) == (0, long.stdout)
-    lines = long.stdout.splitlines()
+    shown, refused, *versions = [tool(name + ".py", word) for word in (
+        "--help", "--nonsense", "-v", "--version")]
+    lines = shown.stdout.splitlines()
+    assert (shown.returncode, shown.stderr) == (0, "")
     assert len(lines) <= 25 and max(map(len, lines)) <= 79
     assert "examples:" in lines and lines[-1].startswith("  ")
     for option in options_of(name):
         assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
-                         long.stdout), option
+                         shown.stdout), option
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("usage: ")
-    assert refused.stderr.endswith("--nonsense\n")
+    assert re.fullmatch(r"(?s)usage: .*--nonsense\n", refused.stderr)
     for shown in versions:
         assert (shown.returncode, shown.stdout, shown.stderr) == (
             0, "%s %s\n" % (name, sendstats.VERSION), "")
@@ -2764,8 +2762,7 @@ NOT_UP = ["down: n5", "left: n3", "never heard: n[7-8]"]
 @pytest.mark.parametrize("words, rows, totals, last", [
     ("", range(7), "5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2"
      "  123M   999", NOT_UP),
-    ("-b", range(7), "", []),
-    ("--down", (3, 5), "0 up", NOT_UP),
+    ("-b", range(7), "", []), ("--down", (3, 5), "0 up", NOT_UP),
     ("--sort load --top 3", (4, 6, 1), "3 up        196 99.0 196.31  198"
      "  4221 97.6   0.0  63.2  123M   999", NOT_UP),
     ("--sort -name --top 2", (4, 2), "2 up        193 99.5 191.70  192  4093"
@@ -3026,8 +3023,7 @@ def test_encoding_of_the_terminal_does_not_matter(
     ("-b --up 2>&- <&-", 0, "n[0-2,4,6]\n", ""),
     ("--watch 0.1 --json 0 <&- | head -c 9", 0, '{"path": ', ""),
     ("99 2>&- | tail -n +2", 0, "total 0 up\n", ""),
-    ("--nonsense 2>&-", 2, "", ""),
-    (">&- 2>&-", 3, "", "")])
+    ("--nonsense 2>&-", 2, "", ""), (">&- 2>&-", 3, "", "")])
 def test_closed_descriptors(seven, words, status, output, error):
     ended = run("sh", "-c", "%s -S %s/beostat.py --table %s %s" % (
         sys.executable, HERE, seven.table.path, words))
@@ -3264,7 +3260,7 @@ def test_documents_of_each_state(running, answer):
     for view, says in (
             ("--json", '"running": false'), ("--ganglia", "TMAX="),
             ("--html", "is gone: start it again with recvstats.py"),
-            ("--prometheus", 'state="up"} 1\n'),
+            ("--prometheus", 'state="up"} 1'),
             ("--prometheus", "\nbeostat_recvstats_up 0\n")):
         status, output, error = answer(running.table, view)
         assert (status, error, says in output) == (0, "", True), view
@@ -3458,10 +3454,10 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
     feed(receiver, message(0))
     shell = Terminal(20, 100, ["bash", "--norc", "-i"], PS1="ready$ ")
     shell.wait_text("ready$ ")
-    command = "%s %s/beostat.py --table %s -w 0.1\r" % (
-        sys.executable, HERE, receiver.table.path)
     for keys, text, then in (
-            (command, "\033[?1049h", "? helps"),
+            ("%s %s/beostat.py --table %s -w 0.1\r" % (
+                sys.executable, HERE, receiver.table.path),
+             "\033[?1049h", "? helps"),
             ("\x1a", "\033[?1049l", "ready$ "),
             ("stty -a\r", "isig icanon", "ready$ "),
             ("fg\r", "\033[?1049h", "? helps"),
