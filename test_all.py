@@ -2494,8 +2494,7 @@ def test_pid_file(running, name, umask):
     wait_for(lambda: not os.path.exists(path))
 
 
-def test_pid_file_that_was_removed_while_we_waited_for_its_lock(
-        tmp_path, monkeypatch):
+def test_pid_file_removed_while_we_wait_for_it(tmp_path, monkeypatch):
     """A daemon that ends removes its file: the lock is then on no file."""
     path, lock = str(tmp_path / "pid"), fcntl.flock
 
@@ -2564,8 +2563,7 @@ def test_file_alone_in_a_folder(tmp_path, name, words, status, says):
 # ---- end to end on loopback --------------------------------------------
 
 
-def test_daemons_one_after_the_other_and_the_command_at_once(
-        running, tmp_path, monkeypatch):
+def test_daemons_one_after_the_other(running, tmp_path, monkeypatch):
     """By links, as in /usr/bin, to files elsewhere, and with the table's path
     in the environment.  A daemon's command returns when it is at work."""
     for name in PROGRAMS:
@@ -2983,8 +2981,7 @@ def test_dots_fill_the_screens_width(receiver, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_encoding_of_the_terminal_does_not_matter(
-        receiver, answer, monkeypatch, encoding):
+def test_encoding_of_a_terminal(receiver, answer, monkeypatch, encoding):
     """Documents are UTF-8 in all of them."""
     name = "k\xf6ln"
     feed(receiver, message(0, body=body_with(hostname=name.encode())))
@@ -3149,10 +3146,9 @@ def named(tmp_path):
     for number, host in enumerate(
             "head login node002 node001 n0 compute-007 compute-008 gpu1-ib "
             "$(reboot) down".split(), -1):
-        feed(receiver, message(
-            number, body=body_with(hostname=host.encode()), period_s=60.0,
-            kind=sendstats.FAREWELL if number in (5, 6) else
-            sendstats.SAMPLE), "10.0.0.%d" % (number + 2))
+        kind = sendstats.FAREWELL if number in (5, 6) else sendstats.SAMPLE
+        feed(receiver, message(number, kind=kind, period_s=60.0,
+                               body=body_with(hostname=host.encode())))
     receiver.tick(time.monotonic())
     yield receiver
     close(receiver)
@@ -3449,9 +3445,8 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(receiver):
 @pytest.mark.parametrize("columns, length, environment", [
     (80, 80, dict(NO_COLOR="")), (40, 138, dict(NO_COLOR="")),
     (0, 80, dict(NO_COLOR="")), (80, 138, dict(TERM="dumb"))])
-def test_long_name_is_cut_on_a_terminal_and_whole_in_a_pipe(
-        receiver, columns, length, environment):
-    """A dumb terminal is as a pipe; NO_COLOR is obeyed."""
+def test_long_name_on_a_terminal(receiver, columns, length, environment):
+    """It is cut there; a dumb one is as a pipe.  NO_COLOR is obeyed."""
     feed(receiver, message(0, body=body_with(hostname=b"h" * 64)))
     drawn = terminal(receiver, "", 24, columns, **environment).wait_text(
         "total")
