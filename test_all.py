@@ -2337,7 +2337,6 @@ def options_of(name):
 
 
 @pytest.mark.parametrize("command, says", [
-    # command, how its usage error ends
     ("sendstats 7 m1 --rat 3 --nonsense", "--nonsense"),
     ("sendstats -r 0 7", "0 is not between 0.01 and 3600.0"),
     ("sendstats -p 70000", "70000 is not between 1 and 65535"),
@@ -2403,8 +2402,7 @@ def test_help_fits_a_screen_and_ends_with_examples(name):
     assert len(lines) <= 25 and max(map(len, lines)) <= 79
     assert "examples:" in lines and lines[-1].startswith("  ")
     for option in options_of(name):
-        assert re.search(r"(?<![\w-])%s(?![\w-])" % option,
-                         shown.stdout), option
+        assert re.search(r"(?<![\w-])%s(?![\w-])" % option, shown.stdout)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert re.fullmatch(r"(?s)usage: .*--nonsense\n", refused.stderr)
     for shown in versions:
@@ -2416,8 +2414,9 @@ RECVSTATS = "recvstats.py -p {port} --table {folder}/t"
 SENDSTATS = "sendstats.py -p {port} --pid-file {folder}/%s 7 127.0.0.1"
 USED = ("UDP port {used}: Address already in use by pid {pid}: end it, or "
         "choose another with -p")
+
+
 @pytest.mark.parametrize("command, says", [
-    # command, the one line that it says behind its name
     ("sendstats.py --proc /none 0 m", "--proc /none: no such folder"),
     ("sendstats.py --pid-file /none/pid 0 m", "/none/pid: No such file or "
      "directory"),
@@ -2757,6 +2756,8 @@ NAME_6 = r'\x1b[31m"<&>\\n\u202e\x9b'           # EVIL, made harmless
 ROW_6 = ("    6 up     0.5    2 12.5   2.75    3    77  0.8     -  63.2     0"
          "     0 " + NAME_6)
 NOT_UP = ["down: n5", "left: n3", "never heard: n[7-8]"]
+
+
 @pytest.mark.parametrize("words, rows, totals, last", [
     ("", range(7), "5 up        199 97.7 196.76  199  4378 96.4   0.2  63.2"
      "  123M   999", NOT_UP),
@@ -3155,7 +3156,6 @@ def named(tmp_path):
 
 
 @pytest.mark.parametrize("words, status, rows, says", [
-    # NODES, exit status, numbers of the rows, standard error
     ("node002", 0, [1], ""), ("n0", 0, [3], ""), ("n1", 0, [1], ""),
     ("0", 0, [0], ""), ("n0-1", 0, [3, 1], ""),
     ("login n0 3 login", 0, [0, 3], ""),
