@@ -2127,6 +2127,19 @@ def test_daemons_keep_no_file_of_their_caller(running):
         assert running.folder not in files.values()
 
 
+def slow_agent_that_can_send_nothing_stays(running):
+    """Its parent does not wait until it is ready."""
+    path = os.path.join(running.folder, "pid")
+    started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
+    running.pids.append(read_pid(path))
+    assert started.returncode == 0
+    assert re.fullmatch(r"sendstats: no-such.invalid:5545: .*: trying again\n",
+                        started.stderr)
+    time.sleep(0.3)
+    os.kill(running.pids[0], signal.SIGTERM)
+    wait_for(lambda: not os.path.exists(path))
+
+
 def slow_parent_that_is_killed_changes_nothing(running):
     running.recvstats()
     path = os.path.join(running.folder, "pid")
@@ -3296,6 +3309,23 @@ def test_requests(served):
         assert headers["Content-Type"] == kind + "; charset=utf-8"
     assert re.sub(" .*", "", text) == re.sub(
         " .*", "", served.running.beostat("--prometheus").stdout)
+
+
+CHROMIUM = ("--headless --no-sandbox --disable-gpu --disable-quic "
+            "--no-first-run --disable-background-networking --disable-sync "
+            "--disable-component-update --dump-dom").split()
+
+
+def test_page_in_a_browser(served, tmp_path):
+    """The name of node 1 stays text."""
+    page = Page(subprocess.check_output(
+        [installed("chromium"), *CHROMIUM, "--user-data-dir=%s" % tmp_path,
+         "http://127.0.0.1:%d/?sort=-load" % served.port], timeout=30,
+        stderr=subprocess.DEVNULL, universal_newlines=True))
+    assert page.tags <= PAGE_TAGS | {"head", "body"}
+    assert [row[:3] for row in page.rows[2:]] == [
+        ["up", "0", "login"], ["up", "1", "<script>alert(1)</script>"],
+        ["left off", "2", "c2"]]
 
 
 def test_links_of_the_page_lead_to_pages(served):
