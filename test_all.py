@@ -5564,7 +5564,7 @@ def test_example_parses(name, words):
     assert globals()[name].parse_args(words.split(), *more)
 
 
-@pytest.mark.parametrize("name", ["sendstats", "recvstats", "beostat"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_every_option_has_an_example(name):
     used = {"-h", "-v"}
     for word in re.findall(r"(?<!\S)-\S+", " ".join(
@@ -5646,7 +5646,7 @@ def test_daemon_shows_every_counter(seven):
 NAMED = (
     # where in README, what is named there
     *[(re.search(r"\n  %s.py\n(.*?)\n(?:  )?\S" % name, README, re.S).group(1),
-       options_of(name)) for name in ("sendstats", "recvstats", "beostat")],
+       options_of(name)) for name in PROGRAMS],
     (README.split("returns\n")[1], ["    " + name for name, *_ in CALLS]),
     (README.split("Node record, as")[1].split(":")[0], libbeostat.PARTS),
     (libbeostat.Node.__doc__, libbeostat.PARTS),
