@@ -1744,7 +1744,7 @@ def run(receiver, sock, signals):
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
             attempt(time.sleep, FAULT_S)
-            told = read_signals(signals)
+            told += read_signals(signals)
             continue                    # no heartbeat: nobody listened
         if told or now >= due:
             receiver.tick(now, told)
