@@ -5394,20 +5394,15 @@ def resident_kb(pid="self"):
 
 
 def cpu_s(pid):
-    """Return the CPU time of a process so far.
-
-    Raises  OSError when it has ended
-    """
+    """Return the CPU time of a process that has not ended."""
     fields = read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(pid):
     """Return whether a process runs."""
-    try:
+    with contextlib.suppress(OSError):
         return " Z " not in read_text("/proc/%d/stat" % pid)
-    except OSError:
-        return False
 
 
 def spawn(running, *command, **more):
@@ -5664,30 +5659,22 @@ FAULTS = (
     (sustain, dict(nodes=2000, seconds=2), dict(nodes=10000, seconds=60)),
     (run_long, dict(times=2000), dict(times=200000)),
 )
-ALONE = """
-import test_all
-running = test_all.Running(%r)
-try:
-    print(test_all.%s(running, **%r))
-finally:
-    running.end()
-"""
 
 
 @pytest.mark.parametrize("function, short, long", FAULTS, ids=[
     function.__name__ for function, *_ in FAULTS])
 def test_fault(running, function, short, long):
     """In a process of its own, which tells what it holds, and may fork."""
-    name, length = function.__name__, long if LONG else short
-    alone = spawn(running, sys.executable, "-c", ALONE % (
-        running.folder, name, length), cwd=HERE)
-    print(name, length, *alone.communicate())
+    what = function.__name__, long if LONG else short, running.folder
+    alone = spawn(running, sys.executable, "-c", "from test_all import *\n"
+                  "print(play_scenario(lambda running: %s(running, **%r), "
+                  "Running(%r)))" % what, cwd=HERE)
+    print(*what, *alone.communicate())
     assert alone.returncode == 0
 
 
-@pytest.mark.parametrize("make", [row[1] for row in OLD_TABLES + FOREIGN],
-                         ids=[row[0] for row in OLD_TABLES + FOREIGN])
-def test_path_that_names_another_file_while_recvstats_runs(receiver, make):
+@pytest.mark.parametrize("why, make", OLD_TABLES + FOREIGN)
+def test_path_that_names_another_file_meanwhile(receiver, why, make):
     """What was a table is replaced; what is none is left alone, said once,
     and let be for a minute: to look at it may take more than a second."""
     path, now = receiver.table.path, time.monotonic()
@@ -5702,7 +5689,7 @@ def test_path_that_names_another_file_while_recvstats_runs(receiver, make):
         receiver.tick(now)
         assert cluster[3].sequence == 2
         receiver.tick(now + 1)
-    if make not in [row[1] for row in OLD_TABLES]:
+    if (why, make) in FOREIGN:
         line, = [line for line in receiver.lines if "left alone" in line]
         assert "gone, and cannot be made" in line
         os.rename(path, made)
@@ -5732,11 +5719,10 @@ def slow_boot(running):
         for device in "v0", "w0":
             assert ip("-n", a, "link", "del", device)
         assert ip("-n", b, "link", "set", "lo", "down")
-        etc = os.path.join("/etc/netns", b)     # its own files of /etc
-        os.makedirs(etc)
+        etc = write_proc("/etc/netns/" + b, {       # its own files of /etc
+            "hosts": "10.9.0.1 another\n",
+            "resolv.conf": "nameserver 10.9.0.1\n"})
         stack.callback(shutil.rmtree, etc)
-        write_proc(etc, {"hosts": "10.9.0.1 another\n",
-                         "resolv.conf": "nameserver 10.9.0.1\n"})
         started = [inside(
             running, b, "/bin/sh", "-c", 'umask 0; exec "$@" <&- >&-', "sh",
             sys.executable, "-S", os.path.join(HERE, "sendstats.py"), "-r",
@@ -5818,8 +5804,7 @@ class Strace:
 
 
 def inject(call, name, turn=0):
-    """Return strace's options that make a call fail: at a turn, or each
-    time."""
+    """Return strace's options that make a call fail, at a turn or each."""
     return "-e", "trace=setsid," + call, "-e", "inject=%s:error=%s%s" % (
         call, name, ":when=%d" % turn if turn else "")
 
@@ -5974,10 +5959,9 @@ def slow_fault_sweep_of_a_running_receiver(running):
 def slow_sample_asks_the_kernel_for_nothing_that_seldom_changes(running):
     """Each asked three times for its interface, and once for /etc/hosts."""
     with played_master() as master:
-        agent = running.start(
-            "sendstats.py", "-f", "-r", "0.05", "-i", "lo", "7",
-            "localhost:%d" % master.getsockname()[1],
-            "239.255.11.224:%d" % free_port())
+        agent = running.sendstats(
+            "-r", "0.05", "-i", "lo", 7, "239.255.11.224",
+            "localhost:%d" % master.getsockname()[1])
         master.recv(65536)
         with Strace(agent.pid, running.folder) as strace:
             for _ in range(8):
@@ -5989,16 +5973,13 @@ def slow_sample_asks_the_kernel_for_nothing_that_seldom_changes(running):
 
 
 def start_traced(running, module, words, *options):
-    """Start a tool whose calls are traced from main() on.
-
-    Returns  (exit status, None when it hangs; its output; the lines of its
-             errors; the Strace)
-    """
-    paths = [os.path.join(running.folder, name) for name in ("shown", "said")]
-    with open(paths[0], "w") as shown, open(paths[1], "w") as said:
-        process = start_changed(
-            running, module, {}, *words, told=signal.SIGSTOP, stdout=shown,
-            stderr=said)
+    """Start a tool whose calls are traced from main() on; return its exit
+    status, None when it hangs, its output, the lines of its errors, and the
+    Strace."""
+    shown, said = running.folder + "/shown", running.folder + "/said"
+    with open(shown, "w") as stdout, open(said, "w") as stderr:
+        process = start_changed(running, module, {}, *words, stdout=stdout,
+                                stderr=stderr, told=signal.SIGSTOP)
     wait_for(lambda: " T " in read_text("/proc/%d/stat" % process.pid))
     with Strace(process.pid, running.folder, *options) as strace:
         process.send_signal(signal.SIGCONT)
@@ -6006,8 +5987,7 @@ def start_traced(running, module, words, *options):
             process.wait(LIMIT_S)
     status = process.returncode
     process.kill()
-    shown, said = map(read_text, paths)
-    return status, shown, said.splitlines(), strace
+    return status, read_text(shown), read_text(said).splitlines(), strace
 
 
 def sweep_start(running, module, few, *words):
@@ -6096,9 +6076,7 @@ def slow_fault_sweep_of_beostat(running):
 
 def slow_fault_does_not_end_a_watcher(running):
     running.recvstats()
-    running.send(message(0))
-    running.wait_up(0)
-    numbers = itertools.count(1)
+    numbers = itertools.count()
     for words in ("--events", "--json", "")[:None if LONG else 1]:
         watcher = running.start("beostat.py", "--table", running.table,
                                 *words.split(), "-w", "0.1")
@@ -6184,8 +6162,7 @@ def test_output_that_another_has_set_not_to_block(running):
 
 
 def slow_syslog_that_is_full_and_one_that_vanishes(running):
-    path, pid_file = [os.path.join(running.folder, name)
-                      for name in ("log", "pid")]
+    path, pid_file = running.folder + "/log", running.folder + "/pid"
 
     def open_log():
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -6206,9 +6183,8 @@ def slow_syslog_that_is_full_and_one_that_vanishes(running):
         with contextlib.suppress(BlockingIOError):
             return log.recv(9999).endswith(b"]: up: n%d" % number)
     with open_log() as log, contextlib.suppress(BlockingIOError):
-        start_changed(running, "recvstats", dict(SYSLOG=path), "-p",
-                      running.port, "--table", running.table, "--pid-file",
-                      pid_file)
+        start_changed(running, "recvstats", dict(SYSLOG=path), "-p", (
+            running.port), "--table", running.table, "--pid-file", pid_file)
         wait_for(lambda: os.path.exists(running.table))
         pid = read_pid(pid_file)
         running.pids.append(pid)
