@@ -5799,8 +5799,8 @@ class Strace:
         return re.findall(r"^\d+ +(\w+)\(", read_text(self.path), re.M)
 
     def met(self):
-        """Return whether a call was made to fail."""
-        return "(INJECTED)" in read_text(self.path)
+        """Return how many calls were made to fail."""
+        return read_text(self.path).count("(INJECTED)")
 
 
 def inject(call, name, turn=0):
@@ -5818,21 +5818,22 @@ def sweep(few, turns, attempt):
              tool do all that it does, sees that it is well, and returns
              the Strace
     """
-    calls, met, tried = attempt("").calls(), 0, 0
+    calls, met, missed = attempt("").calls(), 0, 0
     few = [tuple(fault.split()) for fault in few.split(", ")]
     for call, name in SWEEP if LONG else few:
         for turn in turns:
             if calls.count(call) < max(turn, 1):
                 break
             try:
-                is_met = attempt(call, *inject(call, name, turn)).met()
+                count = attempt(call, *inject(call, name, turn)).met()
+                assert count <= 10 * calls.count(call) + 100, "it spins"
             except Exception as error:
                 raise AssertionError((call, name, turn)) from error
-            met, tried = met + is_met, tried + (turn < 2)
-            if not is_met:
+            met, missed = met + (count > 0), missed + (not count and turn < 2)
+            if not count:
                 break
-    assert met >= 0.9 * tried > 0
-    return "%d faults met, of %d to meet" % (met, tried)
+    assert met > 9 * missed
+    return "%d faults met" % met
 
 
 class Pair:
@@ -5911,14 +5912,11 @@ class Pair:
         seen = len(self.errors())
         with Strace(self.pid, self.running.folder, *options) as strace:
             for _ in range(3):          # starved, it may do little at first
-                began_s = cpu_s(self.pid)
                 self.drive()
-                took_s = cpu_s(self.pid) - began_s
                 if strace.met() or not options:
                     break
         lines = self.errors()[seen:]
         assert len({*lines}) == len(lines) and "Traceback" not in str(lines)
-        assert took_s < SWEEP_S / 2 + 0.1
         self.see_well(lines)
         return strace
 
@@ -5938,7 +5936,7 @@ def sweep_running(running, swept, few):
             wait_for(lambda: not cluster.running)
             assert cluster[7].state == "up"     # not to hear is no silence
     for name, call in ("sendstats.py", "poll"), (
-            "recvstats.py", "poll" if swept == "sendstats.py" else "recvfrom"):
+            "recvstats.py", "recvfrom" if swept == "recvstats.py" else "poll"):
         with Strace(pair.pids[name], running.folder, *inject(call, "ENOMEM")):
             os.kill(pair.pids[name], signal.SIGTERM)
             wait_for(lambda: not is_alive(pair.pids[name]))
@@ -5953,7 +5951,7 @@ def slow_fault_sweep_of_a_running_agent(running):
 
 def slow_fault_sweep_of_a_running_receiver(running):
     return sweep_running(running, "recvstats.py",
-                         "ioctl ENOMEM, recvfrom ENOMEM")
+                         "poll ENOMEM, ioctl ENOMEM, recvfrom ENOMEM")
 
 
 def slow_sample_asks_the_kernel_for_nothing_that_seldom_changes(running):
