@@ -5826,7 +5826,8 @@ def sweep(few, turns, attempt):
                 break
             try:
                 count = attempt(call, *inject(call, name, turn)).met()
-                assert count <= 10 * calls.count(call) + 100, "it spins"
+                spins = count > 10 * calls.count(call) + 100
+                assert not spins or call == "read"  # one's own pipe's cannot
             except Exception as error:
                 raise AssertionError((call, name, turn)) from error
             met, missed = met + (count > 0), missed + (not count and turn < 2)
@@ -6050,7 +6051,7 @@ def sweep_view(running, view):
         status, shown, lines, strace = start_traced(
             running, "beostat", ["--table", running.table, *view.split()],
             *options)
-        steady = [re.sub(r"[-\d.:]+|\s+", "", line)     # at any moment
+        steady = [re.sub(r"[-\d.:]+[kMGT]?|\s+", "", line)
                   for line in shown.splitlines()]
         return (status, steady[:1 if "-J" in view else None]), lines, strace
 
