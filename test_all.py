@@ -5814,9 +5814,8 @@ def sweep(few, turns, attempt):
 
     few      the faults to try, unless LONG
     turns    at which of a call's turns, 0 is at each
-    attempt  function of the call, "" none, and strace's options: lets a
-             tool do all that it does, sees that it is well, and returns
-             the Strace
+    attempt  function of the call, "" none, and strace's options: has a
+             tool do what it does, and returns the Strace when it is well
     """
     calls, met, missed = attempt("").calls(), 0, 0
     few = [tuple(fault.split()) for fault in few.split(", ")]
