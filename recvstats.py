@@ -1523,7 +1523,7 @@ class Log:
 
 NODES = 64                      # for which a new table has room
 CLAIMS = 20                     # of a path that another user wants too
-NAP_LEAST_S, NAP_MOST_S = 0.005, 0.050  # datagrams gather meanwhile
+NAP_LEAST_S, NAP_MOST_S = 0.005, 0.100  # datagrams gather meanwhile
 GATHER_BYTES = 16384            # of the buffer for each: most of it is spare
 BATCH = 4096                    # datagrams between two reads of the clock
 GAP_S = 2.0                     # without a heartbeat: nobody listened

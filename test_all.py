@@ -1803,8 +1803,8 @@ def test_stop_leaves_true_numbers(running):
 
 @pytest.mark.parametrize("nap_s, count, want_s", (
     (0.0, 1, 0.005),                    # the first after a while
-    (0.005, 7, 0.05),                   # few come: never longer than that
-    (0.05, 500, 0.01),                  # so that a hundred come
+    (0.005, 3, 0.1),                    # few come: never longer than that
+    (0.1, 1000, 0.01),                  # so that a hundred come
     (0.01, 4000, 0.005),                # many: never shorter
     (0.01, recvstats.BATCH, 0.0),       # and there may be more
 ))
