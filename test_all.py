@@ -5970,9 +5970,8 @@ def slow_sample_asks_the_kernel_for_nothing_that_seldom_changes(running):
 
 
 def start_traced(running, module, words, *options):
-    """Start a tool whose calls are traced from main() on; return its exit
-    status, None when it hangs, its output, the lines of its errors, and the
-    Strace."""
+    """Return the exit status of a tool, None when it hangs, its output, the
+    lines of its errors, and the Strace of its calls from main() on."""
     shown, said = running.folder + "/shown", running.folder + "/said"
     with open(shown, "w") as stdout, open(said, "w") as stderr:
         process = start_changed(running, module, {}, *words, stdout=stdout,
