@@ -18,6 +18,7 @@ import html.parser
 import itertools
 import json
 import multiprocessing
+import operator
 import os
 import pty
 import pwd
@@ -36,6 +37,7 @@ import termios
 import textwrap
 import threading
 import time
+import types
 import urllib.parse
 import urllib.request
 import zlib
@@ -49,13 +51,19 @@ import sendstats
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = "sendstats.py", "recvstats.py", "libbeostat.py", "beostat.py"
-LIMIT_S = 10.0                          # for anything to happen
+LIMIT_S = 20.0                          # for anything to happen
 LONG = bool(os.environ.get("LONG"))     # faults at their full length
 # A shell's background job ignores it, and so would what the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # ---- fixtures: /proc of several machines -------------------------------
-# Each text is in the format of the kernel that the comment names.
+# Each in the format of the kernel that its comment names: the lines that are
+# parsed, and odd ones.
+
+NET_HEADINGS = """\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+"""
 
 # 2.4.20, one CPU: four columns of ticks, meminfo with its old table on
 # top, no MemAvailable; eth0 touches its count.
@@ -63,7 +71,6 @@ I686 = {
     "cpuinfo": """\
 processor\t: 0
 vendor_id\t: GenuineIntel
-cpu family\t: 6
 model\t\t: 8
 model name\t: Pentium III (Coppermine)
 cpu MHz\t\t: 863.872
@@ -83,19 +90,15 @@ SwapTotal:      524248 kB
 SwapFree:       520248 kB
 """,
     "loadavg": "0.20 0.18 0.12 1/80 11206\n",
-    "net/dev": """\
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    "net/dev": NET_HEADINGS + """\
     lo:  104503    1301    0    0    0     0          0         0   104503    1301    0    0    0     0       0          0
   eth0:1235461773 3510213   17    2    1     3          0        11 4013244571 4120551    5    0    0    91       7          0
 """,
     "stat": """\
 cpu  1132430 3104 220311 51234907
 cpu0 1132430 3104 220311 51234907
-page 5741 1808
-swap 1 0
-intr 1462898 1462898 0 0 0 0 3 0 0 1 0 0 0 0 0 0 0
 disk_io: (2,0):(31,31,5764,0,0) (3,0):(9,9,72,0,0)
+intr 1462898 1462898 0 0 0 0 3 0 0 1 0 0 0 0 0 0 0
 ctxt 115315
 btime 1062191376
 processes 86031
@@ -107,8 +110,6 @@ XEON = {
     "cpuinfo": "".join("""\
 processor\t: %d
 vendor_id\t: GenuineIntel
-cpu family\t: 15
-model\t\t: 4
 model name\t: Intel(R) Xeon(TM) CPU 3.00GHz
 cpu MHz\t\t: 2992.703
 cache size\t: 2048 KB
@@ -116,7 +117,6 @@ physical id\t: %d
 siblings\t: 1
 core id\t\t: 0
 cpu cores\t: 1
-flags\t\t: fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov
 bogomips\t: 5989.%02d
 
 """ % (cpu, 3 * cpu, 50 + cpu) for cpu in range(2)),
@@ -127,12 +127,9 @@ Buffers:        316292 kB
 Cached:        2884532 kB
 SwapTotal:     2031608 kB
 SwapFree:      2031504 kB
-Slab:           242024 kB
 """,
     "loadavg": "2.06 2.01 1.73 4/131 20712\n",
-    "net/dev": """\
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    "net/dev": NET_HEADINGS + """\
     lo:94105221  331211    0    0    0     0          0         0 94105221  331211    0    0    0     0       0          0
   eth0:3121110921 22301117    0    0    0     0          0         0 2001222333 21010101    0    0    0     0       0          0
   eth1:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
@@ -152,25 +149,20 @@ procs_blocked 1
 }
 
 # 6.18, two CPUs in one socket, no swap; ten columns of ticks.
-EPYC = {
-    "cpuinfo": "".join("""\
-processor\t: %d
+EPYC_CPU = """\
+processor\t: 0
 vendor_id\t: AuthenticAMD
-cpu family\t: 26
-model\t\t: 2
 model name\t: AMD EPYC
 cpu MHz\t\t: 2596.118
 cache size\t: 1024 KB
-physical id\t: 0
-siblings\t: 2
+physical id\t: %d
 core id\t\t: %d
-cpu cores\t: 2
-apicid\t\t: %d
-flags\t\t: fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat
 bogomips\t: 5192.23
 power management:
 
-""" % (cpu, cpu, cpu) for cpu in range(2)),
+"""
+EPYC = {
+    "cpuinfo": EPYC_CPU % (0, 0) + EPYC_CPU % (0, 1),
     "meminfo": """\
 MemTotal:       24684092 kB
 MemFree:        24598216 kB
@@ -181,14 +173,10 @@ SwapTotal:             0 kB
 SwapFree:              0 kB
 Shmem:              8856 kB
 KReclaimable:      12044 kB
-Slab:              31788 kB
 SReclaimable:      12044 kB
-VmallocTotal:   34359738367 kB
 """,
     "loadavg": "0.00 0.01 0.05 1/77 2051\n",
-    "net/dev": """\
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    "net/dev": NET_HEADINGS + """\
     lo:    3245      30    0    0    0     0          0         0     3245      30    0    0    0     0       0          0
   eth0: 151721133   104512    0    0    0     0          0         0  3214512   41021    0    0    0     0       0          0
 """,
@@ -208,15 +196,13 @@ softirq 41812 0 8529 3 348 5468 0 2 16392 0 11070
 
 # 5.10 on Arm: no MHz, no model name, no cache, no sockets.
 ARM64 = {
-    "cpuinfo": "".join("""\
-processor\t: %d
+    "cpuinfo": """\
+processor\t: 0
 BogoMIPS\t: 50.00
-Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp
 CPU implementer\t: 0x41
 CPU architecture: 8
-CPU part\t: 0xd0c
 
-""" % cpu for cpu in range(4)),
+""" * 4,
     "meminfo": EPYC["meminfo"].replace("24684092", "32768000"),
     "loadavg": "3.99 4.01 4.05 5/312 99121\n",
     "net/dev": EPYC["net/dev"].replace("  eth0:", "enP2p1s0:"),
@@ -228,7 +214,6 @@ btime 1700000000
 processes 3131
 procs_running 5
 procs_blocked 0
-softirq 100 1 2 3 4 5 6 7 8 9 55
 """,
 }
 
@@ -236,12 +221,8 @@ softirq 100 1 2 3 4 5 6 7 8 9 55
 # files of many pages.
 WIDE_IDS = [*range(128), *range(192, 256)]
 WIDE = {
-    "cpuinfo": "".join(
-        EPYC["cpuinfo"].split("\n\n")[0].replace("processor\t: 0",
-                                                 "processor\t: %d" % cpu)
-        .replace("physical id\t: 0", "physical id\t: %d" % (cpu % 128 // 64))
-        .replace("core id\t\t: 0", "core id\t\t: %d" % (cpu % 64)) + "\n\n"
-        for cpu in WIDE_IDS),
+    "cpuinfo": "".join(EPYC_CPU % (cpu % 128 // 64, cpu % 64)
+                       for cpu in WIDE_IDS),
     "meminfo": EPYC["meminfo"].replace("24684092", "2113929216"),
     "loadavg": "191.50 180.25 128.00 193/4013 4194303\n",
     "net/dev": EPYC["net/dev"],
@@ -258,7 +239,7 @@ CONTAINER = {
     "cpuinfo": EPYC["cpuinfo"],
     "meminfo": "MemTotal:        2097152 kB\nMemFree:         1048576 kB\n",
     "stat": "cpu  10 0 20 300 0 0 0 0 0 0\nintr 1\nctxt 0\nbtime 0\n"
-            "processes 0\nprocs_running 1\nprocs_blocked 0\n",
+    "processes 0\nprocs_running 1\nprocs_blocked 0\n",
 }
 
 
@@ -304,10 +285,7 @@ def wait_for(what, limit_s=LIMIT_S):
 
 def tool(name, *args, **more):
     """Run a tool to its end; return it, with text output."""
-    return subprocess.run(
-        [sys.executable, "-S", os.path.join(HERE, name), *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30,
-        universal_newlines=True, **more)
+    return run(sys.executable, "-S", os.path.join(HERE, name), *args, **more)
 
 
 class Running:
@@ -320,12 +298,7 @@ class Running:
 
     def start(self, name, *args, python=(sys.executable, "-S"), **more):
         """Start a tool in the foreground; return the process."""
-        process = subprocess.Popen(
-            [*python, os.path.join(HERE, name), *map(str, args)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, **more)
-        self.processes.append(process)
-        return process
+        return spawn(self, *python, os.path.join(HERE, name), *args, **more)
 
     def recvstats(self, *args, **more):
         """Start recvstats on the port and the table; return it."""
@@ -338,8 +311,7 @@ class Running:
 
     def sendstats(self, *args, **more):
         """Start an agent of this port; return it."""
-        return self.start("sendstats.py", "-f", "-p", self.port, *args,
-                          **more)
+        return self.start("sendstats.py", "-f", "-p", self.port, *args, **more)
 
     def beostat(self, *args, **more):
         """Run beostat on the table to its end."""
@@ -349,9 +321,8 @@ class Running:
         """Start a daemon on the port and the table; return its parent, which
         has ended."""
         path = os.path.join(self.folder, "pid")
-        words = [0, "127.0.0.1"]
-        if name == "recvstats.py":
-            words = ["--table", self.table]
+        words = (["--table", self.table] if name == "recvstats.py" else
+                 [0, "127.0.0.1"])
         parent = tool(name, "-p", self.port, "--pid-file", path, *args,
                       *words, **more)
         if parent.returncode == 0:
@@ -371,10 +342,10 @@ class Running:
     def wait_up(self, number):
         """Return the node once it is up."""
         def look():
-            with contextlib.suppress(libbeostat.BeostatError):
-                with self.open() as cluster:
-                    node = cluster.node(number)
-                    return node.state == "up" and node
+            with contextlib.suppress(libbeostat.BeostatError), \
+                    self.open() as cluster:
+                node = cluster.node(number)
+                return node.state == "up" and node
         return wait_for(look)
 
     def wait_count(self, counter, count=1):
@@ -395,11 +366,8 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
-            process.kill()
-            process.wait()
-            for stream in process.stdout, process.stderr:
-                if stream:
-                    stream.close()
+            with process:               # waits, and closes its streams
+                process.kill()
         self.processes, self.masters, self.pids = [], [], []
 
 
@@ -413,8 +381,7 @@ def running(tmp_path):
 
 def read_pid(path):
     """Return the number in a pid file."""
-    with open(path) as file:
-        return int(file.read())
+    return int(read_text(path))
 
 
 class Clock:
@@ -425,8 +392,7 @@ class Clock:
         self.now, self.offset_s = 1.5, 1e9
 
     def __enter__(self):
-        self.real = time.monotonic, time.time
-        monotonic, clock = self.real
+        self.real = monotonic, clock = time.monotonic, time.time
         mine, ident = threading.get_ident(), threading.get_ident
         time.monotonic = lambda: self.now if ident() == mine else monotonic()
         time.time = lambda: (self.now + self.offset_s if ident() == mine
@@ -452,8 +418,7 @@ class Lines(list):
 
 def new_receiver(folder, *options):
     """Return a Receiver whose log is the list receiver.lines."""
-    args = recvstats.parse_args(["--table", os.path.join(str(folder), "t"),
-                                 *options])
+    args = recvstats.parse_args(["--table", "%s/t" % folder, *options])
     lines = Lines()
     keys = recvstats.Keys(args.key_file) if args.key_file else None
     table, _ = recvstats.open_table(args, lines)
@@ -470,8 +435,7 @@ def killed(receiver):
 
 
 def close(receiver):
-    """Stop a receiver and let go of its table, as the end of its process
-    would."""
+    """Stop a receiver, and let go of its table."""
     receiver.table.status["stopped"] = 1
     receiver.table.write_header()
     killed(receiver)
@@ -504,64 +468,10 @@ def with_fields(rows, data, **fields):
     return struct_.pack(*values.values()) + data[struct_.size:]
 
 
-def body_in(data):
-    """Return the body of a message."""
-    return data[libbeostat.HEADER_STRUCT.size:-libbeostat.CRC_BYTES]
-
-
-def last_sample(sampler):
-    """Return the message of a sample, after which no file is open."""
-    data = sampler.make_message(sendstats.SAMPLE)
-    sampler.close()
-    return data
-
-
-BODY = body_in(last_sample(sendstats.Sampler("/proc", 0, 1.0)))
-
-
-def message(node=0, sequence=1, start=1000, kind=sendstats.SAMPLE,
-            period_s=1.0, body=BODY, time_s=1e9):
-    """Return a message of this machine's values, or of another body."""
-    return sendstats.pack_message(
-        (node, kind, start, sequence, period_s, time_s), body)
-
-
-def broken(data, **changes):
-    """Return a message with header fields changed, and its CRC right."""
-    data = with_fields(libbeostat.HEADER, data, **changes)
-    data = data[:-libbeostat.CRC_BYTES]
-    return data + struct.pack("<I", zlib.crc32(data))
-
-
-def body_with(**fields):
-    """Return this machine's message body with some fields of NODE set."""
-    return with_fields(libbeostat.NODE, BODY, **fields)
-
-
-def body_of(folder, texts, **fields):
-    """Return a message body of a machine, with some fields of NODE set."""
-    sampler = sendstats.Sampler(write_proc(folder, texts), 0, 1.0)
-    return with_fields(libbeostat.NODE, body_in(last_sample(sampler)),
-                       **fields)
-
-
-def body_of_counts(cpus, interfaces):
-    """Return the body of a message of that many CPUs and interfaces."""
-    node = body_with(cpus=cpus, interfaces=interfaces)
-    return node[:libbeostat.NODE_STRUCT.size] + b"".join(
-        libbeostat.CPU_STRUCT.pack(cpu, 0, 7, 7, 7, 7) for cpu in range(cpus)
-    ) + b"".join(libbeostat.INTERFACE_STRUCT.pack(
-        b"eth%d" % number, *[0] * 18) for number in range(interfaces))
-
-
 def decode(data, number=0):
-    """Return the Node of a message."""
-    now = time.monotonic()
-    slot = with_fields(
-        libbeostat.SLOT, bytes(libbeostat.SLOT_STRUCT.size), number=number,
-        heard_s=now, heard_time_s=time.time(), silent_from_s=now, received=1,
-        address=bytes([10, 0, 0, 1]), port=4000, message_bytes=len(data))
-    return libbeostat.Node(number, libbeostat.renew(slot + data), now, now)
+    """Return the Node of a message, of which it was just heard."""
+    slot = bytes(libbeostat.SLOT_STRUCT.size) + data
+    return libbeostat.Node(number, libbeostat.renew(slot), 0.0, 0.0)
 
 
 def sample_of(folder, files, later=()):
@@ -575,7 +485,46 @@ def sample_of(folder, files, later=()):
             sampler.begin()
             write_proc(folder, later)
             clock.now += 1
-        return decode(last_sample(sampler))
+        data = sampler.make_message(sendstats.SAMPLE)
+        sampler.close()
+        return decode(data)
+
+
+def body_of(folder, texts, **fields):
+    """Return the message body of a machine, with some fields of NODE set."""
+    return with_fields(libbeostat.NODE, sample_of(folder, texts).slot[
+        libbeostat.RECORDS_AT:-libbeostat.CRC_BYTES], **fields)
+
+
+BODY = body_of("/proc", {})
+
+
+def message(node=0, sequence=1, start=1000, kind=sendstats.SAMPLE,
+            period_s=1.0, body=BODY, time_s=1e9):
+    """Return a message of this machine's values, or of another body."""
+    header = node, kind, start, sequence, period_s, time_s
+    return sendstats.pack_message(header, body)
+
+
+def broken(data, **changes):
+    """Return a message with header fields changed, and its CRC right."""
+    data = with_fields(libbeostat.HEADER, data, **changes)[:-4]
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+def body_with(**fields):
+    """Return this machine's message body with some fields of NODE set."""
+    return with_fields(libbeostat.NODE, BODY, **fields)
+
+
+def body_of_counts(cpus, interfaces, busy=0):
+    """Return the body of a message of that many CPUs and interfaces."""
+    node = body_with(cpus=cpus, interfaces=interfaces)
+    return node[:libbeostat.NODE_STRUCT.size] + b"".join([
+        *[libbeostat.CPU_STRUCT.pack(cpu, busy, 7, 7, 7, 7)
+          for cpu in range(cpus)],
+        *[libbeostat.INTERFACE_STRUCT.pack(b"eth%d" % number, *[0] * 18)
+          for number in range(interfaces)]])
 
 
 EVIL = '\x1b[31m"<&>\\\n\u202e\x9b'
@@ -598,29 +547,21 @@ FIXED = dict(release=b"6.1.0", machine=b"x86_64", cost_us=350, send_errors=0,
              nice_fraction=0., system_fraction=.025, iowait_fraction=.05)
 
 
-def seven_nodes(folder):
-    """Return a Receiver whose table holds seven nodes of all kinds.
+@pytest.fixture
+def seven(tmp_path):
+    """A running recvstats, as far as a reader can tell, of seven nodes.
 
     Node 3 has left, node 5 is down, 7 and 8 were never heard; node 1 lost
     2 of 10 messages.
     """
-    receiver = new_receiver(folder, "-N", "9")
-    now = time.monotonic()
+    receiver, now = new_receiver(tmp_path, "-N", "9"), time.monotonic()
     for number, files, fields in SEVEN:
-        body = body_of(os.path.join(str(folder), "proc%d" % number), files,
-                       **dict(FIXED, **fields))
+        body = body_of(tmp_path / str(number), files, **dict(FIXED, **fields))
         kind = sendstats.FAREWELL if number == 3 else sendstats.SAMPLE
         for sequence in [7] + [8, *range(11, 18)] * (number == 1):
             feed(receiver, message(number, sequence, body=body, kind=kind),
                  "10.0.0.%d" % number, now - 600 * (number == 5))
     receiver.tick(now)
-    return receiver
-
-
-@pytest.fixture
-def seven(tmp_path):
-    """A running recvstats, as far as a reader can tell, of seven nodes."""
-    receiver = seven_nodes(tmp_path)
     yield receiver
     close(receiver)
 
@@ -628,124 +569,92 @@ def seven(tmp_path):
 # ---- layouts pinned ----------------------------------------------------
 
 
-def read_source(file):
-    """Return the text of one of our files."""
-    with open(os.path.join(HERE, file)) as source:
-        return source.read()
-
-
-def part(file, name):
-    """Return one part of a file: the text behind its `# ---- name` rule."""
-    parts = re.split(r"^# ---- (.+?) -+$", read_source(file), flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2]))[name].strip()
-
-
 @pytest.mark.parametrize("name", [*TOOLS, "test_all.py"])
 def test_no_name_stands_for_two(name):
     """A second test of a name would hide the first."""
     names = re.findall(r"^(?:def|class) (\w+)|^([A-Z_]+) = ",
-                       read_source(name), re.M)
+                       read_text(os.path.join(HERE, name)), re.M)
     assert sorted(names) == sorted({*names})
 
 
 @pytest.mark.parametrize("other, names", [
     ("libbeostat.py", "layout"),
-    ("recvstats.py", "attempt explain network is_in find_interface Keys "
-     "wait_for open_signals read_signals close_inherited is_ready "
+    ("recvstats.py", "layout attempt explain network is_in find_interface "
+     "Keys wait_for open_signals read_signals close_inherited is_ready "
      "release_standard daemonize tell_ready is_in_place lock_pid_file "
      "hold_pid_file write_line number_in")])
 def test_what_stands_twice_is_one_text(other, names):
     for name in names.split():
         first, second = [re.findall(
-            r"^(?:def|class) %s\W.*?(?=^\S|\Z)" % name, read_source(file),
-            re.M | re.S) for file in ("sendstats.py", other)]
+            r"^(?:def|class) %s\W.*?(?=^\S|\Z)" % name,
+            read_text(os.path.join(HERE, file)), re.M | re.S)
+            for file in ("sendstats.py", other)]
         assert len(first) == 1 and first == second, name
-    for name in "layout: rows", "layout: header":
-        assert part("sendstats.py", name) == part("recvstats.py", name)
 
 
-def field_codes(rows):
-    """Return [(field, code)] of a layout, however its rows are grouped."""
-    return [(field, code) for fields, code, *_ in rows
-            for field in fields.split()]
-
-
-@pytest.mark.parametrize("of, names", [
-    (field_codes, "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT"),
-    (lambda value: value, "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED "
-     "GROUP GROUP_PORT RECORDS_VERSION ABSENT TABLE_MAGIC "
-     "TABLE_VERSION TABLE_BYTES SILENT_PERIODS SILENT_S SIGNED VERIFIED "
-     "CRC_RESIDUE CRC_BYTES")])
-def test_layouts_and_their_constants_agree(of, names):
-    for name in names.split():
-        first, *others = [of(getattr(tool, name))
-                          for tool in (sendstats, recvstats, libbeostat)
-                          if hasattr(tool, name)]
-        assert others and others == [first] * len(others), name
+def test_layouts_and_their_constants_agree():
+    layouts = "HEADER ASK NODE ONE_CPU INTERFACE TABLE_HEADER SLOT".split()
+    for name in layouts + (
+            "MAGIC SAMPLE FAREWELL REQUEST MASTER UNNUMBERED GROUP GROUP_PORT "
+            "RECORDS_VERSION ABSENT TABLE_MAGIC TABLE_VERSION TABLE_BYTES "
+            "SILENT_PERIODS SILENT_S SIGNED VERIFIED CRC_RESIDUE "
+            "CRC_BYTES").split():
+        values = [getattr(tool, name) for tool in (
+            sendstats, recvstats, libbeostat) if hasattr(tool, name)]
+        if name in layouts:             # less units and meanings
+            layout = [libbeostat.layout(rows) for rows in values]
+            values = [(made.format, offsets) for made, offsets in layout]
+        assert len(values) > 1 and values == values[:1] * len(values), name
 
 
 RECORDED = (
-    # A message of each version of the records, and what is known by it.
+    # A message of each version of the records, and all that is known by it.
     (zlib.decompress(base64.b85decode(
         b"c-nJv^=HgtW?*1vU|?Vb!UaF4cmkOWoD5)K4<b^}-gV3~XP^j}=^5%7P@uoU!Ytm*1i"
         b"^PKEy+mDE6GfD^mPIAeO(k>10tQtHUF`rk}CrX1H*O4MXrntObjUualaX|K{C1vnZPP"
         b"6MHs;}I|oDuBUEPs6RJrIm?3oYM~DhFG@GCy%fN=)F?MIqoUsKlfV9ooGd^H8*L7t$+"
         b"ZTwLLGJi4;}I)JKq2}rnBK7Y8kjx+HC^E{)RA2f+F%cM8wDVggA+fPZjgfLHwb5CK=y"
         b"6ID+upD$e(Qxv0A7KZy*=sbx?4el>^a`fO!X%KLM0y{RuIt5E^*Tfb`-Y3=BE>sLol-"
-        b"1EJ*z#2T^c&_QZR21;UFE5Z$q7Ka&(c=c`IF$B}L3rMrC-s#^}01DMbbN")), {
-        "host": ["n7", "6.1.0", "x86_64"],
-        "processor": ["AuthenticAMD", "AMD EPYC", 2596.118, 1024, 5192.23, 1,
-            2, 100],
-        "kernel": [1795226462, 172333, 70713, 2055, 1, 0],
-        "cpu": [608, 0, 928, 127363, 38, 0, 9, 6, 0, 0, 0.125, 0.1, 0.0, 0.025,
-            0.05],
-        "load": [0.0, 0.01, 0.05, 0, 77, 2051],
-        "memory": [25276510208, 25188573184, 25076936704, 442368, 13836288,
-            9068544, 12333056, 0, 0],
-        "disk": [4096, 1000000, 400000, 350000, 65536, 60000, 255],
-        "network": [100000, 125],
-        "agent": [331, 3, 2, 7885, 0, 2, 2],
-        "cpus": [(0, 0.0, 238, 0, 456, 63749), (1, 0.0, 369, 0, 486, 63651)],
-        "interfaces": [("lo", 3245, 30, 0, 0, 0, 0, 0, 0, 3245, 30, 0, 0, 0, 0,
-            0, 0, 0, 0), ("eth0", 151721133, 104512, 0, 0, 0, 0, 0, 0, 3214512,
-            41021, 0, 0, 0, 0, 0, 0, 0, 0)]}),
+        b"1EJ*z#2T^c&_QZR21;UFE5Z$q7Ka&(c=c`IF$B}L3rMrC-s#^}01DMbbN")), [
+        9, .5, 1234.5, 2e9, "n7", "6.1.0", "x86_64", "AuthenticAMD",
+        "AMD EPYC", 2596.118, 1024, 5192.23, 1, 2, 100, 1795226462, 172333,
+        70713, 2055, 1, 0, 608, 0, 928, 127363, 38, 0, 9, 6, 0, 0, 0.125, 0.1,
+        0.0, 0.025, 0.05, 0.0, 0.01, 0.05, 0, 77, 2051, 25276510208,
+        25188573184, 25076936704, 442368, 13836288, 9068544, 12333056, 0, 0,
+        4096, 1000000, 400000, 350000, 65536, 60000, 255, 100000, 125, 331, 3,
+        2, 7885, 0, 2, 2,
+        (0, 0.0, 238, 0, 456, 63749), (1, 0.0, 369, 0, 486, 63651),
+        ("lo", 3245, 30, 0, 0, 0, 0, 0, 0, 3245, 30, 0, 0, 0, 0, 0, 0, 0, 0),
+        ("eth0", 151721133, 104512, 0, 0, 0, 0, 0, 0, 3214512, 41021, 0, 0, 0,
+         0, 0, 0, 0, 0)]),
 )
 
 
-@pytest.mark.parametrize("data, want", RECORDED, ids=[
-    "version %d" % (place + 1) for place in range(len(RECORDED))])
-def test_recorded_message_decodes_for_ever(data, want):
+@pytest.mark.parametrize("version", range(1, len(RECORDED) + 1))
+def test_recorded_message_decodes_for_ever(version):
+    data, want = RECORDED[version - 1]
     node = decode(data, 7)
-    assert (node.sequence, node.period_s, node.start_time_s,
-            node.time_s) == (9, .5, 1234.5, 2e9)
-    for name, values in want.items():
-        assert [value for value in getattr(node, name)
-                if value not in (None, "")] == values, name
+    values = [node.sequence, node.period_s, node.start_time_s, node.time_s]
+    for name in [*libbeostat.PARTS, "cpus", "interfaces"]:
+        values += getattr(node, name)
+    assert [value for value in values if value not in (None, "")] == want
 
 
-@pytest.mark.parametrize("names", [
-    "machine block_bytes", "cost_us mhz", "hostname"])
-def test_values_of_a_later_version_are_absent(names, monkeypatch):
+def test_values_of_a_later_version_are_absent(monkeypatch):
     """As if today's samples did not have them: texts, in any order."""
-    data = message(7)
-    today, codes = decode(data, 7), field_codes(libbeostat.NODE)
-    body = data[libbeostat.BODY:]
-    kept = [(code, value) for (field, code), value in zip(
-        codes, libbeostat.NODE_STRUCT.unpack_from(body))
-            if field not in names.split()]
-    short = data[:libbeostat.BODY] + struct.pack(
-        "<" + "".join(code for code, _ in kept),
-        *[value for _, value in kept]) + body[libbeostat.NODE_STRUCT.size:]
+    absent = dict(machine=b"", block_bytes=2**64 - 1, cost_us=2**32 - 1,
+                  mhz=-1.0, hostname=b"")
+    body = BODY
+    for field in sorted(absent, key=libbeostat.NODE_AT.get, reverse=True):
+        at = libbeostat.NODE_AT[field]
+        body = body[:at] + body[at + struct.calcsize(
+            "<" + libbeostat.NODE_CODES[field]):]
     monkeypatch.setattr(libbeostat, "EARLIER", (
-        (libbeostat.RECORDS_VERSION, names),))
-    node = decode(broken(short, length=len(short)), 7)
-    assert (node.cpus, node.interfaces) == (today.cpus, today.interfaces)
-    for name in libbeostat.PARTS:
-        want = getattr(today, name)
-        assert getattr(node, name) == want._replace(**{
-            field: "" if isinstance(value, str) else None
-            for field, value in zip(want._fields, want)
-            if field in names.split()}), name
+        (libbeostat.RECORDS_VERSION, " ".join(absent)),))
+    node, want = decode(message(body=body)), decode(
+        message(body=body_with(**absent)))
+    for name in [*libbeostat.PARTS, "cpus", "interfaces"]:
+        assert getattr(node, name) == getattr(want, name)
 
 
 def test_an_agent_makes_the_recorded_message(tmp_path):
@@ -763,20 +672,16 @@ def test_table_is_read_by_the_offsets_of_the_readme(seven):
     """By them alone: the header, and the name and the load of node 2."""
     with open(seven.table.path, "rb") as file:
         data = file.read()
-    version, entries, pid, port = struct.unpack_from("<4I", data, 16)
-    used_bytes, heartbeat_s, received = struct.unpack_from(
-        "<Q16xd24xQ", data, 56)
-    crc, = struct.unpack_from("<I", data, 464)
-    assert (data[:8], version, entries, pid, port) == (
+    assert struct.unpack_from("<8s8x4I", data) == (
         b"BEOTABLE", 2, 65537, os.getpid(), recvstats.PORT)
-    assert used_bytes < len(data) and received == 15
-    assert zlib.crc32(data[16:464]) == crc
+    heartbeat_s, received = struct.unpack_from("<d24xQ", data, 80)
+    assert received == 15
+    assert struct.unpack_from("<I", data, 464) == (zlib.crc32(data[16:464]),)
     place, = struct.unpack_from("<I", data, 4096 + 4 * (1 + 2))
     slot = data[64 * place:]
-    assert struct.unpack_from("<d8xd", slot, 8) == (heartbeat_s, heartbeat_s)
-    assert struct.unpack_from("<4siI", slot, 56) == (
-        bytes([10, 0, 0, 2]), 2, len(message(body=body_of_counts(1, 2))))
-    assert struct.unpack_from("<H", slot, 76) == (4000,)
+    assert struct.unpack_from("<8xd8xd24x4siI8xH", slot) == (
+        heartbeat_s, heartbeat_s, bytes([10, 0, 0, 2]), 2,
+        len(message(body=body_of_counts(1, 2))), 4000)
     assert slot[128 + 40:].startswith(b"n2\0")
     assert slot[128 + 40 + 382:].startswith(struct.pack("<f", .2))
 
@@ -788,98 +693,6 @@ def test_message_of_eight_cpus_and_three_interfaces_fits_one_frame():
 
 # ---- parse -------------------------------------------------------------
 
-NO_STAT = {name: text for name, text in EPYC.items() if name != "stat"}
-VETHS = "a\nb\n" + "".join(
-    " veth%d: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n" % number
-    for number in range(701))
-MACHINES = (
-    # why, files, {record.field: want}
-    ("2.4.20, one CPU", I686, {
-        "processor.vendor": "GenuineIntel", "processor.mhz": 863.872,
-        "processor.cache_kb": 256, "processor.bogomips": 1723.59,
-        "processor.sockets": None, "processor.cores": None,
-        "kernel.boot_time_s": 1062191376, "kernel.interrupts": 1462898,
-        "kernel.running": None, "kernel.blocked": None,
-        "cpu.user_ticks": 1132430, "cpu.idle_ticks": 51234907,
-        "cpu.iowait_ticks": None, "cpu.steal_ticks": None,
-        "load.one": 0.2, "load.total": 80, "load.last_pid": 11206,
-        "memory.total_bytes": 256232 * 1024, "memory.available_bytes": None,
-        "memory.swap_free_bytes": 520248 * 1024, "agent.cpus": 1,
-        "agent.flags": 0, "interfaces.0.name": "lo",
-        "interfaces.0.rx_packets": 1301, "interfaces.1": (
-            "eth0", 1235461773, 3510213, 17, 2, 1, 3, 0, 11,
-            4013244571, 4120551, 5, 0, 0, 91, 7, 0, 0, 0)}),
-    ("a number too large wraps, and leaves the others", dict(
-        EPYC, loadavg="0.00 0.00 0.00 1/77 2051\n",
-        stat=EPYC["stat"].replace("ctxt 172333", "ctxt %d" % (2**65 + 7))),
-     {"load.one": 0.0, "kernel.context_switches": 7}),
-    ("2.6.18, two sockets", XEON, {
-        "processor.model": "Intel(R) Xeon(TM) CPU 3.00GHz",
-        "processor.sockets": 2, "processor.cores": 2,
-        "processor.cache_kb": 2048, "kernel.running": 2, "kernel.blocked": 1,
-        "kernel.forks": 20712, "cpu.steal_ticks": 7, "cpu.guest_ticks": None,
-        "load.active": 3, "memory.cached_bytes": 2884532 * 1024,
-        "memory.shared_bytes": None, "agent.cpus": 2, "agent.interfaces": 4,
-        # All time: irq, softirq and steal are system's, iowait is idle.
-        "cpus.0": (0, 0, 8601, 20, 3001 + 50 + 230 + 3, 700101 + 1203)}),
-    ("5.10, Arm", ARM64, {
-        "processor.vendor": "0x41", "processor.model": "",
-        "processor.mhz": None, "processor.cache_kb": None,
-        "processor.bogomips": 50.0, "processor.sockets": None,
-        "agent.cpus": 4}),
-    ("4.18, 192 of 256 CPUs", WIDE, {
-        "processor.sockets": 2, "processor.cores": 128,
-        "kernel.context_switches": 5, "kernel.forks": 77,
-        "kernel.blocked": 2, "cpu.user_ticks": 960000000000,
-        "load.one": 191.5, "load.last_pid": 4194303, "agent.cpus": 192,
-        "cpus.127.id": 127, "cpus.128.id": 192, "cpus.191.id": 255,
-        "cpus.150.id": 214, "cpus.150.user_ticks": 5000000000 % 2**32}),
-    ("a container", CONTAINER, {
-        "load.one": None, "load.total": None,
-        "memory.total_bytes": 2147483648, "memory.buffers_bytes": None,
-        "memory.swap_total_bytes": None, "network.rx_bytes_per_s": None,
-        "network.tx_bytes_per_s": None, "agent.cpus": 0,
-        "agent.interfaces": 0}),
-    ("nothing at all", {"empty": ""}, {
-        "processor.model": "", "processor.mhz": None,
-        "processor.cores": None, "kernel.boot_time_s": None,
-        "kernel.running": None, "cpu.user_ticks": None,
-        "cpu.busy_fraction": None, "memory.total_bytes": None}),
-    ("no stat", NO_STAT, {"agent.cpus": 0, "cpu.busy_fraction": None,
-                          "load.one": 0.0}),
-    ("one decimal is tenths", dict(EPYC, loadavg="0.5 12.25 3 1/77 2051\n"),
-     {"load.one": 0.5, "load.five": 12.25, "load.fifteen": 3.0}),
-    ("lines whose widths differ are not columns, even if their words divide",
-     dict(EPYC, stat="cpu  1 2 3 4 5\ncpu0 1 2 3\n"),
-     {"cpu.user_ticks": None, "cpus": []}),
-    ("a name may hold what the headings do", dict(EPYC, **{
-        "net/dev": "a\nb\n  a|b:1: %s\n" % " ".join(map(str, range(1, 17)))}),
-     {"interfaces.0.name": "a|b:1", "interfaces.0.rx_bytes": 1}),
-    ("interfaces that do not fit", dict(EPYC, **{"net/dev": VETHS}), {
-        "agent.flags": sendstats.CLIPPED, "agent.interfaces": 574,
-        "interfaces.573.name": "veth573"}),
-    ("CPUs that do not fit", dict(EPYC, stat="cpu  1 2 3 4\n" + "".join(
-        "cpu%d 1 2 3 4\n" % cpu for cpu in range(3001))), {
-            "agent.flags": sendstats.CPUS_CLIPPED, "agent.cpus": 3000,
-            "cpus.2999.id": 2999}),
-)
-
-
-def value_of(node, path):
-    """Return a field of a node by its path: load.one, cpus.0.id."""
-    for name in path.split("."):
-        node = node[int(name)] if name.isdigit() else getattr(node, name)
-    return node
-
-
-@pytest.mark.parametrize("why, files, want", MACHINES)
-def test_sample_of_a_machine(tmp_path, why, files, want):
-    node = sample_of(tmp_path, files)
-    assert {path: value_of(node, path) for path in want} == want
-    assert len(node.slot) <= libbeostat.MESSAGE_AT + 65000
-    assert (len(node.cpus), len(node.interfaces)) == (
-        node.agent.cpus, node.agent.interfaces)
-
 
 def changed(files, name, *pairs):
     """Return {name: text} of a file with pairs of texts replaced."""
@@ -890,6 +703,83 @@ def changed(files, name, *pairs):
     return {name: text}
 
 
+MACHINES = (
+    # why, files, {record.field: want}
+    ("2.4.20, one CPU", I686, {
+        "processor.vendor": "GenuineIntel", "processor.mhz": 863.872,
+        "processor.cache_kb": 256, "processor.bogomips": 1723.59,
+        "processor.sockets": None, "processor.cores": None,
+        "kernel": (1062191376, 115315, 1462898, 86031, None, None),
+        "cpu.user_ticks": 1132430, "cpu.idle_ticks": 51234907,
+        "cpu.iowait_ticks": None, "cpu.steal_ticks": None,
+        "load.one": 0.2, "load.total": 80, "load.last_pid": 11206,
+        "memory.total_bytes": 256232 * 1024, "memory.available_bytes": None,
+        "memory.swap_free_bytes": 520248 * 1024, "agent.flags": 0,
+        "interfaces.0.name": "lo", "interfaces.0.rx_packets": 1301,
+        "interfaces.1": ("eth0", 1235461773, 3510213, 17, 2, 1, 3, 0, 11,
+                         4013244571, 4120551, 5, 0, 0, 91, 7, 0, 0, 0)}),
+    ("2.6.18, two sockets", XEON, {
+        "processor.model": "Intel(R) Xeon(TM) CPU 3.00GHz",
+        "processor.sockets": 2, "processor.cores": 2,
+        "kernel.running": 2, "kernel.blocked": 1, "cpu.steal_ticks": 7,
+        "cpu.guest_ticks": None, "load.active": 3,
+        "memory.cached_bytes": 2884532 * 1024, "memory.shared_bytes": None,
+        "agent.cpus": 2, "agent.interfaces": 4,
+        # All time: irq, softirq and steal are system's, iowait is idle.
+        "cpus.0": (0, 0, 8601, 20, 3001 + 50 + 230 + 3, 700101 + 1203)}),
+    ("5.10, Arm", ARM64, {
+        "processor": ("0x41", "", None, None, 50.0, None, None,
+                      os.sysconf("SC_CLK_TCK")), "agent.cpus": 4}),
+    ("4.18, 192 of 256 CPUs", WIDE, {
+        "processor.sockets": 2, "processor.cores": 128,
+        "kernel.context_switches": 5, "kernel.blocked": 2,
+        "cpu.user_ticks": 960000000000, "load.one": 191.5,
+        "load.last_pid": 4194303, "agent.cpus": 192,
+        "cpus.127.id": 127, "cpus.128.id": 192, "cpus.191.id": 255,
+        "cpus.150.user_ticks": 5000000000 % 2**32}),
+    ("a container", CONTAINER, {
+        "load": (None,) * 6, "memory.total_bytes": 2147483648,
+        "memory.buffers_bytes": None, "network": (None, None),
+        "cpus": [], "interfaces": []}),
+    ("nothing at all", {"empty": ""}, {
+        "processor.model": "", "processor.mhz": None, "cpu": (None,) * 15,
+        "kernel": (None,) * 6, "memory": (None,) * 9}),
+    ("one decimal is tenths", dict(EPYC, loadavg="0.5 12.25 3 1/77 2051\n"),
+     {"load": (0.5, 12.25, 3.0, 0, 77, 2051)}),
+    ("a number too large wraps, and leaves the others", dict(
+        EPYC, loadavg="0.00 0.00 0.00 1/77 2051\n",
+        **changed(EPYC, "stat", ("172333", "%d" % (2**65 + 7)))),
+     {"load.one": 0.0, "kernel.context_switches": 7}),
+    ("a name may hold what the headings do", dict(EPYC, **{
+        "net/dev": "a\nb\n  a|b:1: %s\n" % " ".join(map(str, range(1, 17)))}),
+     {"interfaces.0.name": "a|b:1", "interfaces.0.rx_bytes": 1}),
+    ("interfaces that do not fit", dict(EPYC, **{
+        "net/dev": "a\nb\n" + "".join(" veth%d:%s\n" % (number, 16 * " 1")
+                                      for number in range(701))}), {
+        "agent.flags": sendstats.CLIPPED, "agent.interfaces": 574,
+        "interfaces.573.name": "veth573"}),
+    ("CPUs that do not fit", dict(EPYC, stat="cpu  1 2 3 4\n" + "".join(
+        "cpu%d 1 2 3 4\n" % cpu for cpu in range(3001))), {
+            "agent.flags": sendstats.CPUS_CLIPPED, "agent.cpus": 3000,
+            "cpus.2999.id": 2999}),
+    *[("what is not as proc(5) has it is absent, and never fatal",
+       dict(EPYC, **{name: text}), {path: want, "disk.name_max": 255})
+      for name, text, path, want in (
+          ("stat", "cpu  1 2 3 4 5\ncpu0 1 2 3\n", "cpus", []),
+          ("stat", "cpu  1 2 3 x 5\n", "cpu.user_ticks", None),
+          ("stat", "cpu  1 2 3 4\ncpu99999 1 2 3 4\n", "cpus", []),
+          ("stat", "\0\xff", "cpus", []),
+          ("stat", "cpu  1 2 3 4 5\nctxt 1e99\n", "cpu.user_ticks", None),
+          ("meminfo", "MemTotal: lots kB\n", "memory.total_bytes", None),
+          ("meminfo", "MemFree: -5 kB\n", "memory.free_bytes", None),
+          ("loadavg", "nan inf -1 1/2 3\n", "load.one", None),
+          ("loadavg", "0.1 0.2\n", "load.one", None),
+          ("net/dev", "a\nb\neth0: 1 2 3\n", "interfaces", []),
+          ("net/dev", "a\nb\n\x1b\xff:%s\n" % (" " + "9" * 30) * 16,
+           "interfaces", []),
+          ("cpuinfo", "cpu MHz : fast\n", "processor.mhz", None),
+          ("cpuinfo", "cache size : huge\n", "processor.cache_kb", None))],
+)
 SECONDS = (
     # why, files, what changes in a second, {record.field: want}
     ("a quarter of one CPU", EPYC, changed(
@@ -901,15 +791,13 @@ SECONDS = (
     ("steal and irq are busy", EPYC, changed(
         EPYC, "stat", ("cpu1 369 0 478 63615 36 0 4 4",
                        "cpu1 369 0 478 63665 36 20 4 34")),
-     {"cpu.busy_fraction": 0, "cpus.0.busy_fraction": 0,
-      "cpus.1.busy_fraction": .5}),
+     {"cpus.0.busy_fraction": 0, "cpus.1.busy_fraction": .5}),
     ("iowait is idle and may go backwards", EPYC, changed(
         EPYC, "stat", ("cpu0 238 0 450 63747 2", "cpu0 248 0 450 63727 0")),
-     {"cpu.busy_fraction": 0, "cpus.0.busy_fraction": .1,
-      "cpus.1.busy_fraction": 0}),
+     {"cpus.0.busy_fraction": .1, "cpus.1.busy_fraction": 0}),
     ("a counter of ticks was reset", EPYC, changed(
         EPYC, "stat", ("cpu0 238 0 450 63747", "cpu0 0 0 1 0")),
-     {"cpu.busy_fraction": 0, "cpus.0.busy_fraction": 0}),
+     {"cpus.0.busy_fraction": 0}),
     ("busy time is split", EPYC, changed(
         EPYC, "stat", ("cpu  608 0 928 127363 38 0 9 6",
                        "cpu  628 10 938 127403 48 5 14 6")),
@@ -932,54 +820,36 @@ SECONDS = (
 )
 
 
-@pytest.mark.parametrize("why, files, later, want", SECONDS)
-def test_sample_after_a_second(tmp_path, why, files, later, want):
+def value_of(node, path):
+    """Return a field of a node by its path: load.one, cpus.0.id."""
+    for name in path.split("."):
+        node = node[int(name)] if name.isdigit() else getattr(node, name)
+    return node
+
+
+@pytest.mark.parametrize("why, files, later, want", [
+    *((why, files, (), want) for why, files, want in MACHINES), *SECONDS])
+def test_sample_of_a_machine(tmp_path, why, files, later, want):
     node = sample_of(tmp_path, files, later)
     assert {path: value_of(node, path) for path in want} == want
-
-
-STRANGE = (
-    ("stat", "cpu  1 2\ncpu0 1 2 3 4\n"),
-    ("stat", "cpu  1 2 3 x 5\n"),
-    ("stat", "cpu  1 2 3 4\ncpu99999 1 2 3 4\n"),
-    ("stat", "\0\xff"),
-    ("stat", "cpu  1 2 3 4 5 6 7 8 9 10 11 12\nctxt 1e99\n"),
-    ("meminfo", "MemTotal: lots kB\n"),
-    ("meminfo", "MemTotal: " + "9" * 30 + " kB\nMemFree: -5 kB\n"),
-    ("loadavg", "nan inf -1 1/2 3\n"),
-    ("loadavg", "0.1 0.2\n"),
-    ("net/dev", "a\nb\neth0: 1 2 3\n"),
-    ("net/dev", "a\nb\n\x1b[2J\xff: " + "99999999999999999999999 " * 16),
-    ("cpuinfo", "cpu MHz : fast\nmodel name : \x1b[31m\xff\n"),
-    ("cpuinfo", "cache size : huge\n"),
-)
-
-
-@pytest.mark.parametrize("name, text", STRANGE)
-def test_strange_text_is_absent_and_never_fatal(tmp_path, name, text):
-    node = sample_of(tmp_path, EPYC, {name: text})
-    for record in [*libbeostat.PARTS, "cpus", "interfaces"]:
-        for value in getattr(node, record):
-            assert value is None or value == value
-    if name != "meminfo":
-        assert node.memory.total_bytes == 24684092 * 1024
+    assert len(node.slot) <= libbeostat.MESSAGE_AT + 65000
+    assert (len(node.cpus), len(node.interfaces)) == (
+        node.agent.cpus, node.agent.interfaces)
 
 
 @pytest.mark.parametrize("period_s", [0.01, 0.05, 1.0])
 def test_rates_go_back_one_period(tmp_path, period_s):
     """Also where it is shorter than 0.18 s."""
-    root, busy = write_proc(tmp_path, EPYC), []
     with Clock() as clock:
-        sampler = sendstats.Sampler(root, 0, period_s)
+        sampler = sendstats.Sampler(write_proc(tmp_path, EPYC), 0, period_s)
         sampler.begin()
         for user in 633, 633, 658:
             write_proc(tmp_path, changed(EPYC, "stat", (
                 "608 0 928 127363", "%d 0 928 %d" % (user, 127388 + user))))
             clock.now += period_s
-            node = decode(sampler.make_message(sendstats.SAMPLE))
-            busy.append(node.cpu.busy_fraction)
+            data = sampler.make_message(sendstats.SAMPLE)
     sampler.close()
-    assert busy[-1] == .5
+    assert decode(data).cpu.busy_fraction == .5
 
 
 @pytest.mark.parametrize("step_s, start, sequence", [
@@ -988,56 +858,45 @@ def test_clock_that_is_set_starts_the_sequence_anew(step_s, start, sequence):
     with Clock() as clock:
         clock.offset_s = 1000.0 - clock.now
         sampler = sendstats.Sampler("/proc", 0, 1.0)
-        sampler.make_message(sendstats.SAMPLE)
-        header = header_of(sampler.make_message(sendstats.SAMPLE))
-        assert (header["start_us"], header["sequence"]) == (1000000000, 2)
+        for _ in range(2):
+            sampler.make_message(sendstats.SAMPLE)
         clock.offset_s += step_s
-        header = header_of(last_sample(sampler))
+        header = header_of(sampler.make_message(sendstats.SAMPLE))
+    sampler.close()
     assert (header["start_us"], header["sequence"]) == (start * 1e6, sequence)
 
 
 def test_numbers_of_this_machine_are_true():
-    node, disk = decode(message()), os.statvfs("/")
+    node, disk = sample_of("/proc", {}), os.statvfs("/")
     assert node.host.hostname == os.uname().nodename
     assert node.agent.cpus == os.sysconf("SC_NPROCESSORS_ONLN")
-    with open("/proc/meminfo") as meminfo, open("/proc/uptime") as uptime:
-        assert node.memory.total_bytes == 1024 * int(
-            meminfo.readline().split()[1])
-        assert abs(time.time() - float(uptime.read().split()[0])
-                   - node.kernel.boot_time_s) < 2
+    assert node.memory.total_bytes == 1024 * int(
+        read_text("/proc/meminfo").split()[1])
+    assert abs(time.time() - float(read_text("/proc/uptime").split()[0])
+               - node.kernel.boot_time_s) < 2
     assert node.disk.blocks * node.disk.block_bytes == (
         disk.f_blocks * disk.f_frsize)
-    with open("/proc/net/dev") as net_dev:
-        assert [one.name for one in node.interfaces] == [
-            line.split(":")[0].strip() for line in net_dev if ":" in line]
+    assert [one.name for one in node.interfaces] == re.findall(
+        r"^ *(.+):", read_text("/proc/net/dev"), re.M)
 
 
-NODE_LISTS = (
+@pytest.mark.parametrize("text, numbers", [
     ("0-3,8,n[10-12],.4,master", [0, 1, 2, 3, 8, 10, 11, 12, 4, -1]),
-    ("n[007-010]", [7, 8, 9, 10]),
-    ("-1", [-1]),
-    ("node5, n6 ,7", [5, 6, 7]),
-    ("3,3,2-4", [3, 2, 4]),
-    ("n[1-2,5]", [1, 2, 5]),
+    ("n[007-010]", [7, 8, 9, 10]), ("-1", [-1]), ("node5, n6 ,7", [5, 6, 7]),
+    ("3,3,2-4", [3, 2, 4]), ("n[1-2,5]", [1, 2, 5]),
     (".-1,0,.[2-3]", [-1, 0, 2, 3]),
-    *[(wrong, None) for wrong in (
+    *[(wrong, libbeostat.BadNodeList) for wrong in (
         "n[\u00b2]", "", ",", "5-3", "0-99999999999", "n[1-2", "n1-2]", "n[]",
         "n[a]", "x", "n[1]x", "1-2-3", "host7", "-2", "--1", "n[[1]]",
-        "3..4", "n[1-]", "9" * 19)],
-)
-
-
-@pytest.mark.parametrize("text, numbers", NODE_LISTS)
+        "3..4", "n[1-]", "9" * 19)]])
 def test_node_list(text, numbers):
-    """A wrong one is refused."""
-    if numbers:
+    try:
         assert libbeostat.parse_nodes(text) == numbers
-    else:
-        with pytest.raises(libbeostat.BadNodeList):
-            libbeostat.parse_nodes(text)
+    except libbeostat.BadNodeList as error:
+        assert type(error) == numbers
 
 
-FOLDS = (
+@pytest.mark.parametrize("nodes, text", [
     ([0, 1, 2, 3, 8], "n[0-3,8]"),
     ([8, 8, -1], "master,n8"),
     (range(1001), "n[0-1000]"),
@@ -1051,71 +910,46 @@ FOLDS = (
       for chassis in (8, 9, 10)], "r1c[08-10],r2c[08-10]"),
     (["node1-3", "n1-3"], "node1-[3],n1-[3]"),
     (["a.example", "b.example"], "a.example,b.example"),
-    ([], ""),
-)
-
-
-@pytest.mark.parametrize("nodes, text", FOLDS)
+    ([], "")])
 def test_fold(nodes, text):
     assert libbeostat.fold_nodes(nodes) == text
 
 
 def test_expand_undoes_fold_and_no_zero_is_lost():
-    chance, lists, all_names = random.Random(11), [], set()
-    for turn in range(211):
-        names = {chance.choice(("n", "cn-", "", "r1-2n", "n1-")) + "%0*d" % (
-            chance.randrange(1, 5), chance.choice((
-                chance.randrange(12), chance.randrange(90, 111),
-                chance.randrange(2000))))
-            + chance.choice(("", "", "-ib", "-ib0", ".x"))
+    chance = random.Random(11)
+    for _ in range(211):
+        names = {"%s%0*d%s" % (
+            chance.choice(("n", "cn-", "", "r1-2n", "n1-")),
+            chance.randrange(1, 5),
+            chance.randrange(chance.choice((12, 111, 2000))),
+            chance.choice(("", "", "-ib", "-ib0", ".x")))
             for _ in range(chance.randrange(1, 60))}
         folded = libbeostat.fold_nodes(names)
         assert sorted(libbeostat.expand_nodes(folded)) == sorted(names)
-        if turn % 50 == 0:
-            lists.append(folded)
-            all_names |= names
-    if shutil.which("nodeset"):         # ClusterShell's, where it is
-        told = subprocess.check_output(["nodeset", "-e", *lists],
-                                       universal_newlines=True)
-        assert {*told.split()} == all_names
 
 
 # ---- table -------------------------------------------------------------
 
 
-def test_new_table_is_allocated_and_readable_whatever_the_umask(tmp_path):
-    before = os.umask(0o077)
-    try:
-        receiver = new_receiver(tmp_path)
-    finally:
-        os.umask(before)
-    found = os.stat(receiver.table.path)
-    assert found.st_mode & 0o777 == 0o644
-    assert found.st_size <= found.st_blocks * 512 and found.st_size < 400000
-    close(receiver)
+def test_table_is_readable_whatever_the_umask(running):
+    running.recvstats(preexec_fn=lambda: os.umask(0o777))
+    assert os.stat(running.table).st_mode & 0o777 == 0o644
 
 
-SIZES = (
-    # what it holds: [(nodes, CPUs, interfaces)]; most bytes
-    ("1,000 nodes of 8 CPUs", [(range(1000), 8, 3)], 2e6),
-    ("10,000 nodes, one of 700 interfaces, one of 512 CPUs",
-     [(range(9998), 8, 3), ([9998], 8, 400), ([9999], 512, 3)], 20e6),
-    ("node 40,000 alone", [([40000], 8, 3)], 5e5),
-)
-
-
-@pytest.mark.parametrize("why, holds, most_bytes", SIZES)
-def test_table_costs_what_it_holds(tmp_path, why, holds, most_bytes):
-    receiver = new_receiver(tmp_path)
+@pytest.mark.parametrize("holds, most_bytes", [
+    # [(nodes, CPUs, interfaces)]; so many bytes
+    ([(range(1000), 8, 3)], 2e6), ([([40000], 8, 3)], 5e5),
+    ([(range(9998), 8, 3), ([9998], 8, 400), ([9999], 512, 3)], 20e6)])
+def test_table_costs_what_it_holds(receiver, holds, most_bytes):
     for numbers, cpus, interfaces in holds:
         body = body_of_counts(cpus, interfaces)
         for number in numbers:
             assert feed(receiver, message(number, body=body)) == "stored"
-    assert os.stat(receiver.table.path).st_size <= most_bytes
+    found = os.stat(receiver.table.path)
+    assert found.st_size <= min(most_bytes, found.st_blocks * 512)
     with libbeostat.open(receiver.table.path) as cluster:
-        assert len(cluster[holds[-1][0][-1]].cpus) == holds[-1][1]
+        assert len(cluster[number].cpus) == cpus
         assert len(cluster) == sum(len(numbers) for numbers, *_ in holds)
-    close(receiver)
 
 
 def test_table_grows_in_place_while_a_reader_iterates(receiver):
@@ -1132,42 +966,23 @@ def test_table_grows_in_place_while_a_reader_iterates(receiver):
             wide = message(number, 2, body=body_of_counts(400, 0))
             assert feed(receiver, wide) == "stored"
         assert feed(receiver, message(700, 3)) == "stored"      # and stays
-        seen += [node.number for node in iteration]
-        assert seen == list(range(1001))
+        assert seen + [node.number for node in iteration] == list(range(1001))
         after = os.stat(receiver.table.path)
-        assert after.st_ino == before.st_ino
+        assert os.path.samestat(after, before)
         assert after.st_size > before.st_size
         wait_for(lambda: len(cluster[1].cpus) == 400)
         assert cluster[700].sequence == 3
         assert len(cluster) == 1001 and not cluster.refused
 
 
-def test_restart_adopts_the_table(tmp_path):
-    receiver = new_receiver(tmp_path)
-    for number in range(-1, 7):
-        feed(receiver, message(number, 5))
-    close(receiver)
-    receiver = new_receiver(tmp_path, "-N", "300", "--max-nodes", "400")
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert [node.number for node in cluster] == list(range(-1, 7))
-    for number, sequence, counter in (
-            (3, 5, "repeated"), (3, 6, "stored"), (399, 1, "stored"),
-            (400, 1, "number_wrong")):
-        assert feed(receiver, message(number, sequence)) == counter
-    close(receiver)
-    receiver = new_receiver(tmp_path, "--fresh")
-    with libbeostat.open(receiver.table.path) as cluster:
-        assert len(cluster) == 0
-
-
 def test_room_for_expected_nodes_is_set_aside(tmp_path):
     """A flood of other numbers, and of long messages, leaves it alone."""
     receiver = new_receiver(tmp_path, "-N", "50", "--max-bytes", "1M")
-    long, counters = body_of_counts(100, 0), []
+    long, counters = body_of_counts(100, 0), set()
     for number in range(100, 1100):
-        counters.append(feed(receiver, message(number)))
-        counters.append(feed(receiver, message(number, 2, body=long)))
-    assert {*counters} == {"stored", "no_space"}
+        counters |= {feed(receiver, message(number)),
+                     feed(receiver, message(number, 2, body=long))}
+    assert counters == {"stored", "no_space"}
     assert [line for line in receiver.lines if "grow" in line] == [
         "%s: cannot grow: --max-bytes 1048576 reached: messages that fit are "
         "stored, others counted as no_space" % receiver.table.path]
@@ -1202,29 +1017,24 @@ def stop_at(count):
     sys.settrace(tell)
 
 
-STEPS = (
-    # why, the message, how many nodes it adds
-    ("a new node", message(7), 1),
-    ("a larger slot", message(1, 9, body=body_of_counts(90, 0)), 0),
-    ("a growth", message(7, body=body_of_counts(2900, 0)), 1),
-    ("a sample", message(1, 9), 0),
-)
+STEPS = {                       # a message, how many nodes it adds
+    "a new node": (message(7), 1),
+    "a larger slot": (message(1, 9, body=body_of_counts(90, 0)), 0),
+    "a growth": (message(7, body=body_of_counts(2900, 0)), 1),
+    "a sample": (message(1, 9), 0),
+}
 
 
-# Its name, which the environment holds, is not to hold the message.
-@pytest.mark.parametrize("why, data, more", STEPS, ids=[
-    why for why, *_ in STEPS])
-def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
-                                                       more):
+@pytest.mark.parametrize("why", STEPS)
+def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why):
     """Each step in a process of its own, which ends there; readers see all
     nodes before the restart and after it."""
-    receiver = new_receiver(tmp_path)
-    path = receiver.table.path
+    (data, more), receiver = STEPS[why], new_receiver(tmp_path)
+    path, seen, step, status = receiver.table.path, set(), 0, 9
     for number in range(7):
         feed(receiver, message(number))
     close(receiver)
     shutil.copy(path, path + ".good")
-    step, status, numbers = 0, 9, set()
     while status == 9:
         step += 1 if LONG else 17
         shutil.copy(path + ".good", path)
@@ -1236,16 +1046,15 @@ def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why, data,
                 feed(receiver, data)
                 os._exit(0)
             status = os.waitpid(child, 0)[1] >> 8
-            for turn in range(2):
-                found = [node.number for node in cluster]
-                assert found in (list(range(7)), list(range(7 + more)))
+            for sequence in 50, 51:
+                seen.add(tuple(node.number for node in cluster))
                 assert not cluster.refused
-                numbers.add(len(found))
                 receiver = new_receiver(tmp_path)
-                assert feed(receiver, message(3, 50 + turn)) == "stored"
+                assert feed(receiver, message(3, sequence)) == "stored"
                 assert receiver.lines == []
                 close(receiver)
-    assert status == 0 and step > 20 and numbers == {7, 7 + more}
+    assert status == 0 and step > 20
+    assert seen == {tuple(range(7)), tuple(range(7 + more))}
 
 
 def test_slot_left_odd_by_a_killed_writer(tmp_path):
@@ -1263,8 +1072,7 @@ def test_slot_left_odd_by_a_killed_writer(tmp_path):
         assert cluster[0].state == "up"
         assert time.monotonic() - before > libbeostat.PAUSE_S
         assert [node.number for node in cluster] == [0]
-        assert [*map(type, cluster.refused.values())] == [
-            libbeostat.SampleChanging]
+        assert type(cluster.refused[1]) == libbeostat.SampleChanging
     close(receiver)
     receiver = new_receiver(tmp_path)
     with libbeostat.open(receiver.table.path) as cluster:
@@ -1318,59 +1126,58 @@ def link_to(path):
     os.symlink(path + ".precious", path)
 
 
-LEFT_ALONE = ("%s: is not a table: it is left alone: choose another with "
-              "--table")
+NO_TABLE = "%s: not a table of recvstats"
 OTHER_TABLE = "%%s: table of version %d, this libbeostat knows 2: update %s"
 FOUND = (
-    # what is at the path, how to make it, what recvstats says (that it ends,
-    # or makes it anew), what a reader says
-    ("noise", lambda path: write_file(path, os.urandom(70000)), LEFT_ALONE,
-     "%s: not a table of recvstats"),
-    ("a folder", lambda path: os.makedirs(path + "/full"), LEFT_ALONE,
-     "%s: not a table of recvstats"),
-    ("a fifo", os.mkfifo, LEFT_ALONE, "%s: not a table of recvstats"),
-    ("a link", link_to, LEFT_ALONE, "%s: not a table of recvstats"),
-    ("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5)),
-     LEFT_ALONE, "%s: not a table of recvstats"),
+    # what is at the path, how to make it; what the table was that recvstats
+    # makes anew, None when it leaves it alone; what a reader says
+    ("noise", lambda path: write_file(path, os.urandom(7000)), None, NO_TABLE),
+    ("a folder", lambda path: os.makedirs(path + "/full"), None, NO_TABLE),
+    ("a fifo", os.mkfifo, None, NO_TABLE),
+    ("a link", link_to, None, NO_TABLE),
+    ("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5)), None,
+     NO_TABLE),
     ("a table of before", lambda path: old_table(path, version=1),
-     "%s: was of version 1: made anew", OTHER_TABLE % (1, "recvstats")),
+     "of version 1", OTHER_TABLE % (1, "recvstats")),
     ("a table to come", lambda path: old_table(path, version=3),
-     "%s: was of version 3: made anew", OTHER_TABLE % (3, "libbeostat")),
+     "of version 3", OTHER_TABLE % (3, "libbeostat")),
     ("a table cut off", lambda path: old_table(path, 50000),
-     "%s: was cut off: made anew", "node 1: cut off in the table"),
+     "cut off", "node 1: cut off in the table"),
     ("a header cut off", lambda path: old_table(path, 10),
-     "%s: was of version 0: made anew", "%s: not a table of recvstats"),
+     "of version 0", NO_TABLE),
     ("a small index", lambda path: old_table(
         path, options=["--max-nodes", "99"]),
-     "%s: was too small an index for --max-nodes: made anew", None),
-    ("an empty file", lambda path: write_file(path, b""), None,
-     "%s: not a table of recvstats"),
-    ("nothing", lambda path: None, None, "%s: No such file or directory"),
+     "too small an index for --max-nodes", ""),
+    ("an empty file", lambda path: write_file(path, b""), "", NO_TABLE),
+    ("nothing", lambda path: None, "", "%s: No such file or directory"),
 )
-FOREIGN = tuple(row[:2] for row in FOUND if row[2] == LEFT_ALONE)
-OLD_TABLES = tuple(row[:2] for row in FOUND if "made anew" in str(row[2]))
+FOREIGN = tuple(row[:2] for row in FOUND if row[2] is None)
+OLD_TABLES = tuple(row[:2] for row in FOUND if row[2])
 
 
-@pytest.mark.parametrize("why, make, says, reader_says", FOUND)
-def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
-    path = str(tmp_path / "t")
+@pytest.mark.parametrize("what, make, was, reader_says", FOUND)
+def test_what_is_at_the_path(tmp_path, what, make, was, reader_says):
+    path, said = str(tmp_path / "t"), ""
     make(path)
-    if reader_says:
-        with pytest.raises(libbeostat.BeostatError) as error:
-            with libbeostat.open(path) as cluster:
-                cluster[1]
-        assert str(error.value) == reader_says.replace("%s", path)
-    if says == LEFT_ALONE:
+    try:
+        with libbeostat.open(path) as cluster:
+            cluster[1]
+    except libbeostat.BeostatError as error:
+        said = str(error).replace(path, "%s")
+    assert said == reader_says
+    if was is None:
         before = os.lstat(path)
         with pytest.raises(recvstats.StartError) as error:
             new_receiver(tmp_path)
-        assert str(error.value) == says % path
+        assert str(error.value) == path + (
+            ": is not a table: it is left alone: choose another with --table")
         assert os.path.samestat(os.lstat(path), before)
         if os.path.islink(path):
-            assert (tmp_path / "t.precious").read_text() == "precious"
+            assert read_text(path) == "precious"
         return
     receiver = new_receiver(tmp_path)
-    assert receiver.lines == ([says % path] if says else [])
+    assert receiver.lines == (
+        ["%s: was %s: made anew" % (path, was)] if was else [])
     with libbeostat.open(path) as cluster:
         assert len(cluster) == 0
         assert feed(receiver, message(3)) == "stored"
@@ -1378,27 +1185,24 @@ def test_what_is_at_the_path(tmp_path, why, make, says, reader_says):
     close(receiver)
 
 
+IN_USE = ("%s: in use by another recvstats (pid %d, user %s): end it, or "
+          "choose another with --table")
+
+
 def test_table_in_use(running):
     """A second recvstats is refused, also with --fresh, and one whose table
     another has taken ends; who starts it again is not."""
-    def refused(*options):
+    first = running.recvstats()
+    for options in [], ["--fresh"]:
         with pytest.raises(recvstats.InUse) as error:
             new_receiver(running.folder, "--table", running.table, *options)
-        return str(error.value)
-    first = running.recvstats()
-    used = ("%s: in use by another recvstats (pid %d, user %s): end it, or "
-            "choose another with --table") % (
-        running.table, first.pid, pwd.getpwuid(os.geteuid()).pw_name)
-    assert refused() == refused("--fresh") == used
-    first.kill()
-    first.wait()
-    running.port = free_port()
+        assert str(error.value) == IN_USE % (
+            running.table, first.pid, pwd.getpwuid(os.geteuid()).pw_name)
+    running.end()
     second = running.recvstats()
     with open(running.table, "r+b") as file:
-        data = with_fields(libbeostat.TABLE_HEADER, file.read(
-            libbeostat.TABLE_BYTES), pid=4321)
         file.seek(libbeostat.TABLE_AT["pid"])
-        file.write(data[libbeostat.TABLE_AT["pid"]:][:4])
+        file.write(struct.pack("<I", 4321))
     assert second.wait(LIMIT_S) == 1
     assert second.stderr.read() == (
         "recvstats: %s: taken by another recvstats (pid 4321)\n"
@@ -1408,74 +1212,45 @@ def test_table_in_use(running):
 ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
 
 
-@pytest.fixture
-def users(running):
-    """Running's start() for another user: of a public folder, in which all
-    may write, with a Python that all may run."""
-    if os.geteuid() or not ANYBODYS_PYTHON:
-        pytest.skip("not root, or no Python that other users may run")
-    folder = "/tmp/beostat-test-%d" % os.getpid()
-    os.mkdir(folder)
-    os.chmod(folder, 0o1777)
-    shutil.copy(os.path.join(HERE, "recvstats.py"), folder)
-    running.table = os.path.join(folder, "table")
-
-    def start(user, *words):
-        def become():
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
-        return running.start(
-            os.path.join(folder, "recvstats.py"), "-f", "--table",
-            running.table, "-p", free_port(), python=[ANYBODYS_PYTHON],
-            preexec_fn=become)
-    yield start
-    running.end()
-    shutil.rmtree(folder)
-
-
-def test_table_belongs_to_who_made_it(users, running):
+def test_table_belongs_to_who_made_it(running):
     """Whoever is at work is left in peace; root may replace what another
     trusted user has left, and not an ordinary user's, which is named;
     nobody else may."""
-    theirs = users(7)
-    assert "taken over" in theirs.stderr.readline()
-    for user in 0, 8:
-        refused = users(user)
-        assert refused.wait() == 1 and refused.stderr.read() == (
-            "recvstats: %s: in use by another recvstats (pid %d, user lp): end "
-            "it, or choose another with --table\n"
-            % (running.table, theirs.pid))
-    theirs.kill()
-    theirs.wait()
-    belongs = ("recvstats: %s: belongs to %s: run recvstats as that user, "
-               "remove it, or choose another with --table\n")
-    assert users(8).stderr.readline() == belongs % (running.table, "lp")
-    mine = users(0)
-    assert mine.stderr.readline() == (
-        "recvstats: %s: was of user lp: made anew\n" % running.table)
-    wait_for(lambda: os.stat(running.table).st_uid == 0)
-    mine.kill()
-    mine.wait()
-    os.chown(running.table, 4321, 4321)
-    before = os.stat(running.table)
-    refused = users(0)
-    assert refused.wait() == 1
-    assert refused.stderr.read() == belongs % (running.table, "4321")
-    assert os.path.samestat(os.stat(running.table), before)
+    if os.geteuid() or not (ANYBODYS_PYTHON and shutil.which("setpriv")):
+        pytest.skip("not root, or no Python that other users may run")
+
+    def start(user):
+        """Return a user's recvstats, and the first line that it says."""
+        process = spawn(
+            running, "setpriv", "--reuid", user, "--regid", user,
+            "--clear-groups", ANYBODYS_PYTHON, folder + "/recvstats.py", "-f",
+            "--table", table, "-p", free_port())
+        return process, process.stderr.readline()
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)        # all may write, as in /dev/shm
+        shutil.copy(os.path.join(HERE, "recvstats.py"), folder)
+        table = folder + "/table"
+        belongs = ("recvstats: %s: belongs to %%s: run recvstats as that "
+                   "user, remove it, or choose another with --table\n" % table)
+        theirs, line = start(7)
+        assert "taken over" in line
+        for user in 0, 8:
+            assert start(user)[1] == "recvstats: %s\n" % (
+                IN_USE % (table, theirs.pid, "lp"))
+        running.end()
+        assert start(8)[1] == belongs % "lp"
+        assert start(0)[1] == (
+            "recvstats: %s: was of user lp: made anew\n" % table)
+        wait_for(lambda: os.stat(table).st_uid == 0)
+        running.end()
+        os.chown(table, 4321, 4321)
+        before = os.stat(table)
+        refused, line = start(0)
+        assert line == belongs % "4321" and refused.wait(LIMIT_S) == 1
+        assert os.path.samestat(os.stat(table), before)
 
 
-TRAPS = (
-    # what an untrusted user has put at the default path
-    "(while mkdir /dev/shm/beostat; :; do :; done) 2>/dev/null & "
-    "echo $! >/dev/shm/racer",
-    "mkdir -p /dev/shm/beostat/full",
-    "echo hello >/dev/shm/beostat",
-    "mkfifo /dev/shm/beostat",
-    "cp /dev/shm/table /dev/shm/beostat",
-    "ln -s /etc/passwd /dev/shm/beostat",
-    "mkdir /dev/shm/beostat /dev/shm/beostat.new",
-)
 DEFAULT_PATH = """
 set -e; mount -t tmpfs -o mode=1777 none /dev/shm; cd /
 cp %(table)s /dev/shm/table; chmod 644 /dev/shm/table
@@ -1492,6 +1267,15 @@ while read -r trap; do
     rm -rf /dev/shm/beostat* /dev/shm/racer
 done
 """
+TRAPS = """\
+(while mkdir /dev/shm/beostat; :; do :; done) 2>&- & echo $! >/dev/shm/racer
+mkdir -p /dev/shm/beostat/full
+echo hello >/dev/shm/beostat
+mkfifo /dev/shm/beostat
+cp /dev/shm/table /dev/shm/beostat
+ln -s /etc/passwd /dev/shm/beostat
+mkdir /dev/shm/beostat /dev/shm/beostat.new
+"""
 
 
 def slow_nobody_blocks_the_default_path(running):
@@ -1499,15 +1283,12 @@ def slow_nobody_blocks_the_default_path(running):
     if os.geteuid() or not shutil.which("setpriv"):
         pytest.skip("needs a mount of its own, and another user")
     close(new_receiver(running.folder))
-    shown = subprocess.run(
-        ["unshare", "-m", "sh", "-c", DEFAULT_PATH % dict(
-            python=sys.executable, here=HERE, port=running.port,
-            table=os.path.join(running.folder, "t"))],
-        input="\n".join(TRAPS) + "\n", timeout=60, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True)
+    shown = run("unshare", "-m", "sh", "-c", DEFAULT_PATH % dict(
+        python=sys.executable, here=HERE, port=running.port,
+        table=running.folder + "/t"), input=TRAPS)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines() == [
-        "beostat: node 3: not in the table", "0 regular file"] * len(TRAPS)
+    assert shown.stdout.splitlines() == TRAPS.count("\n") * [
+        "beostat: node 3: not in the table", "0 regular file"]
     assert "Traceback" not in shown.stderr
 
 
@@ -1519,8 +1300,7 @@ def slow_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
         pytest.skip("this machine allows no PID namespace")
     second = tool("recvstats.py", *words, "-p", free_port())
     assert second.returncode == 1 and "in use by another" in second.stderr
-    child, = subprocess.check_output(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)]).split()
+    child, = children_of(process.pid)
     os.kill(int(child), signal.SIGKILL)
     process.wait()
     running.port = free_port()
@@ -1528,20 +1308,17 @@ def slow_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
 
 
 def slow_table_that_vanished_or_was_made_anew_is_followed(running):
-    first = running.recvstats()
+    running.recvstats()
     running.send(message(4))
     running.wait_up(4)
     with running.open() as cluster:
         os.unlink(running.table)
         wait_for(lambda: os.path.exists(running.table))
         running.send(message(4, 2), message(5))
-        running.wait_up(5)
         wait_for(lambda: 5 in cluster and cluster[4].sequence == 2)
-        first.kill()
-        first.wait()
+        running.end()
         running.recvstats("--fresh")
         running.send(message(6))
-        running.wait_up(6)
         wait_for(lambda: [node.number for node in cluster] == [6])
 
 
@@ -1550,26 +1327,20 @@ def slow_table_that_vanished_or_was_made_anew_is_followed(running):
 GOOD = message(3, 2)
 BAD = (
     # counter, datagram
-    ("short", b""),
-    ("short", b"BEO\x01"),
-    ("short", GOOD[:43]),
-    ("short", GOOD[:-1]),
-    ("long", GOOD + b"\0"),
-    ("long", broken(GOOD, length=len(GOOD) - 1)),
+    ("short", b""), ("short", b"BEO\x01"),
+    ("short", GOOD[:43]), ("short", GOOD[:-1]),
+    ("long", GOOD + b"\0"), ("long", broken(GOOD, length=len(GOOD) - 1)),
     ("magic_wrong", b"x" + GOOD[1:]),
-    ("magic_wrong", b"x" * 600),
     ("version_wrong", broken(GOOD, magic=b"BEO\x02")),
     ("crc_wrong", GOOD[:100] + b"\x7f" + GOOD[101:]),
     ("crc_wrong", GOOD[:-1] + bytes([GOOD[-1] ^ 1])),
     ("header_wrong", broken(GOOD, kind=0)),
     ("header_wrong", broken(GOOD, kind=4)),
     ("requests", broken(GOOD, kind=sendstats.REQUEST)),
-    ("header_wrong", broken(GOOD, period_s=float("nan"))),
-    ("header_wrong", broken(GOOD, period_s=float("inf"))),
-    ("header_wrong", broken(GOOD, period_s=-1.0)),
-    ("number_wrong", broken(GOOD, node=65536)),
-    ("number_wrong", broken(GOOD, node=-3)),
-    ("number_wrong", broken(GOOD, node=2**31 - 1)),
+    *[("header_wrong", broken(GOOD, period_s=period_s))
+      for period_s in (float("nan"), float("inf"), -1.0, 0.0)],
+    *[("number_wrong", broken(GOOD, node=node))
+      for node in (65536, -3, 2**31 - 1)],
     ("unnumbered", broken(GOOD, node=-2)),
 )
 
@@ -1599,29 +1370,17 @@ HISTORIES = (
     #   "gone" for 100 s, "back": how it ended
     ("order", "", (
         (0, dict(sequence=5), ("stored", 1, 0)),
-        (0, dict(sequence=6), ("stored", 2, 0)),
-        (0, dict(sequence=6), ("repeated", 2, 0)),
-        (0, dict(sequence=9), ("stored", 3, 2)),
-        (0, dict(sequence=7), ("late", 4, 1)),
-        (0, dict(sequence=7), ("repeated", 4, 1)),
-        (0, dict(sequence=8), ("late", 5, 0)),
-        (0, dict(sequence=109), ("stored", 6, 99)),
-        (0, dict(sequence=9), ("repeated", 6, 99)),     # too old to tell
-        (0, dict(sequence=110), ("stored", 7, 99)),
-        (0, dict(start=999, sequence=111), ("stale", 7, 99)),
-        (0, dict(start=2000), ("stored", 8, 99)),
-        (0, dict(start=2000, sequence=2**32 - 1), ("repeated", 8, 99)),
-        (0, dict(start=3000, sequence=4), ("stored", 9, 102)),
-        (0, dict(start=3000, sequence=2), ("late", 10, 101)),
-        (0, dict(start=3000, sequence=2), ("repeated", 10, 101)),
-        (0, dict(start=4000, sequence=0), ("stored", 11, 101)),
-        (0, dict(start=5000, sequence=4), ("stored", 12, 104)),
-        (0, 7, dict(restarts=4, sequence=4)))),
-    ("the sequence wraps", "", (
-        (0, dict(sequence=2**32 - 2), ("stored", 1, 0)),
-        (0, dict(sequence=2**32 - 1), ("stored", 2, 0)),
-        (0, dict(sequence=0), ("stored", 3, 0)),
-        (0, dict(sequence=1), ("stored", 4, 0)))),
+        (0, dict(sequence=9), ("stored", 2, 3)),
+        (0, dict(sequence=7), ("late", 3, 2)),
+        (0, dict(sequence=7), ("repeated", 3, 2)),
+        (0, dict(sequence=109), ("stored", 4, 101)),
+        (0, dict(sequence=8), ("repeated", 4, 101)),    # too old to tell
+        (0, dict(start=999, sequence=111), ("stale", 4, 101)),
+        (0, dict(start=2000, sequence=4), ("stored", 5, 104)),
+        (0, dict(start=2000, sequence=2), ("late", 6, 103)),
+        (0, dict(start=3000, sequence=2**32 - 1), "stored"),
+        (0, dict(start=3000, sequence=0), "stored"),
+        (0, 7, dict(restarts=2, sequence=0)))),
     ("a number belongs to its address until the node is down", "", (
         (0, dict(), "stored"),
         (2.9, dict(by=2, start=2000), "conflict"),
@@ -1631,29 +1390,17 @@ HISTORIES = (
         (2.99, "log", []), (2.99, 7, dict(address="10.0.0.1")),
         (3.1, dict(by=2, start=3000), "stored"),
         (3.1, 7, dict(address="10.0.0.2")))),
-    ("an older agent is taken once the node is down", "", (
-        (0, dict(sequence=9, start=5000), "stored"),
-        (3, dict(start=4000), "stale"),
-        (3.1, dict(start=4000), "stored"))),
-    ("a farewell", "", (
-        (0, dict(), "stored"),
-        (0, dict(sequence=3, kind=LEAVES), "stored"),
-        (0, 7, dict(state="left")),
-        (0, dict(sequence=2), "late"),
-        (0, 7, dict(state="left")),
-        (1, "log", ["left: n7", "up: n7"]),
-        (1, dict(start=2000, by=9), "stored"),
-        (1, 7, dict(state="up")),
-        (2, "log", ["up again: n7"]))),
     *[("what a farewell overtook brings nobody back", "", (
         (0, dict(), "stored"),
         (0, dict(sequence=3, kind=LEAVES), "stored"),
+        (1, "log", ["left: n7", "up: n7"]),
         (99, dict(sequence=2, by=by), "late"),
         (99, dict(sequence=1, by=by), "repeated"),
         (99, dict(sequence=3, kind=LEAVES, by=by), ("repeated", 3, 0)),
         (99, 7, dict(state="left", age_s=99)),
         (99, dict(sequence=4, by=by), "stored"),
-        (99, 7, dict(state="up")))) for by in (1, 2)],
+        (99, 7, dict(state="up")),
+        (100, "log", ["up again: n7"]))) for by in (1, 2)],
     *[("down after three periods, at least 3 s", "", (
         (0, dict(node=2, period_s=period_s), "stored"),
         (0, dict(node=3, period_s=period_s), "stored"),
@@ -1663,13 +1410,11 @@ HISTORIES = (
         (down_s + 1, "log", ["down: n[2-3]"]),
         (down_s + 2, dict(node=3, sequence=2), "stored"),
         (down_s + 3, "log", ["up again: n3"])))
-      for period_s, down_s in ((.1, 3), (1, 3), (7, 21))],
-    *[("nobody holds a number for more than a minute", "", (
-        (0, dict(sequence=9, start=2**62, period_s=period_s), "stored"),
-        (held_s - .1, dict(by=2), "conflict"),
-        (held_s - .1, dict(by=1), "stale"),
-        (held_s + .1, dict(by=2), "stored")))
-      for period_s, held_s in ((1.0, 3), (3600.0, 60))],
+      for period_s, down_s in ((.1, 3), (7, 21))],
+    ("nobody holds a number for more than a minute", "", (
+        (0, dict(sequence=9, start=2**62, period_s=3600), "stored"),
+        (59.9, dict(by=2), "conflict"), (59.9, dict(), "stale"),
+        (60.1, dict(by=2), "stored"))),
     *[("numbers by address", options + " --max-nodes 32", (
         (0, dict(node=-2, by=100), "stored"),
         (0, dict(node=-2, by=131), "stored"),
@@ -1696,29 +1441,26 @@ HISTORIES = (
           ("--key-file {}", dict(by=9), "unsigned",
            "start its agent with --key-file"),
           ("--key-file {}", dict(by=9, key=b"none"), "signature_wrong",
-           "give its agent a key of --key-file"))],
+           "give its agent a key of --key-file"),
+          ("--key-file {}", dict(by=9, key=b"key", time_s=2e9), "clock_wrong",
+           "set its clock"))],
     ("a second agent on a node", "", (
-        (0, dict(start=2000), "stored"),
-        (0, dict(start=1000), "stale"),
+        (0, dict(start=2000), "stored"), (0, dict(), "stale"),
         (1, "log", ["up: n7", "stale: 1 datagrams dropped, the last one from "
                     "10.0.0.1:4000: two agents run there, end one; or its "
                     "clock went back"]))),
-    ("a clock of the future", "--key-file {}", (
-        (0, dict(start=int((1e9 + 90) * 1e6), key=b"key"), "clock_wrong"),
-        (0, dict(time_s=1e9 + 90, key=b"key"), "clock_wrong"),
-        (0, dict(start=int((1e9 + 50) * 1e6), time_s=1e9 + 50, key=b"key"),
-         "stored"),
-        (1, "log", ["up: n7", "clock_wrong: 2 datagrams dropped, the last "
-                    "one from 10.0.0.1:4000: set its clock"]))),
     *[("of 100 s in which recvstats was %s nothing counts: who was down stays "
        "down, who was up has what was left of his three periods" % end, "", (
            (0, dict(node=1), "stored"),
            (0, dict(node=3, kind=LEAVES), "stored"),
            (7.5, dict(node=2), "stored"),
            (9.5, "log", ["left: n3", "up: n1", "down: n1", "up: n2"]),
+           (9.5, dict(node=2), "repeated"),
            (9.5, "gone", end),
            (9.5, "nodes", {1: "down", 2: "up", 3: "left"}),
-           (9.5, "status", dict(running=False, uptime_s=9.5)),
+           (9.5, "status", dict(
+               running=False, uptime_s=9.5, stored=3, stopped=end == "stopped",
+               received=3 + (end == "stopped"))),
            (9.5, 2, dict(age_s=102)),
            (9.5, "back", end),
            (9.5, dict(node=4), "stored"),
@@ -1728,18 +1470,11 @@ HISTORIES = (
            (11.4, "log", ["down: n2"])))
       for end in ("killed", "stopped", "starved")],
     ("a number that moves while its node is up", "--key-file {}", (
-        (0, dict(sequence=1, key=b"key"), "stored"),
+        (0, dict(key=b"key"), "stored"),
         (0, dict(sequence=2, key=b"key", by=2), "stored"),
         (1, "log", ["up: n7", "node 7: was up at 10.0.0.1 and is now at "
                     "10.0.0.2"]))),
 )
-
-
-def listen(receiver, clock, until_s):
-    """Let time pass in which a receiver is at work."""
-    while clock.now < until_s:
-        clock.now = min(clock.now + 1, until_s)
-        receiver.tick(clock.now)
 
 
 def take_step(receiver, what, want):
@@ -1748,9 +1483,9 @@ def take_step(receiver, what, want):
         lines, receiver.lines[:] = [*receiver.lines], []
         return lines
     if isinstance(what, dict):
-        what = dict(dict(node=7, by=1, key=None), **what)
-        by, key = what.pop("by"), what.pop("key")
-        data = sign(message(**what), key) if key else message(**what)
+        fields = dict(dict(node=7, by=1, key=None), **what)
+        by, key = fields.pop("by"), fields.pop("key")
+        data = sign(message(**fields), key) if key else message(**fields)
         counter = feed(receiver, data, "10.0.0.%d" % by)
         if isinstance(want, str):
             return counter
@@ -1769,7 +1504,9 @@ def test_history(tmp_path, why, options, steps):
     with Clock() as clock:
         receiver, gone_s = new_receiver(tmp_path, *options), clock.now
         for at_s, what, want in steps:
-            listen(receiver, clock, gone_s + at_s)
+            while clock.now < gone_s + at_s:    # it is at work meanwhile
+                clock.now = min(clock.now + 1, gone_s + at_s)
+                receiver.tick(clock.now)
             if what == "gone":
                 if want == "stopped":
                     receiver.stop(clock.now)
@@ -1785,40 +1522,22 @@ def test_history(tmp_path, why, options, steps):
         close(receiver)
 
 
-def test_stop_leaves_true_numbers(running):
-    process = running.recvstats()
-    running.send(*[message(3, sequence) for sequence in range(1, 14)])
-    with running.open() as cluster:
-        wait_for(lambda: 3 in cluster and cluster[3].sequence == 13)
-        process.terminate()
-        assert process.wait(LIMIT_S) == 0
-        status = cluster.status
-        assert (status.running, status.stopped) == (False, 1)
-        assert status.received == status.stored == 13
-        assert status.recent["stored"] == 13
-    shown = running.beostat()
-    assert shown.returncode == 3 and " 3 up " in shown.stdout
-    assert shown.stderr.count("is gone") == 1
-
-
 @pytest.mark.parametrize("nap_s, count, want_s", (
     (0.0, 1, 0.005),                    # the first after a while
     (0.005, 3, 0.1),                    # few come: never longer than that
     (0.1, 1000, 0.01),                  # so that a hundred come
     (0.01, 4000, 0.005),                # many: never shorter
-    (0.01, recvstats.BATCH, 0.0),       # and there may be more
-))
+    (0.01, recvstats.BATCH, 0.0)))      # and there may be more
 def test_datagrams_gather_until_they_are_enough(nap_s, count, want_s):
-    nap_s = recvstats.choose_nap(nap_s, count, 100)
-    assert nap_s == pytest.approx(want_s)
+    assert recvstats.choose_nap(nap_s, count, 100) == pytest.approx(want_s)
 
 
 def test_recvstats_is_nicer_than_its_caller_where_it_may(running):
     pid = running.recvstats().pid
-    wanted = subprocess.check_output([
-        sys.executable, "-c", "import os, recvstats\n"
-        "recvstats.attempt(os.nice, -10)\nprint(os.nice(0))"], cwd=HERE)
-    assert os.getpriority(os.PRIO_PROCESS, pid) == int(wanted)
+    wanted = run(sys.executable, "-c", "import os, recvstats\n"
+                 "recvstats.attempt(os.nice, -10)\nprint(os.nice(0))",
+                 cwd=HERE)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == int(wanted.stdout)
 
 
 def slow_recvstats_that_is_stopped_for_a_while(running):
@@ -1828,15 +1547,13 @@ def slow_recvstats_that_is_stopped_for_a_while(running):
     running.send(message(3), message(4))
     running.wait_up(4)
     process.send_signal(signal.SIGSTOP)
-    time.sleep(3.7)
-    running.send(message(3, 2))
     with running.open() as cluster:
-        assert not cluster.running
+        wait_for(lambda: not cluster.running)
+        running.send(message(3, 2))
         assert [node.state for node in cluster] == ["up", "up"]
         process.send_signal(signal.SIGCONT)
-        wait_for(lambda: cluster.running)
+        wait_for(lambda: cluster.running and cluster[3].sequence == 2)
         assert [node.state for node in cluster] == ["up", "up"]
-        assert [node.sequence for node in cluster] == [2, 1]
 
 
 def slow_log_is_bounded_in_lines_and_what_waits_is_folded(running):
@@ -1853,31 +1570,25 @@ def slow_log_is_bounded_in_lines_and_what_waits_is_folded(running):
     assert any("left: n[3-5]" in line for line in lines)
 
 
-LIES = (
-    # why, fields of the node record, or the datagram
-    ("counts beyond its length", dict(cpus=9, interfaces=9)),
-    ("counts below its length", dict(cpus=0, interfaces=0)),
-    ("NaN", dict(one=float("nan"))),
-    ("endless", dict(five=float("inf"))),
-    ("negative", dict(busy_fraction=-0.5)),
-    ("a share over 1", dict(busy_fraction=1.5)),
-    ("a CPU over 100 %", message(1, body=with_fields(
-        libbeostat.NODE, BODY[:libbeostat.NODE_STRUCT.size], cpus=1,
-        interfaces=0) + libbeostat.CPU_STRUCT.pack(0, 10001, 0, 0, 0, 0))),
-    ("nonsense", message(1, body=b"nonsense")),
-    ("newer", broken(
-        message(1), version=libbeostat.RECORDS_VERSION + 1)),
-)
+LIES = {                        # a datagram of node 1
+    "counts beyond its length": message(1, body=body_with(
+        cpus=9, interfaces=9)),
+    "counts below its length": message(1, body=body_with(
+        cpus=0, interfaces=0)),
+    "NaN": message(1, body=body_with(one=float("nan"))),
+    "endless": message(1, body=body_with(five=float("inf"))),
+    "negative": message(1, body=body_with(busy_fraction=-0.5)),
+    "a share over 1": message(1, body=body_with(busy_fraction=1.5)),
+    "a CPU over 100 %": message(1, body=body_of_counts(1, 0, busy=10001)),
+    "nonsense": message(1, body=b"nonsense"),
+    "newer": broken(message(1), version=libbeostat.RECORDS_VERSION + 1),
+}
 
 
-@pytest.mark.parametrize("why, lie", LIES, ids=[row[0] for row in LIES])
-def test_lie_is_that_nodes_error_and_the_others_are_shown(
-        receiver, why, lie):
-    for number in 0, 2:
-        feed(receiver, message(number))
-    if isinstance(lie, dict):
-        lie = message(1, body=body_with(**lie))
-    assert feed(receiver, lie) == "stored"
+@pytest.mark.parametrize("why", LIES)
+def test_lie_is_that_nodes_error_and_the_others_are_shown(receiver, why):
+    for data in message(0), LIES[why], message(2):
+        assert feed(receiver, data) == "stored"
     with libbeostat.open(receiver.table.path) as cluster:
         with pytest.raises(libbeostat.OtherVersion if why == "newer"
                            else libbeostat.BadSample):
@@ -1887,22 +1598,19 @@ def test_lie_is_that_nodes_error_and_the_others_are_shown(
         assert 1 in cluster and len(cluster) == 3
 
 
-@pytest.mark.parametrize("field, value", [
-    ("expected", 2**32 - 1), ("used_entries", 2**32 - 1),
-    ("request_time_s", 1e300), ("uptime_s", float("inf")),
-    ("heartbeat_s", float("nan")), ("away_s", -1.0)])
-def test_header_that_cannot_be_is_damage(tmp_path, field, value):
+@pytest.mark.parametrize("words, field, value", [
+    ("", "expected", 2**32 - 1), ("", "used_entries", 2**32 - 1),
+    ("", "request_time_s", 1e300), ("--daemon", "uptime_s", float("inf")),
+    ("", "heartbeat_s", float("nan")), ("--json", "away_s", -1.0)])
+def test_header_that_cannot_be_is_damage(tmp_path, words, field, value):
     receiver = new_receiver(tmp_path)
     receiver.table.status[field] = value
     receiver.table.write_header()
-    want = "%s: damaged header" % receiver.table.path
-    with pytest.raises(libbeostat.NotATable, match=want):
-        libbeostat.open(receiver.table.path)
-    for words in ([], ["--daemon"], ["--json"]) * (field == "away_s"):
-        shown = tool("beostat.py", "--table", receiver.table.path, *words)
-        assert (shown.returncode, shown.stdout, shown.stderr) == (
-            3, "", "beostat: %s\n" % want)
     killed(receiver)
+    path = receiver.table.path
+    shown = tool("beostat.py", "--table", path, *words.split())
+    assert (shown.returncode, shown.stdout, shown.stderr) == (
+        3, "", "beostat: %s: damaged header\n" % path)
 
 
 @pytest.mark.parametrize("name", ["down", "up", "all", "master", "-1", "5",
@@ -1923,24 +1631,13 @@ def test_disk_that_is_not_known_has_no_usage(receiver, monkeypatch):
     assert libbeostat.get_disk_usage(0) == (None, None)
 
 
-def test_reader_keeps_what_it_had_when_the_new_table_is_cut_off(tmp_path):
-    receiver = new_receiver(tmp_path)
+def test_errors_of_the_library(tmp_path):
+    """Also: a reader keeps what it had when the new table is cut off."""
+    receiver = new_receiver(tmp_path, "-N", "9")
     feed(receiver, message(3))
     receiver.stop(time.monotonic() - 10)
     path = receiver.table.path
     with libbeostat.open(path) as cluster:
-        shutil.copy(path, path + ".new")
-        os.truncate(path + ".new", libbeostat.TABLE_BYTES + 2)
-        os.rename(path + ".new", path)
-        assert [node.number for node in cluster] == [3]
-        assert cluster[3].number == 3
-
-
-def test_errors_of_the_library(tmp_path):
-    receiver = new_receiver(tmp_path, "-N", "9")
-    feed(receiver, message(3))
-    receiver.tick(time.monotonic())
-    with libbeostat.open(receiver.table.path) as cluster:
         for number, error in ((5, libbeostat.NeverHeard),
                               (9999, libbeostat.NoSuchNode),
                               (-2, libbeostat.NoSuchNode)):
@@ -1949,6 +1646,11 @@ def test_errors_of_the_library(tmp_path):
         assert cluster.never() == [0, 1, 2, 4, 5, 6, 7, 8]
         assert 3 in cluster and 5 not in cluster and len(cluster) == 1
         assert cluster.status.expected == 9
+        shutil.copy(path, path + ".new")
+        os.truncate(path + ".new", libbeostat.TABLE_BYTES + 2)
+        os.rename(path + ".new", path)
+        assert [node.number for node in cluster] == [3]
+        assert cluster[3].number == 3
 
 
 def test_reader_that_is_kept_does_not_grow(receiver):
@@ -1969,46 +1671,38 @@ def test_reader_that_is_kept_does_not_grow(receiver):
 # ---- model -------------------------------------------------------------
 # Random histories, in a time of their own, go to a receiver and to a plain
 # model, written from README and not from the code.  After each step a reader
-# must see what the model holds, and the log must tell who changed his state.
-# A history that fails is made as short as it goes and printed with its seed;
-# SEED=n makes others.
+# must see what the model holds.  A history that fails is printed with its
+# seed, without the steps that do not matter; SEED=n makes others.
 
 SEED = int(os.environ.get("SEED", 1))
 PLAYS = 40000 if LONG else 80
+OFTEN = {"receive": 80, "repeat": 30, "listen": 20, "sleep": 1, "stop": .5,
+         "kill": .5, "change_key": .5, "set_clock": .5}
+MOST_S = {"listen": (.5, .5, .5, .5, .5, 5, 100), "sleep": (50,),
+          "stop": (2, 50), "kill": (2, 50), "change_key": (2,),
+          "set_clock": (99, -99, 9999, -9999)}
 Sent = collections.namedtuple(
     "Sent", "node start_us sequence kind period_s time_s address key")
-
-
-class Held:
-    """What the model keeps of a node.
-
-    came    the numbers of the messages that came from one start of the
-            agent, of `first` to `last` that it sent
-    least   messages before this one are not missed, and not counted
-    before  (received, lost) of earlier starts
-    """
-
-    def __init__(self, first, last, least, before=(0, 0), restarts=0):
-        self.first, self.last, self.least = first, last, least
-        self.came, self.before, self.restarts = set(), before, restarts
-
-    def counts(self):
-        """Return (received, lost)."""
-        received, lost = self.before
-        return (received + len(self.came),
-                lost + self.last - self.first + 1 - len(self.came))
+SEEN = operator.attrgetter(
+    "state", "received", "lost", "restarts", "address", "signature",
+    "sequence", "start_time_s", "age_s")
 
 
 class Model:
-    """A receiver without bytes: each node is what it should be."""
+    """A receiver without bytes: each node is what it should be.
+
+    nodes  {number: what is known of it}: the last message that was `sent`;
+           the numbers of those that `came` since its agent's start, of all
+           from `first` on; `least`: those before are not awaited; (received,
+           lost) `before` that start
+    """
 
     def __init__(self):
-        self.nodes, self.clock = {}, (0.0, 0.0)     # heartbeat_s, away_s
+        self.nodes, self.written = {}, (0.0, 0.0)   # heartbeat_s, away_s
 
-    def start(self, key, networks, now):
+    def start(self, key, now):
         """Begin as a new process, which knows what the table says."""
-        self.key, self.networks = key, networks
-        self.heartbeat_s, self.away_s = self.clock
+        self.key, (self.heartbeat_s, self.away_s) = key, self.written
         self.wake(now, 0)
 
     def wake(self, now, most_s=2):
@@ -2018,7 +1712,7 @@ class Model:
             self.heartbeat_s = now
 
     def tick(self, now):
-        self.heartbeat_s, self.clock = now, (now, self.away_s)
+        self.heartbeat_s, self.written = now, (now, self.away_s)
 
     def silence_s(self, held, now):
         return now - self.away_s - held.silent_from_s
@@ -2029,163 +1723,110 @@ class Model:
         is_down = self.silence_s(held, now) > max(3, 3 * held.sent.period_s)
         return "down" if is_down else "up"
 
-    def states(self, now):
-        return {node: self.state(held, now)
-                for node, held in self.nodes.items()}
-
     def receive(self, sent, now, wall_s):
         """Return the counter that a datagram adds to."""
-        held = self.nodes.get(sent.node)
-        if self.networks and sent.address not in self.networks:
-            return "not_allowed"
         if self.key and sent.key != self.key:
             return "signature_wrong" if sent.key else "unsigned"
         if self.key and max(sent.start_us / 1e6, sent.time_s) > wall_s + 60:
             return "clock_wrong"
+        held = self.nodes.get(sent.node)
         if not held:
-            return self.store(sent, Held(
-                sent.sequence, sent.sequence, -2**32), now)
+            return self.store(sent, now, sent.sequence, -2**32)
         is_owned = (self.state(held, now) == "up"
                     and self.silence_s(held, now) <= 60)
         if is_owned and not self.key and sent.address != held.sent.address:
             return "conflict"
-        step = (sent.sequence - held.last + 2**31) % 2**32 - 2**31
+        last = max(held.came)
+        number = last + (sent.sequence - last + 2**31) % 2**32 - 2**31
         is_same = sent.start_us == held.sent.start_us
-        if is_same and step > 0:
-            held.last += step
-            return self.store(sent, held, now)
-        if is_same and (self.key or is_owned or step > -64
+        if is_same and number > last:
+            return self.store(sent, now, held.first, held.least, held.before,
+                              held.restarts, held.came | {number})
+        if is_same and (self.key or is_owned or number > last - 64
                         and held.sent.kind == sendstats.FAREWELL):
-            return self.late(held, held.last + step)
-        first = least = sent.sequence
+            return self.late(held, number, last)
+        first = sent.sequence
         if sent.start_us > held.sent.start_us:
-            first = least = min(1, sent.sequence)
+            first = min(1, first)
         elif not is_same and (self.key or is_owned):
             return "stale"
-        return self.store(sent, Held(
-            first, sent.sequence, least, held.counts(),
-            held.restarts + (not is_same)), now)
+        return self.store(sent, now, first, first, self.counts(held),
+                          held.restarts + (not is_same))
 
-    def late(self, held, number):
+    def late(self, held, number, last):
         """Count what newer messages overtook, as far as that can be told."""
-        if (number in held.came or number < held.least
-                or number <= held.last - 64):
+        if number in held.came or number < max(held.least, last - 63):
             return "repeated"
         held.came.add(number)
         held.first = min(held.first, number)
         return "late"
 
-    def store(self, sent, held, now):
-        self.nodes[sent.node], held.sent = held, sent
-        held.came.add(held.last)
-        held.heard_s, held.silent_from_s = now, now - self.away_s
-        held.signature = ("none" if not sent.key else
-                          "verified" if self.key else "unverified")
+    def store(self, sent, now, first, least, before=(0, 0), restarts=0,
+              came=()):
+        self.nodes[sent.node] = types.SimpleNamespace(
+            sent=sent, first=first, least=least, before=before,
+            restarts=restarts, came={*came} or {sent.sequence}, heard_s=now,
+            silent_from_s=now - self.away_s, signature=(
+                "none" if not sent.key else
+                "verified" if self.key else "unverified"))
         return "stored"
+
+    def counts(self, held):
+        """Return (received, lost)."""
+        received, lost = held.before
+        return (received + len(held.came),
+                lost + max(held.came) - held.first + 1 - len(held.came))
 
     def view(self, now):
         """Return what a reader should see."""
         return {number: (
-            self.state(held, self.heartbeat_s), *held.counts(),
+            self.state(held, self.heartbeat_s), *self.counts(held),
             held.restarts, held.sent.address, held.signature,
             held.sent.sequence, held.sent.start_us / 1e6, now - held.heard_s)
                 for number, held in self.nodes.items()}
 
 
-class Agents:
-    """What a few agents and a bad network do: steps, one after the other.
+def next_of(sent, chance, wall_s):
+    """Return the message that an agent sends after another."""
+    step = chance.choice((1,) * 25 + (2, 31, 62, 63, 64, 65, 66, 501))
+    at_s = wall_s + chance.uniform(-9, 9) + chance.choice(
+        (0, 0, 0, 0, 62, 1e4, -1e4))
+    changes, = chance.choices((
+        {}, dict(kind=sendstats.FAREWELL),
+        dict(sequence=1, start_us=int(at_s * 1e6), time_s=at_s),
+        dict(address="10.0.0.%d" % chance.randrange(1, 7)),
+        dict(key=chance.choice((None, b"one", b"one", b"one", b"two"))),
+        dict(period_s=chance.choice((.5, 1.0, 2.0, 7.5, 3600.0)))),
+        (60, 4, 3, 2, 2, 2))
+    return sent._replace(**dict(dict(
+        kind=sendstats.SAMPLE, sequence=(sent.sequence + step) % 2**32),
+        **changes))
 
-    Each agent is a dict: node, address, key, period_s, skew_s (of its
-    clock), start_us, sequence.
-    """
 
-    KEYS = None, b"one", b"one", b"one", b"two"
-    NETWORKS = None, None, ("10.0.0.1", "10.0.0.2", "10.0.0.3")
-    DOES = (("send", 60), ("arrive", 12), ("replay", 5), ("skip", 2),
-            ("restart", 2), ("leave", 4), ("change", 5), ("listen", 20),
-            ("sleep", 1), ("end", 1), ("set_clock", .5))    # how often
-
-    def __init__(self, seed, length):
-        self.chance = random.Random(seed)
-        self.wall_s, self.steps = 1e9, []
-        self.flying, self.sent = [], []
-        self.agents = [{
-            "node": self.chance.randrange(-1, 4), "key": b"one",
-            "address": "10.0.0.%d" % number, "period_s": 1.0, "skew_s": 0.0,
-            "start_us": self.clock_us(-self.chance.uniform(0, 1e4)),
-            "sequence": self.chance.choice((0, 0, 50, 2**32 - 7))}
-            for number in range(1, 6)]
-        names, weights = zip(*self.DOES)
-        for name in self.chance.choices(names, weights, k=length):
-            getattr(self, name)(self.chance.choice(self.agents))
-
-    def clock_us(self, skew_s):
-        return int((self.wall_s + skew_s) * 1e6)
-
-    def send(self, agent, kind=sendstats.SAMPLE):
-        agent["sequence"] = (agent["sequence"] + 1) % 2**32
-        sent = Sent(agent["node"], agent["start_us"], agent["sequence"],
-                    kind, agent["period_s"], self.wall_s + agent["skew_s"],
-                    agent["address"], agent["key"])
-        self.sent.append(sent)
-        fate = self.chance.random()
-        if fate > .25:
-            self.steps.append(("receive", sent))
-        if fate < .2 or fate > .95:     # it, or a duplicate, comes later
-            self.flying.append(sent)
-
-    def arrive(self, _):
-        if self.flying:
-            self.steps.append(("receive", self.flying.pop(
-                self.chance.randrange(len(self.flying)))))
-
-    def replay(self, _):
-        if self.sent:
-            self.steps.append(("receive", self.chance.choice(
-                self.sent[-self.chance.choice((5, 50, 5000)):])))
-
-    def skip(self, agent):
-        agent["sequence"] = (agent["sequence"] + self.chance.choice(
-            (1, 30, 61, 62, 63, 64, 65, 500))) % 2**32
-
-    def restart(self, agent):
-        if self.chance.random() < .5:
-            agent["skew_s"] = self.chance.uniform(-9, 9) + self.chance.choice(
-                (0, 0, 62, 1e4, -1e4))
-        agent.update(sequence=0, start_us=self.clock_us(agent["skew_s"]))
-
-    def leave(self, agent):
-        self.send(agent, sendstats.FAREWELL)
-        if self.chance.random() < .5:
-            self.restart(agent)
-
-    def change(self, agent):
-        name, values = self.chance.choice((
-            ("address", ["10.0.0.%d" % each for each in range(1, 7)]),
-            ("key", self.KEYS), ("period_s", (.5, 1.0, 2.0, 7.5, 3600.0))))
-        agent[name] = self.chance.choice(values)
-
-    def listen(self, _):
-        most_s = self.chance.choice((.5, .5, .5, .5, .5, .5, .5, 5, 5, 100))
-        self.wait("listen", self.chance.uniform(0, most_s))
-
-    def sleep(self, _):
-        self.wait("sleep", self.chance.uniform(0, 50))
-
-    def wait(self, step, seconds, *more):
-        self.wall_s += seconds
-        self.steps.append((step, seconds, *more))
-
-    def end(self, _):
-        self.wait(self.chance.choice(("stop", "kill")),
-                  self.chance.uniform(0, self.chance.choice((2, 50))),
-                  self.chance.choice((None, b"one")),
-                  self.chance.choice(self.NETWORKS))
-
-    def set_clock(self, _):
-        step_s = self.chance.uniform(-99, 99) * self.chance.choice((1, 100))
-        self.wall_s += step_s
-        self.steps.append(("set_clock", step_s))
+def draw_history(seed, length):
+    """Return what agents and a bad network do: steps, each a method of Play
+    and its argument."""
+    chance, wall_s, steps = random.Random(seed), 1e9, []
+    agents = [Sent(
+        chance.randrange(-1, 6), int(chance.uniform(999.99e12, 1e15)),
+        chance.choice((1, 1, 51, 2**32 - 6)), sendstats.SAMPLE, 1.0, 1e9,
+        "10.0.0.%d" % number, b"one") for number in range(1, 6)]
+    sent = [*agents]
+    for what in chance.choices([*OFTEN], [*OFTEN.values()], k=length):
+        if what == "receive":
+            number = chance.randrange(5)
+            agents[number] = next_of(agents[number], chance, wall_s)
+            sent.append(agents[number])
+            if chance.random() < .75:   # else it may come later
+                steps.append((what, sent[-1]))
+        elif what == "repeat":
+            steps.append(("receive", chance.choice(
+                sent[-chance.choice((3, 9, 50, 5000)):])))
+        else:
+            seconds = chance.uniform(0, chance.choice(MOST_S[what]))
+            wall_s += seconds
+            steps.append((what, seconds))
+    return steps
 
 
 class Play:
@@ -2193,50 +1834,26 @@ class Play:
 
     def __init__(self, folder, clock):
         self.folder, self.clock, self.model = folder, clock, Model()
-        self.begin(None, None)
-        self.path = self.receiver.table.path
+        self.key = None
+        self.begin()
 
-    def begin(self, key, networks):
-        options = ["--max-nodes", "9"]
-        if key:
-            options += ["--key-file", write_key(self.folder, key)]
-        for network in networks or ():
-            options += ["--allow", network]
-        self.receiver = new_receiver(self.folder, *options)
-        self.model.start(key, networks, self.clock.now)
-        self.logged = self.model.states(self.clock.now)
-        self.trouble = None
-        self.wake()
-        self.tick()
+    def begin(self):
+        options = ["--key-file", write_key(self.folder, b"one")]
+        self.receiver = new_receiver(self.folder, "--max-nodes", "9", *(
+            options if self.key else ()))
+        self.model.start(self.key, self.clock.now)
+        self.both("wake", "tick")
 
-    def wake(self):
-        self.receiver.wake(self.clock.now)
-        self.model.wake(self.clock.now)
-
-    def tick(self):
-        """Let both tick: what is logged tells who changed his state."""
-        self.receiver.tick(self.clock.now)
-        self.model.tick(self.clock.now)
-        self.due, news = self.clock.now + 1, {}
-        for line in self.receiver.lines:
-            what, _, nodes = line.partition(": ")
-            if what in ("up", "up again", "down", "left"):
-                for node in libbeostat.parse_nodes(nodes):
-                    news.setdefault(node, []).append(what.split()[0])
-        self.receiver.lines.clear()
-        for node, state in self.model.states(self.clock.now).items():
-            logged = news.get(node, [self.logged.get(node)])
-            if state not in logged:
-                self.trouble = "node %d is %s, logged: %s" % (
-                    node, state, logged)
-            self.logged[node] = state
+    def both(self, *calls):
+        for call in calls:
+            getattr(self.receiver, call)(self.clock.now)
+            getattr(self.model, call)(self.clock.now)
 
     def receive(self, sent):
         data = message(sent.node, sent.sequence, sent.start_us, sent.kind,
                        sent.period_s, time_s=sent.time_s)
-        if sent.key:
-            data = sign(data, sent.key)
-        counter = feed(self.receiver, data, sent.address, self.clock.now)
+        counter = feed(self.receiver, sign(data, sent.key) if sent.key
+                       else data, sent.address, self.clock.now)
         want = self.model.receive(sent, self.clock.now, time.time())
         if counter != want:
             return "recvstats says %s, the model %s" % (counter, want)
@@ -2244,86 +1861,63 @@ class Play:
     def listen(self, seconds):
         end = self.clock.now + seconds
         while self.clock.now < end:
-            self.clock.now = min(end, max(self.due, self.clock.now))
-            self.wake()
-            if self.clock.now >= self.due:
-                self.tick()
+            self.clock.now = min(end, self.clock.now + 1)
+            self.both("wake", "tick")
 
     def sleep(self, seconds):
         self.clock.now += seconds
-        self.wake()
+        self.both("wake")
 
-    def stop(self, seconds, key, networks):
+    def stop(self, seconds):
         self.receiver.stop(self.clock.now)
         self.model.tick(self.clock.now)
-        self.kill(seconds, key, networks)
+        self.kill(seconds)
 
-    def kill(self, seconds, key, networks):
+    def kill(self, seconds):
         killed(self.receiver)
         self.clock.now += seconds
-        self.begin(key, networks)
+        self.begin()
 
-    def set_clock(self, step_s):
-        self.clock.offset_s += step_s
-        self.tick()
+    def change_key(self, seconds):
+        self.key = None if self.key else b"one"
+        self.kill(seconds)
 
-    def compare(self, cluster):
-        """Return in what a reader and the model differ, or None."""
-        seen = {node.number: (
-            node.state, node.received, node.lost, node.restarts,
-            node.address, node.signature, node.sequence, node.start_time_s,
-            node.age_s) for node in cluster}
-        want = self.model.view(self.clock.now)
-        if seen != want:
-            return "\n".join(
-                "node %d: a reader sees %s\n         the model says %s" % (
-                    number, seen.get(number), want.get(number))
-                for number in sorted({*seen, *want})
-                if seen.get(number) != want.get(number))
+    def set_clock(self, seconds):
+        self.clock.offset_s += seconds
+        self.both("tick")
 
 
-def follow(folder, steps):
-    """Return (the steps up to the first that differs, in what), or None."""
+def play(folder, steps):
+    """Return in what a reader and the model differ first, or None."""
     with Clock() as clock:
         clock.now, clock.offset_s = 1e4, 1e9 - 1e4
         played = Play(folder, clock)
+        path = played.receiver.table.path
         try:
-            with libbeostat.open(played.path) as cluster:
-                for at, (what, *words) in enumerate(steps, 1):
-                    trouble = (getattr(played, what)(*words) or played.trouble
-                               or played.compare(cluster))
-                    if trouble:
-                        return steps[:at], trouble
+            with libbeostat.open(path) as cluster:
+                for what, argument in steps:
+                    trouble = getattr(played, what)(argument)
+                    seen = {node.number: SEEN(node) for node in cluster}
+                    want = played.model.view(clock.now)
+                    if trouble or seen != want:
+                        return trouble or "a reader sees %s,\nthe model %s" % (
+                            seen, want)
         finally:
             killed(played.receiver)
-            os.unlink(played.path)
-
-
-def shorten(failed, plays):
-    """Return (steps, trouble) without the steps that it fails without."""
-    size = len(failed[0])
-    while size:
-        at = 0
-        while at < len(failed[0]):
-            less = plays(failed[0][:at] + failed[0][at + size:])
-            failed = less or failed
-            at += 0 if less else size
-        size //= 2
-    return failed
+            os.unlink(path)
 
 
 def test_model(tmp_path):
-    messages = 0
     for seed in range(SEED, SEED + PLAYS):
-        steps = Agents(seed, 100).steps
-        messages += sum(step[0] == "receive" for step in steps)
-        failed = follow(tmp_path, steps)
-        if failed:
-            steps, trouble = shorten(failed, lambda less: follow(
-                tmp_path, less))
+        steps = draw_history(seed, 100)
+        trouble = play(tmp_path, steps)
+        if trouble:
+            for at in reversed(range(len(steps))):
+                without = steps[:at] + steps[at + 1:]
+                if play(tmp_path, without):
+                    steps = without
             raise AssertionError("SEED=%d fails:\n%s\n%s" % (
-                seed, "\n".join(map(str, steps)), trouble))
-    print("seeds %d to %d: %d messages" % (SEED, seed, messages))
+                seed, "\n".join(map(str, steps)), play(tmp_path, steps)))
 
 
 # ---- command line ------------------------------------------------------
@@ -2732,10 +2326,10 @@ def slow_recvstats_killed_and_started_again(running):
         before = cluster[0].sequence
         wait_for(lambda: cluster[0].sequence > before + 1)
         assert cluster.status.stale == cluster.status.repeated == 0
-    _, first, *rest = sorted(times)
-    for other in rest:
-        periods = (other - first) / 0.5
-        assert abs(periods - round(periods)) < 0.2
+    _, *times = sorted(times)
+    off_s = sorted(abs((later - time_s + 0.25) % 0.5 - 0.25)
+                   for time_s, later in zip(times, times[1:]))
+    assert off_s[1] < 0.1               # a busy machine may delay one of four
 
 
 def slow_several_masters_and_one_that_refuses_until_it_is_there(running):
