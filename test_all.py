@@ -3493,8 +3493,9 @@ with libbeostat.open(%r) as cluster:
 
 
 def test_script_that_iterates_for_days_does_not_grow(seven, running):
-    first, _, last = map(int, start_code(
-        running, GROWTH % seven.table.path, cwd=HERE).communicate()[0].split())
+    first, _, last = map(int, spawn(
+        running, sys.executable, "-c", GROWTH % seven.table.path,
+        cwd=HERE).communicate()[0].split())
     assert (last - first) * resource.getpagesize() < 1 << 18
 
 
@@ -3932,8 +3933,8 @@ def slow_thousand_nodes_are_back_after_a_restart(running):
                        RECOVERY % (HERE, BODY))
         assert nodes.stdout.readline() == "ready\n"
         inside(running, a, sys.executable, "-S", "-c", CHANGED % (
-            HERE, "recvstats", dict(BUFFER_BYTES=212992 // 2),
-            ["-f", "-i", "v0", "--table", running.table]))
+            HERE, "recvstats", dict(BUFFER_BYTES=212992 // 2), 0), "-f", "-i",
+            "v0", "--table", running.table)
         assert nodes.wait(LIMIT_S) == 0
         with running.open() as cluster:
             wait_for(lambda: cluster.status.stored == len(cluster) == 1000)
@@ -4491,7 +4492,9 @@ def spawn(running, *command, **more):
 
 
 CHANGED = """
-import os, signal, sys, %s as tool
+import os, signal, sys
+sys.path[:0] = [%r]
+import %s as tool
 vars(tool).update(%r)
 tool.make_parser()
 os.kill(os.getpid(), %d)
@@ -4503,7 +4506,7 @@ def start_changed(running, module, constants, *words, told=0, **more):
     """Start a tool of which some constants are others, and which is told a
     signal before it begins."""
     return spawn(running, sys.executable, "-S", "-c", CHANGED % (
-        module, constants, told), *words, cwd=HERE, **more)
+        HERE, module, constants, told), *words, **more)
 
 
 def send_load(port, nodes, rate, seconds):
@@ -4682,15 +4685,17 @@ def sustain(running, nodes, seconds, garbage=0):
     """Serve nodes at 1 Hz, beside so much garbage a second."""
     process = running.recvstats("-N", nodes)
     with multiprocessing.Pool(2) as pool:
-        loads = [pool.apply_async(send_load, (running.port, *load, seconds))
-                 for load in ((nodes, nodes), (0, garbage))]
+        honest, noise = [
+            pool.apply_async(send_load, (running.port, *load, seconds))
+            for load in ((nodes, nodes), (0, garbage))]
         running.wait_count("stored", nodes)
         before = resident_kb(process.pid)
         with running.open() as cluster:
-            while not all(load.ready() for load in loads):
+            while not honest.ready():
                 assert all(node.state == "up" for node in cluster)
                 time.sleep(0.3)
             grown = resident_kb(process.pid) - before
+            noise.get()
             running.wait_count("received", nodes * seconds)
             status = cluster.status
             assert len(cluster) == nodes
