@@ -1545,6 +1545,7 @@ class Receiver:
     """One run: what becomes of each datagram, and what is due each second.
 
     examples  {counter: sender of the last datagram that added to it}
+    gather    how many datagrams are to gather before it wakes up
     """
 
     def __init__(self, table, args, log, keys, sock=None):
@@ -1556,7 +1557,7 @@ class Receiver:
         self.message, self.admit = self.nodes.message, self.nodes.admit
         self.store = self.nodes.store
         self.examples, self.told = {}, {}
-        self.told_due = self.path_due = 0.0
+        self.told_due, self.path_due, self.gather = 0.0, 0.0, 1
 
     def accept(self, size, sender, now):
         """Store the datagram in the buffer; return the counter that it adds
@@ -1727,8 +1728,6 @@ def run(receiver, sock, signals):
     Raises  InUse when another recvstats has taken the table
     """
     told, count, nap_s = b"", 0, 0.0
-    gather = sock.getsockopt(socket.SOL_SOCKET,
-                             socket.SO_RCVBUF) // GATHER_BYTES
     now = due = time.monotonic()
     while not set(told) & set(STOP):
         try:
@@ -1740,11 +1739,11 @@ def run(receiver, sock, signals):
             now = time.monotonic()
             receiver.wake(now)
             count = drain(sock.recvfrom_into, receiver, now)
-            nap_s = choose_nap(nap_s, count, gather)
+            nap_s = choose_nap(nap_s, count, receiver.gather)
         except OSError as error:        # it is tried again, and never spins
             receiver.log.once("goes on after: %s" % explain(error))
             attempt(time.sleep, FAULT_S)
-            told = read_signals(signals)
+            told += read_signals(signals)
             continue                    # no heartbeat: nobody listened
         if told or now >= due:
             receiver.tick(now, told)
@@ -1806,10 +1805,11 @@ def start(args, log):
         VERSION, args.port, table.path, held,
         "; it is on a disk: put it on a tmpfs, as /dev/shm"
         if os.major(os.fstat(table.fd).st_dev) else ""))
-    size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
-    if size < BUFFER_BYTES:
+    size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    receiver.gather = size // GATHER_BYTES
+    if size // 2 < BUFFER_BYTES:
         log("receive buffer is %d bytes, not %d: run as root or raise "
-            "net.core.rmem_max" % (size, BUFFER_BYTES))
+            "net.core.rmem_max" % (size // 2, BUFFER_BYTES))
     return receiver, sock
 
 
