@@ -5404,6 +5404,14 @@ SLOW = {name[5:]: function for name, function in list(globals().items())
 SLOW_AT_ONCE = 6
 
 
+def play_scenario(scenario, running):
+    """Return what a scenario does; end its processes."""
+    try:
+        return scenario(running)
+    finally:
+        running.end()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def scenarios(request, tmp_path_factory):
     """{name: Future} of the scenarios that are selected."""
@@ -5411,13 +5419,9 @@ def scenarios(request, tmp_path_factory):
         "slow")) for item in request.session.items
               if item.name.startswith("test_slow[")}
 
-    def play(name):
-        try:
-            return SLOW[name](played[name])
-        finally:
-            played[name].end()
     with concurrent.futures.ThreadPoolExecutor(SLOW_AT_ONCE) as pool:
-        futures = {name: pool.submit(play, name) for name in played}
+        futures = {name: pool.submit(play_scenario, SLOW[name], running)
+                   for name, running in played.items()}
         yield futures
         for name, running in played.items():
             if not futures[name].cancel():
