@@ -5311,8 +5311,8 @@ def test_every_option_has_an_example(name):
         assert used & options or not options, action
 
 
-def test_readme_script_runs(seven):
-    script, = readme_programs("#!/usr/bin/env python3")
+@pytest.mark.parametrize("script", readme_programs("#!/usr/bin/env python3"))
+def test_readme_script_runs(seven, script):
     ended = run(sys.executable, "-c", script, env=dict(
         os.environ, PYTHONPATH=HERE, BEOSTAT_TABLE=seven.table.path))
     assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout
