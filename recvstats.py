@@ -1101,8 +1101,14 @@ def join_group(sock, interface, index):
     Raises  OSError
     """
     group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), index)
-    option = sock.setsockopt
-    option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+    option, name = sock.setsockopt, interface.encode()
+    bound = socket.SOL_SOCKET, socket.SO_BINDTODEVICE
+    try:
+        option(*bound, name)
+    except PermissionError:             # others bind once: open_socket did
+        if sock.getsockopt(*bound, 16).rstrip(b"\0") != name:
+            raise PermissionError(errno.EPERM, "interface %s: run as root, or "
+                                  "start recvstats again" % interface)
     # It may have been none, or was lost.
     attempt(option, socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)

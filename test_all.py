@@ -1220,16 +1220,16 @@ ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
 def test_table_belongs_to_who_made_it(running):
     """Whoever is at work is left in peace; root may replace what another
     trusted user has left, and not an ordinary user's, which is named;
-    nobody else may."""
+    nobody else may.  One interface can be had without root, too."""
     if os.geteuid() or not (ANYBODYS_PYTHON and shutil.which("setpriv")):
         pytest.skip("not root, or no Python that other users may run")
 
-    def start(user):
+    def start(user, *words):
         """Return a user's recvstats, and the first line that it says."""
         process = spawn(
             running, "setpriv", "--reuid", user, "--regid", user,
             "--clear-groups", ANYBODYS_PYTHON, folder + "/recvstats.py", "-f",
-            "--table", table, "-p", free_port())
+            "--table", table, "-p", free_port(), *words)
         return process, process.stderr.readline()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -1238,8 +1238,11 @@ def test_table_belongs_to_who_made_it(running):
         table = folder + "/table"
         belongs = ("recvstats: %s: belongs to %%s: run recvstats as that "
                    "user, remove it, or choose another with --table\n" % table)
-        theirs, line = start(7)
+        theirs, line = start(7, "-i", "lo", "-p", running.port)
         assert "taken over" in line
+        running.sendstats("-r", "0.1", 3, "127.0.0.1")
+        running.table = table
+        running.wait_up(3)
         for user in 0, 8:
             assert start(user)[1] == "recvstats: %s\n" % (
                 IN_USE % (table, theirs.pid, "lp"))
