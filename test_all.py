@@ -2094,7 +2094,7 @@ def test_pid_file(running, name, umask):
     os.kill(running.pids[0], signal.SIGKILL)
     wait_for(lambda: start().returncode == 0)           # it is stale now
     assert running.pids[-1] != running.pids[0]
-    os.kill(running.pids[-1], signal.SIGTERM)
+    os.kill(running.pids[-1], signal.SIGINT)
     wait_for(lambda: not os.path.exists(path))
 
 
@@ -2861,6 +2861,12 @@ def test_documents_of_each_state(running, answer):
         iter(watcher.stdout.readline, ""), 9)
 
 
+def event(process):
+    """Return what a watcher tells next: (when, a blank, what)."""
+    assert select.select([process.stdout], [], [], LIMIT_S)[0]
+    return process.stdout.readline().partition(" ")
+
+
 def slow_events(running):
     """A line for each kind of change, folded, as it comes."""
     watchers, sent, master = [], [], running.recvstats()
@@ -2875,11 +2881,6 @@ def slow_events(running):
         wait_for(lambda: " S " in read_text("/proc/%d/stat" % process.pid))
         watchers.append(process)
         return process
-
-    def event(process):
-        """Return what a watcher tells next."""
-        assert select.select([process.stdout], [], [], LIMIT_S)[0]
-        return process.stdout.readline().partition(" ")
 
     def send(numbers, kind, sequence):
         """Have the watchers see all of it at once."""
