@@ -1209,8 +1209,8 @@ def test_table_in_use(running):
         file.seek(libbeostat.TABLE_AT["pid"])
         file.write(struct.pack("<I", 4321))
     assert second.wait(LIMIT_S) == 1
-    assert second.stderr.read().splitlines()[-1] == (
-        "recvstats: %s: taken by another recvstats (pid 4321)"
+    assert second.stderr.read().endswith(
+        "recvstats: %s: taken by another recvstats (pid 4321)\n"
         % running.table)
 
 
@@ -1220,16 +1220,16 @@ ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
 def test_table_belongs_to_who_made_it(running):
     """Whoever is at work is left in peace; root may replace what another
     trusted user has left, and not an ordinary user's, which is named;
-    nobody else may.  One interface can be had without root, too."""
+    nobody else may."""
     if os.geteuid() or not (ANYBODYS_PYTHON and shutil.which("setpriv")):
         pytest.skip("not root, or no Python that other users may run")
 
-    def start(user, *words):
+    def start(user):
         """Return a user's recvstats, and the first line that it says."""
         process = spawn(
             running, "setpriv", "--reuid", user, "--regid", user,
             "--clear-groups", ANYBODYS_PYTHON, folder + "/recvstats.py", "-f",
-            "--table", table, "-p", free_port(), *words)
+            "--table", table, "-p", free_port())
         return process, process.stderr.readline()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -1238,11 +1238,8 @@ def test_table_belongs_to_who_made_it(running):
         table = folder + "/table"
         belongs = ("recvstats: %s: belongs to %%s: run recvstats as that "
                    "user, remove it, or choose another with --table\n" % table)
-        theirs, line = start(7, "-i", "lo", "-p", running.port)
+        theirs, line = start(7)
         assert "taken over" in line
-        running.sendstats("-r", "0.1", 3, "127.0.0.1")
-        running.table = table
-        running.wait_up(3)
         for user in 0, 8:
             assert start(user)[1] == "recvstats: %s\n" % (
                 IN_USE % (table, theirs.pid, "lp"))
@@ -3869,6 +3866,30 @@ def slow_network_that_comes_and_goes(running):
                     wait_for(lambda: cluster[node].age_s < 0.5)
             assert cluster[6].agent.send_errors > 0
         assert {each.poll() for each in running.processes[2:]} == {None}
+
+
+def slow_interface_of_a_master_that_is_not_root(running):
+    """It hears the group, and says what it takes to follow an interface that
+    has become another."""
+    if os.geteuid() or not (ANYBODYS_PYTHON and shutil.which("setpriv")):
+        pytest.skip("not root, or no Python that other users may run")
+    with two_namespaces(running) as (a, b), \
+            tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        shutil.copy(os.path.join(HERE, "recvstats.py"), folder)
+        running.table = folder + "/table"
+        master = inside(
+            running, a, shutil.which("setpriv"), "--reuid", 8, "--regid", 8,
+            "--clear-groups", ANYBODYS_PYTHON, folder + "/recvstats.py", "-f",
+            "-i", "v0", "--table", running.table)
+        assert "taken over" in master.stderr.readline()
+        inside(running, b, "sendstats.py", "-i", "v1", "-r", "0.2", 5)
+        running.wait_up(5)
+        assert ip("-n", a, "link del v0")
+        join((a, b), "v", "10.9.0")
+        assert any(line == "recvstats: interface v0: run recvstats as root or "
+                   "with CAP_NET_RAW: waiting for it\n"
+                   for line in master.stderr)
 
 
 def slow_thousand_nodes_are_back_after_a_restart(running):
