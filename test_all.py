@@ -776,6 +776,7 @@ MACHINES = (
           ("stat", "cpu  1 2 3 4 5\nctxt 1e99\n", "cpu.user_ticks", None),
           ("meminfo", "MemTotal: lots kB\n", "memory.total_bytes", None),
           ("meminfo", "MemFree: -5 kB\n", "memory.free_bytes", None),
+          ("meminfo", "MemFree: %s kB\n" % (9 * "9999"), "load.total", 77),
           ("loadavg", "nan inf -1 1/2 3\n", "load.one", None),
           ("loadavg", "0.1 0.2\n", "load.one", None),
           ("net/dev", "a\nb\neth0: 1 2 3\n", "interfaces", []),
@@ -2091,7 +2092,7 @@ def test_pid_file(running, name, umask):
     os.kill(running.pids[0], signal.SIGKILL)
     wait_for(lambda: start().returncode == 0)           # it is stale now
     assert running.pids[-1] != running.pids[0]
-    os.kill(running.pids[-1], signal.SIGINT)
+    os.kill(running.pids[-1], signal.SIGTERM)
     wait_for(lambda: not os.path.exists(path))
 
 
@@ -4234,12 +4235,19 @@ def slow_jobs_of_nodes_that_lie(running):
 
 
 def test_jobs_are_measured_in_the_nodes_own_ticks(receiver):
-    """One that uses a CPU whole shows 100 %."""
+    """One that uses a CPU whole shows 100 %.  All nodes are asked at once."""
+    asked = threading.Barrier(2, timeout=LIMIT_S)
+
+    def tell():
+        asked.wait()
+        return b"1\n11 1 0 R 1 4096 8192 %d sh\n\n" % (
+            time.monotonic() * 1000)
     with contextlib.ExitStack() as stack:
-        play_procstatd(stack, receiver, 0, lambda: (
-            b"1\n11 1 0 R 1 4096 8192 %d sh\n\n" % (time.monotonic() * 1000)))
-        row = shown(receiver, "-J").splitlines()[1].split()
-    assert 50 < float(row[6]) < 200 and row[7] == "sh"
+        for number in 0, 1:
+            play_procstatd(stack, receiver, number, tell)
+        _, *rows = map(str.split, shown(receiver, "-J").splitlines())
+    assert [row[7] for row in rows] == ["sh", "sh"]
+    assert all(50 < float(row[6]) < 200 for row in rows)
 
 
 def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
@@ -4861,7 +4869,8 @@ class Pair:
 
 
 def sweep_running(running, swept, few):
-    """Sweep a recvstats or an agent; then end both though calls fail."""
+    """Sweep a recvstats or an agent; then Ctrl-C ends both though calls
+    fail."""
     pair = Pair(running, swept)
     met, said = sweep(few, (1, 0), pair.attempt), pair.errors()
     assert "down: n7" not in str(said)
@@ -4878,7 +4887,7 @@ def sweep_running(running, swept, few):
             "recvstats.py", "recvfrom" if swept == "recvstats.py" else "poll"):
         daemon = pair.daemons[name]
         with Strace(daemon.pid, running.folder, *inject(call, "ENOMEM")):
-            daemon.terminate()
+            daemon.send_signal(signal.SIGINT)
             assert daemon.wait(LIMIT_S) == 0
     return met
 
