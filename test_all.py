@@ -3819,10 +3819,11 @@ def slow_multicast_crosses_one_interface_and_no_other(running):
 TROUBLED = (
     # words of an agent before its network is there, its master, what it says
     ("-i v1 5", "239.255.11.224:3040", "interface v1 is not there"),
-    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable"),
+    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable: no route leads "
+     "there"),
     ("-a 10.9.0.5 7", "10.9.0.1:3040", "Cannot assign requested address: -a "
      "is no address of this machine"),
-    ("8", "10.9.7.7:5545", "No route to host: it is off, or its firewall "
+    ("8", "10.9.7.7:5545", "No route to host: a firewall or a route "
      "refuses"),
 )
 
