@@ -1956,7 +1956,7 @@ def check_documents(args, views, refuse):
 def check_serve(args, parser):
     """Refuse options that a request has, not the server."""
     if [name for name, value in vars(args).items()
-            if value and value != parser.get_default(name)
+            if value not in (parser.get_default(name), [])
             and name not in ("serve", "per_cpu", "cluster", "table")]:
         parser.error("--serve goes with --per-cpu, --cluster and --table "
                      "alone")

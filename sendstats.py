@@ -1797,6 +1797,8 @@ def parse_operands(args, operands, environment):
             raise ValueError("$NODE is not a node number: %r"
                              % environment["NODE"])
     elif args.procstatd and not operands:
+        if args.once:
+            raise ValueError("--once: name a node or a master")
         return                          # procstatd alone
     for operand in operands:
         if is_like_number(operand):

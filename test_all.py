@@ -1945,6 +1945,7 @@ def options_of(name):
     *[("sendstats " + words, "; a node number is digits alone, and comes "
        "first") for words in ("10.77.0.1 4", "n3", "n3 master", "4.0", "+4",
                               "7 master 8")],
+    ("sendstats --procstatd 7885 --once", "--once: name a node or a master"),
     ("recvstats -p 0", "0 is not between 1 and 65535"),
     ("recvstats -N -1", "-1 is not between 0 and 16777216"),
     ("recvstats -N 9 --max-nodes 8", "-N 9 is more than --max-nodes 8"),
@@ -1969,7 +1970,7 @@ def options_of(name):
     *[("beostat %s--cluster blue" % words, "--cluster goes with --ganglia, "
        "--html, or --serve") for words in ("", "--json ")],
     *[("beostat --serve 9545 " + words, "--serve goes with --per-cpu, "
-       "--cluster and --table alone") for words in ("--json", "7")],
+       "--cluster and --table alone") for words in ("--json", "7", "-w")],
     *[("beostat --serve " + word, word + " is not [ADDRESS:]PORT")
       for word in ("99999", "master:9545")],
     *[("beostat " + words, "--http goes before one document")
