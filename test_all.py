@@ -2824,7 +2824,7 @@ def test_dropped_datagrams_are_said(receiver):
     receiver.tick(time.monotonic())
     assert shown(receiver).endswith(
         "\n4 datagrams dropped in the last minute: magic_wrong 1, unnumbered "
-        "3 (journalctl -t recvstats says what to do)\n")
+        "3 (see README, and journalctl -t recvstats)\n")
     assert "dropped" not in shown(receiver, "-b")
 
 
@@ -5152,8 +5152,8 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
 
 UNHEARD = ("no agent was heard on port 5545: start sendstats.py on the nodes; "
            "to try one here: sendstats.py --once -d -p 5545 0 127.0.0.1")
-DROPPED = ("all %d datagrams on port 5545 were dropped: journalctl -t "
-           "recvstats says what to do")
+DROPPED = ("all %d datagrams on port 5545 were dropped: see README, and "
+           "journalctl -t recvstats")
 HEARD = (
     # options of recvstats, what comes, what beostat says last
     ("", [], UNHEARD),
