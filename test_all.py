@@ -1084,6 +1084,7 @@ def test_slot_left_odd_by_a_killed_writer(tmp_path):
             cluster[1]
         assert feed(receiver, message(1)) == "stored"
         assert [node.number for node in cluster] == [0, 1]
+        assert (cluster[1].received, cluster[1].lost) == (1, 0)
         receiver.table.view[place + 300:place + 304] = b"torn"
         with pytest.raises(libbeostat.BadSample, match="damaged"):
             cluster[1]
@@ -3005,7 +3006,7 @@ def test_watch_shows_load_by_colour_and_use_by_bars(receiver):
     drawn = terminal(receiver, "-w 0.1", LC_ALL="C.UTF-8").wait_text("q quits")
     assert re.findall(r"\033\[(\d+)m +\d up", drawn) == [
         colour for _, _, colour in rows]
-    assert "cpu 44.4% \u2584\033" in drawn
+    assert "load 9.2\033" in drawn and "cpu 44.4% \u2584\033" in drawn
 
 
 KEYS = (
@@ -3014,7 +3015,7 @@ KEYS = (
            -1: ": 9 lines not shown"}),
     (b"j", {3: "    0 up"}), (b"\033[B\033[B", {3: "    2 up"}),
     (b"k", {3: "    1 up"}), (b"\033[6~", {3: "    5 left"}),
-    (b"G", {3: "    8 up"}), (b"g", {3: "   -1 up"}),
+    (b"G", {2: " node state", 3: "    8 up"}), (b"g", {3: "   -1 up"}),
     (b"?", {2: "q               quit"}), (b"?", {3: "   -1 up"}),
     (b"s" * len(beostat.COLUMNS), {3: "    7 up", -1: "sorted by name"}),
     (b"/compux\x7f", {-1: "/compu_"}),
@@ -3398,6 +3399,7 @@ def slow_clients_that_hold_the_server_up(running):
     ("--prometheus --http", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 0,
      b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4; "
      b"charset=utf-8\r\nContent-Length: %d\r\n", b'{result="log_drops"} 0\n'),
+    ("--html --http", b"", 0, b"HTTP/1.0 200 OK\r\n", b"</table>\n\n"),
     ("--ganglia", None, -signal.SIGALRM, b"", b"")])
 def test_client_of_inetd(served, words, sends, status, begins, ends):
     """It is standard error, too, and nothing comes behind a document; an
@@ -3414,6 +3416,7 @@ def test_client_of_inetd(served, words, sends, status, begins, ends):
         ours.settimeout(LIMIT_S)
         if sends is not None:
             ours.sendall(sends)
+            ours.shutdown(socket.SHUT_WR)
             data = read_to_end(ours)
             body = data.partition(b"\r\n\r\n")[2]
             assert data.startswith(begins.replace(b"%d", b"%d" % len(body)))
