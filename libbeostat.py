@@ -132,9 +132,10 @@ PROCESSOR = (
 )
 KERNEL = (
     ("boot_time_s", "Q", "s", "btime, since the epoch; /proc/stat"),
-    ("context_switches interrupts forks", "Q", "", "since boot; "
+    ("context_switches interrupts forks", "Q", "", "ctxt intr processes; "
      "/proc/stat"),
-    ("running blocked", "I", "", "tasks, without the agent; /proc/stat"),
+    ("running blocked", "I", "", "procs_running less the agent, "
+     "procs_blocked"),
 )
 CPU = (
     ("user_ticks nice_ticks system_ticks idle_ticks iowait_ticks irq_ticks "

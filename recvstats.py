@@ -1094,6 +1094,26 @@ def find_interface(name):
         socket.inet_ntoa(address[4:]), socket.inet_ntoa(mask[4:])))
 
 
+def bind_to_interface(sock, interface):
+    """Let a socket hear one interface only.
+
+    Any user may where it is bound to none yet, root where it is bound to one
+    that has gone; before Linux 5.7, always root.
+    Raises  OSError
+    """
+    name = interface.encode()
+    try:
+        bound = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+    except OSError:
+        bound = b""                     # to one that has gone
+    if bound.rstrip(b"\0") != name:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+        except PermissionError as error:
+            raise OSError(error.errno, "interface %s: run recvstats as root "
+                          "or with CAP_NET_RAW" % interface)
+
+
 def join_group(sock, interface, index):
     """Let a socket hear the group on one interface, and only that.
 
@@ -1102,7 +1122,7 @@ def join_group(sock, interface, index):
     """
     group = struct.pack("=4s4si", socket.inet_aton(GROUP), bytes(4), index)
     option = sock.setsockopt
-    option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+    bind_to_interface(sock, interface)
     # It may have been none, or was lost.
     attempt(option, socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
     option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
@@ -1161,8 +1181,7 @@ def open_socket(port, interface):
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     if interface:
-        attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE,
-                interface.encode())
+        attempt(bind_to_interface, sock, interface)
     for option in SO_RCVBUFFORCE, socket.SO_RCVBUF:
         if attempt(sock.setsockopt, socket.SOL_SOCKET, option, BUFFER_BYTES):
             break                       # only root may force it

@@ -1126,6 +1126,13 @@ def link_to(path):
     os.symlink(path + ".precious", path)
 
 
+def make_device(path):
+    """Make what gives zeros for ever."""
+    if os.geteuid():
+        pytest.skip("only root may make a device")
+    os.mknod(path, 0o20666, os.makedev(1, 5))
+
+
 NO_TABLE = "%s: not a table of recvstats"
 OTHER_TABLE = "%%s: table of version %d, this libbeostat knows 2: update %s"
 FOUND = (
@@ -1135,8 +1142,7 @@ FOUND = (
     ("a folder", lambda path: os.makedirs(path + "/full"), None, NO_TABLE),
     ("a fifo", os.mkfifo, None, NO_TABLE),
     ("a link", link_to, None, NO_TABLE),
-    ("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5)), None,
-     NO_TABLE),
+    ("a device", make_device, None, NO_TABLE),
     ("a table of before", lambda path: old_table(path, version=1),
      "of version 1", OTHER_TABLE % (1, "recvstats")),
     ("a table to come", lambda path: old_table(path, version=3),
@@ -1204,7 +1210,7 @@ def test_table_in_use(running):
         file.seek(libbeostat.TABLE_AT["pid"])
         file.write(struct.pack("<I", 4321))
     assert second.wait(LIMIT_S) == 1
-    assert second.stderr.read() == (
+    assert second.stderr.read().endswith(
         "recvstats: %s: taken by another recvstats (pid 4321)\n"
         % running.table)
 
@@ -3890,6 +3896,30 @@ def slow_network_that_comes_and_goes(running):
                     wait_for(lambda: cluster[node].age_s < 0.5)
             assert cluster[6].agent.send_errors > 0
         assert {each.poll() for each in running.processes[2:]} == {None}
+
+
+def slow_interface_of_a_master_that_is_not_root(running):
+    """It hears the group, and says what it takes to follow an interface that
+    has become another."""
+    if os.geteuid() or not (ANYBODYS_PYTHON and shutil.which("setpriv")):
+        pytest.skip("not root, or no Python that other users may run")
+    with two_namespaces(running) as (a, b), \
+            tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        shutil.copy(os.path.join(HERE, "recvstats.py"), folder)
+        running.table = folder + "/table"
+        master = inside(
+            running, a, shutil.which("setpriv"), "--reuid", 8, "--regid", 8,
+            "--clear-groups", ANYBODYS_PYTHON, folder + "/recvstats.py", "-f",
+            "-i", "v0", "--table", running.table)
+        assert "taken over" in master.stderr.readline()
+        inside(running, b, "sendstats.py", "-i", "v1", "-r", "0.2", 5)
+        running.wait_up(5)
+        assert ip("-n", a, "link del v0")
+        join((a, b), "v", "10.9.0")
+        assert any(line == "recvstats: interface v0: run recvstats as root or "
+                   "with CAP_NET_RAW: waiting for it\n"
+                   for line in master.stderr)
 
 
 def slow_thousand_nodes_are_back_after_a_restart(running):
