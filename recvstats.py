@@ -23,7 +23,7 @@ Exit status: 0 told to stop, 1 could not start or go on, 2 usage.
 examples:
   recvstats.py -N 100                              nodes 0 to 99
   recvstats.py --iprange 10.0.0.100-10.0.0.199     10.0.0.107 is node 7
-  recvstats.py -d -p 7000 --table /tmp/t           try it out
+  recvstats.py -d -p 7000 --table /dev/shm/t       try it out
 """
 
 import argparse

@@ -54,7 +54,11 @@ LIMIT_S = 20.0                          # for anything to happen
 LONG = bool(os.environ.get("LONG"))     # faults at their full length
 # A shell's background job ignores it, and so would what the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.pop("NODE", None)            # this machine's number, if any
+# Nothing of the caller's node, terminal and time zone may show.
+for name in "NODE BEOSTAT_TABLE NOTIFY_SOCKET NO_COLOR COLUMNS LINES".split():
+    os.environ.pop(name, None)
+os.environ.update(TZ="UTC", PYTHONIOENCODING="utf-8")
+time.tzset()
 
 # ---- fixtures: /proc of several machines -------------------------------
 # Each in the format of the kernel that its comment names: the lines that are
@@ -1094,7 +1098,8 @@ def test_places_that_cannot_be_are_dropped(tmp_path):
     index[5] += 1                                   # node 4: in a slot
     index[7] = 2**32 - 1                            # node 6: far away
     close(receiver)
-    receiver = new_receiver(tmp_path)
+    receiver = new_receiver(tmp_path, "--max-nodes", "9")
+    assert feed(receiver, message(9)) == "number_wrong"
     assert receiver.lines == [
         "%s: 3 slots were damaged and are empty now: n[2,4,6]"
         % receiver.table.path]
@@ -1126,13 +1131,6 @@ def link_to(path):
     os.symlink(path + ".precious", path)
 
 
-def make_device(path):
-    """Make what gives zeros for ever."""
-    if os.geteuid():
-        pytest.skip("only root may make a device")
-    os.mknod(path, 0o20666, os.makedev(1, 5))
-
-
 NO_TABLE = "%s: not a table of recvstats"
 OTHER_TABLE = "%%s: table of version %d, this libbeostat knows 2: update %s"
 FOUND = (
@@ -1142,7 +1140,8 @@ FOUND = (
     ("a folder", lambda path: os.makedirs(path + "/full"), None, NO_TABLE),
     ("a fifo", os.mkfifo, None, NO_TABLE),
     ("a link", link_to, None, NO_TABLE),
-    ("a device", make_device, None, NO_TABLE),
+    *[("a device", lambda path: os.mknod(path, 0o20666, os.makedev(1, 5)),
+       None, NO_TABLE)] * (not os.geteuid()),
     ("a table of before", lambda path: old_table(path, version=1),
      "of version 1", OTHER_TABLE % (1, "recvstats")),
     ("a table to come", lambda path: old_table(path, version=3),
@@ -1448,8 +1447,9 @@ HISTORIES = (
            "start its agent with --key-file"),
           ("--key-file {}", dict(by=9, key=b"none"), "signature_wrong",
            "give its agent a key of --key-file"),
-          ("--key-file {}", dict(by=9, key=b"key", time_s=2e9), "clock_wrong",
-           "set its clock"))],
+          *[("--key-file {}", dict(by=9, key=b"key", **ahead), "clock_wrong",
+             "set its clock") for ahead in (dict(time_s=2e9),
+                                            dict(start=2 * 10 ** 15))])],
     ("a second agent on a node", "", (
         (0, dict(start=2000), "stored"), (0, dict(), "stale"),
         (1, "log", ["up: n7", "stale: 1 datagrams dropped, the last one from "
@@ -1506,7 +1506,7 @@ def take_step(receiver, what, want):
 
 @pytest.mark.parametrize("why, options, steps", HISTORIES)
 def test_history(tmp_path, why, options, steps):
-    options = options.format(write_key(tmp_path, b"key")).split()
+    options = options.format(write_key(tmp_path, b"new", b"key")).split()
     with Clock() as clock:
         receiver, gone_s = new_receiver(tmp_path, *options), clock.now
         for at_s, what, want in steps:
@@ -1979,6 +1979,7 @@ def options_of(name):
     *[("sendstats " + words, "; a node number is digits alone, and comes "
        "first") for words in ("10.77.0.1 4", "n3", "n3 master", "4.0", "+4",
                               "7 master 8")],
+    ("sendstats --procstatd 7885 --once", "--once: name a node or a master"),
     ("recvstats -p 0", "0 is not between 1 and 65535"),
     ("recvstats -N -1", "-1 is not between 0 and 16777216"),
     ("recvstats -N 9 --max-nodes 8", "-N 9 is more than --max-nodes 8"),
@@ -2003,7 +2004,7 @@ def options_of(name):
     *[("beostat %s--cluster blue" % words, "--cluster goes with --ganglia, "
        "--html, or --serve") for words in ("", "--json ")],
     *[("beostat --serve 9545 " + words, "--serve goes with --per-cpu, "
-       "--cluster and --table alone") for words in ("--json", "7")],
+       "--cluster and --table alone") for words in ("--json", "7", "-w")],
     *[("beostat --serve " + word, word + " is not [ADDRESS:]PORT")
       for word in ("99999", "master:9545")],
     *[("beostat " + words, "--http goes before one document")
@@ -2119,7 +2120,7 @@ def test_pid_file(running, name, umask):
     os.kill(running.pids[0], signal.SIGKILL)
     wait_for(lambda: start().returncode == 0)           # it is stale now
     assert running.pids[-1] != running.pids[0]
-    os.kill(running.pids[-1], signal.SIGTERM)
+    os.kill(running.pids[-1], signal.SIGINT)
     wait_for(lambda: not os.path.exists(path))
 
 
@@ -2337,8 +2338,11 @@ def test_samples_that_were_skipped_are_counted(running, master):
     (1000.02, 0.1, 0.06, 1000.16), (1000.0, 0.1, 0.06, 1000.06),
     (1000.5001, 1.0, 0.5, 1001.5), (1002.6, 1.0, 0.5, 1003.5)])
 def test_next_due(now, period_s, phase_s, due):
-    assert sendstats.next_due(now, period_s, phase_s) == pytest.approx(
-        due, abs=1e-6)
+    agent = types.SimpleNamespace(
+        phase=phase_s / period_s, sampler=types.SimpleNamespace(),
+        requests=types.SimpleNamespace(period_s=period_s))
+    sendstats.Agent.plan(agent, now)
+    assert agent.due == pytest.approx(due, abs=1e-6)
 
 
 def test_agent_needs_only_modules_of_a_minimal_python():
@@ -2384,15 +2388,6 @@ def answer(capfd):
                 os._exit(70)
         return (os.waitpid(pid, 0)[1] >> 8, *capfd.readouterr())
     return answer
-
-
-@pytest.fixture(autouse=True)
-def plain_surroundings(monkeypatch):
-    """Nothing of the caller's terminal and time zone may show."""
-    for name in "NO_COLOR", "COLUMNS", "LINES", "BEOSTAT_TABLE", "NODE":
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
 
 
 NAME_6 = r'\x1b[31m"<&>\\n\u202e\x9b'           # EVIL, made harmless
@@ -2453,7 +2448,7 @@ Inter-|   Receive                                                |  Transmit
 cpu0 0.0000
 
 """,
-    '-csfb 1': (
+    '-csfRb 1': (
         "1 processors : 2 vendor_id : GenuineIntel model name : Intel(R) "
         "Xeon(TM) CPU 3.00GHz cpu MHz : 2992.703 cache size : 2048 KB "
         "sockets : 2 cpu cores : 2 bogomips : 5989.50 "
@@ -2461,7 +2456,8 @@ cpu0 0.0000
         "cpu1 8404 21 3206 701010 intr 7523133 ctxt 9312345 btime 1184240113 "
         "processes 20712 procs_running 2 procs_blocked 1 f_bsize: 4096 "
         "f_blocks: 1000000 f_bfree: 400000 f_bavail: 350000 f_files: 65536 "
-        "f_ffree: 60000 f_namelen: 255\n"),
+        "f_ffree: 60000 f_namelen: 255 Network rate 123457788 bytes/second"
+        "\n"),
     '-l 5': """\
 =============== Node: n5 (index 5) ===============
 *** down, last heard 600.0 s ago ***
@@ -2857,7 +2853,7 @@ def test_dropped_datagrams_are_said(receiver):
     receiver.tick(time.monotonic())
     assert shown(receiver).endswith(
         "\n4 datagrams dropped in the last minute: magic_wrong 1, unnumbered "
-        "3 (journalctl -t recvstats says what to do)\n")
+        "3 (see README, and journalctl -t recvstats)\n")
     assert "dropped" not in shown(receiver, "-b")
 
 
@@ -2891,6 +2887,12 @@ def test_documents_of_each_state(running, answer):
         iter(watcher.stdout.readline, ""), 9)
 
 
+def event(process):
+    """Return what a watcher tells next: (when, a blank, what)."""
+    assert select.select([process.stdout], [], [], LIMIT_S)[0]
+    return process.stdout.readline().partition(" ")
+
+
 def slow_events(running):
     """A line for each kind of change, folded, as it comes."""
     watchers, sent, master = [], [], running.recvstats()
@@ -2905,11 +2907,6 @@ def slow_events(running):
         wait_for(lambda: " S " in read_text("/proc/%d/stat" % process.pid))
         watchers.append(process)
         return process
-
-    def event(process):
-        """Return what a watcher tells next."""
-        assert select.select([process.stdout], [], [], LIMIT_S)[0]
-        return process.stdout.readline().partition(" ")
 
     def send(numbers, kind, sequence):
         """Have the watchers see all of it at once."""
@@ -2951,8 +2948,7 @@ class Terminal:
         self.resize(lines, columns)     # before the program can look
         if not self.pid:
             os.execvpe(command[0], command, {
-                **os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8",
-                **environment})
+                **os.environ, "TERM": "xterm", **environment})
 
     def resize(self, lines, columns):
         """Give the window another size."""
@@ -3140,13 +3136,16 @@ def test_word_behind_watch_may_be_nodes():
 
 def test_seconds_of_the_cpus(seven):
     """The mean is all CPUs' time by their number; each CPU's has its id."""
-    for words, want in (("1", ["mean user 85.025", "mean idle 7001.055",
-                               "mean softirq 1.65"]),
-                        ("--per-cpu 1", ["0 user 86.01", "1 nice 0.21",
-                                         "0 idle 7013.04"])):
+    for words, every, want in (
+            ("1", 1, ["mean user 85.025", "mean nice 0.205",
+                      "mean system 30.51", "mean idle 7001.055",
+                      "mean iowait 10.515", "mean irq 0.255",
+                      "mean softirq 1.65", "mean steal 0.035"]),
+            ("--per-cpu 1", 3, ["0 user 86.01", "1 nice 0.21",
+                                "0 idle 7013.04"])):
         assert [*map(" ".join, re.findall(
             r'cpu="(\w+)",mode="(\w+)"} (.*)', shown(
-                seven, "--prometheus", *words.split())))][::3] == want
+                seven, "--prometheus", *words.split())))][::every] == want
 
 
 class Page(html.parser.HTMLParser):
@@ -3853,10 +3852,11 @@ def slow_multicast_crosses_one_interface_and_no_other(running):
 TROUBLED = (
     # words of an agent before its network is there, its master, what it says
     ("-i v1 5", "239.255.11.224:3040", "interface v1 is not there"),
-    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable"),
+    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable: no route leads "
+     "there"),
     ("-a 10.9.0.5 7", "10.9.0.1:3040", "Cannot assign requested address: -a "
      "is no address of this machine"),
-    ("8", "10.9.7.7:5545", "No route to host: it is off, or its firewall "
+    ("8", "10.9.7.7:5545", "No route to host: a firewall or a route "
      "refuses"),
 )
 
@@ -4021,14 +4021,14 @@ def test_replies_of_procstatd(running):
         % (pid, os.getpid(), os.getuid(), port), line)
 
 
-def test_quik_opens_but_two_files(running):
+def test_quik_reads_but_two_files(running):
+    """And opens none."""
     client = Client(start_procstatd(running))
     client.ask(b"quik\n")
     with Strace(running.processes[-1].pid, running.folder, "-e",
-                "trace=open,openat") as strace:
+                "trace=open,openat,pread64") as strace:
         client.ask(b"quik\n")
-    assert set(re.findall(r'open(?:at)?\(.*"(.*?)"', read_text(
-        strace.path))) <= {"/proc/stat", "/proc/loadavg"}
+    assert strace.calls() == ["pread64"] * 2
 
 
 STAT_LINE = "%d (%s) S 1 1 1 0 -1 0 0 0 0 0 %d %d 0 0 20 0 3 0 9 8192000 250\n"
@@ -4149,7 +4149,7 @@ def slow_all_clients_together_cost_a_fifth_of_a_cpu(running):
     """Whatever they ask; None: they connect and leave, and ask nothing."""
     port, pid = start_procstatd(running), running.processes[-1].pid
 
-    def ask(flood, end):
+    def ask(_):
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
                 sock = Client(port).sock
@@ -4161,8 +4161,7 @@ def slow_all_clients_together_cost_a_fifth_of_a_cpu(running):
     for flood in b"jobs\n", b"quik\n" * 40, b"\n" * 200, None:
         before, end = cpu_s(pid), time.monotonic() + 0.5
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for _ in range(4):
-                pool.submit(ask, flood, end)
+            list(pool.map(ask, range(4)))
         assert cpu_s(pid) - before < 0.25, flood    # 0.1, and their last
         wait_for(lambda: serves_nobody(running))
 
@@ -4275,7 +4274,11 @@ def test_jobs_are_measured_in_the_nodes_own_ticks(receiver):
 
 def test_jobs_are_fetched_one_by_one_where_no_thread_can_start(
         receiver, monkeypatch):
-    def fail(thread):
+    start, mine = threading.Thread.start, threading.get_ident()
+
+    def fail(thread):                   # not one of a scenario
+        if threading.get_ident() != mine:
+            return start(thread)
         raise RuntimeError("can't start new thread")
     monkeypatch.setattr(threading.Thread, "start", fail)
     for number in range(3):
@@ -5208,8 +5211,8 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
 
 UNHEARD = ("no agent was heard on port 5545: start sendstats.py on the nodes; "
            "to try one here: sendstats.py --once -d -p 5545 0 127.0.0.1")
-DROPPED = ("all %d datagrams on port 5545 were dropped: journalctl -t "
-           "recvstats says what to do")
+DROPPED = ("all %d datagrams on port 5545 were dropped: see README, and "
+           "journalctl -t recvstats")
 HEARD = (
     # options of recvstats, what comes, what beostat says last
     ("", [], UNHEARD),
@@ -5334,8 +5337,9 @@ def readme_programs(first):
 
 
 def test_readme_has_scripts_and_units():
-    for first in "#!/bin/sh\n# $NODE", "#!/bin/sh\nbeostat --events":
-        assert len(readme_programs(first)) == 1
+    for first, count in (("#!/bin/sh\n# $NODE", 1), (
+            "#!/bin/sh\nbeostat --events", 1), ("#!/usr/bin/env python3", 2)):
+        assert len(readme_programs(first)) == count
     for unit in "recvstats sendstats serve ganglia@".split():
         assert "# /etc/systemd/system/beostat-%s.service\n" % unit in README
     for text in readme_programs("#!/bin/sh"):
@@ -5361,6 +5365,7 @@ def test_example_parses(name, words):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_option_has_an_example(name):
     used = {"-h", "-v"}
+    assert name in dict(HELP_COMMANDS)
     for word in re.findall(r"(?<!\S)-\S+", " ".join(
             words for tool, words in README_COMMANDS if tool == name)):
         used |= {word} | {"-" + letter for letter in word[1:]}
