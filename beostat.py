@@ -92,8 +92,8 @@ NOT_RUNNING = ("%s: recvstats is not running: start it with recvstats.py, or "
 GONE = "%s: recvstats (pid %d) is gone: start it again with recvstats.py"
 UNHEARD = ("no agent was heard on port %d: start sendstats.py on the nodes; "
            "to try one here: sendstats.py --once -d -p %d 0 127.0.0.1")
-ALL_DROPPED = ("all %d datagrams on port %d were dropped: journalctl -t "
-               "recvstats says what to do")
+ALL_DROPPED = ("all %d datagrams on port %d were dropped: see README, and "
+               "journalctl -t recvstats")
 UP, DOWN = (libbeostat.CHOSEN[word] for word in ("up", "down"))   # states
 SUMS = 14                       # that measure() gives
 
@@ -466,8 +466,8 @@ def format_dropped(recent):
     """
     counts = ["%s %d" % (name, recent[name]) for name in DROPPED
               if recent[name]]
-    return ["%d datagrams dropped in the last minute: %s (journalctl "
-            "-t recvstats says what to do)" % (
+    return ["%d datagrams dropped in the last minute: %s (see README, and "
+            "journalctl -t recvstats)" % (
                 sum(recent[name] for name in DROPPED), ", ".join(counts))
             ] if counts else []
 
@@ -1956,7 +1956,7 @@ def check_documents(args, views, refuse):
 def check_serve(args, parser):
     """Refuse options that a request has, not the server."""
     if [name for name, value in vars(args).items()
-            if value and value != parser.get_default(name)
+            if value not in (parser.get_default(name), [])
             and name not in ("serve", "per_cpu", "cluster", "table")]:
         parser.error("--serve goes with --per-cpu, --cluster and --table "
                      "alone")

@@ -99,7 +99,8 @@ HEADER = (
      "all"),
     ("kind", "H", "", "1 sample, 2 farewell, 3 request"),
     ("version", "H", "", "of the records that follow"),
-    ("start_us", "Q", "us", "when the agent started, since the epoch"),
+    ("start_us", "Q", "us", "agent's start, or its clock's setting, since "
+     "the epoch"),
     ("sequence", "I", "", "1, 2, 3 ... since that start; it wraps"),
     ("period_s", "f", "s", "of a request, to use from now on, 0 the agent's"),
     ("time_s", "d", "s", "of the sample, since the epoch, node's clock"),
@@ -257,8 +258,8 @@ COUNTERS = (
     ("unsigned", "Q", "", "from an agent without --key-file; dropped"),
     ("signature_wrong", "Q", "", "signed with none of the keys here; "
      "dropped"),
-    ("no_space", "Q", "", "no room for new nodes: /dev/shm or --max-bytes is "
-     "full; dropped"),
+    ("no_space", "Q", "", "no room for a new slot: /dev/shm or --max-bytes "
+     "is full; dropped"),
     ("requests", "Q", "", "of a master, heard on the group; ignored"),
     ("kernel_drops", "Q", "", "receive buffer full: be root, or raise "
      "net.core.rmem_max"),

@@ -23,7 +23,7 @@ Exit status: 0 told to stop, 1 could not start or go on, 2 usage.
 examples:
   recvstats.py -N 100                              nodes 0 to 99
   recvstats.py --iprange 10.0.0.100-10.0.0.199     10.0.0.107 is node 7
-  recvstats.py -d -p 7000 --table /tmp/t           try it out
+  recvstats.py -d -p 7000 --table /dev/shm/t       try it out
 """
 
 import argparse
@@ -1692,6 +1692,7 @@ class Receiver:
     def stop(self, now):
         """Leave the table in good order: what is counted, and that this is
         the end."""
+        self.wake(now)
         self.table.status["stopped"] = 1
         self.beat(now)
 
@@ -1750,11 +1751,10 @@ def run(receiver, sock, signals):
     now = due = time.monotonic()
     while not set(told) & set(STOP):
         try:
-            told = b""
             ready = (wait_for([signals], nap_s) if count else
                      wait_for([sock, signals], due - now))
             if signals in ready:
-                told = read_signals(signals)
+                told += read_signals(signals)
             now = time.monotonic()
             receiver.wake(now)
             count = drain(sock.recvfrom_into, receiver, now)
@@ -1766,7 +1766,7 @@ def run(receiver, sock, signals):
             continue                    # no heartbeat: nobody listened
         if told or now >= due:
             receiver.tick(now, told)
-            due = now + TICK_S
+            told, due = bytes(set(told) & set(STOP)), now + TICK_S
 
 
 # ---- start -------------------------------------------------------------

@@ -613,7 +613,8 @@ TTL = 1                         # the group is of one network
 REFUSED = "refused: nobody listens there"
 CURES = {                       # what to do, by a master's trouble
     REFUSED: ": start recvstats, or name its port with -p",
-    os.strerror(errno.EHOSTUNREACH): ": it is off, or its firewall refuses",
+    os.strerror(errno.EHOSTUNREACH): ": a firewall or a route refuses",
+    os.strerror(errno.ENETUNREACH): ": no route leads there",
     os.strerror(errno.EADDRNOTAVAIL): ": -a is no address of this machine"}
 SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
 INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
@@ -1796,6 +1797,8 @@ def parse_operands(args, operands, environment):
             raise ValueError("$NODE is not a node number: %r"
                              % environment["NODE"])
     elif args.procstatd and not operands:
+        if args.once:
+            raise ValueError("--once: name a node or a master")
         return                          # procstatd alone
     for operand in operands:
         if is_like_number(operand):

@@ -1085,6 +1085,7 @@ def test_slot_left_odd_by_a_killed_writer(tmp_path):
             cluster[1]
         assert feed(receiver, message(1)) == "stored"
         assert [node.number for node in cluster] == [0, 1]
+        assert (cluster[1].received, cluster[1].lost) == (1, 0)
         receiver.table.view[place + 300:place + 304] = b"torn"
         with pytest.raises(libbeostat.BadSample, match="damaged"):
             cluster[1]
@@ -1529,6 +1530,34 @@ def test_history(tmp_path, why, options, steps):
         close(receiver)
 
 
+def test_what_was_not_heard_before_the_end_is_no_silence(tmp_path):
+    with Clock() as clock:
+        receiver = new_receiver(tmp_path)
+        feed(receiver, message(3))
+        clock.now += 100
+        receiver.stop(clock.now)
+        with libbeostat.open(receiver.table.path) as cluster:
+            assert cluster[3].state == "up"
+
+
+def test_signal_that_came_while_a_call_failed_is_obeyed(receiver):
+    """SIGHUP by the next tick, here with SIGTERM, which ends it."""
+    errors, ticks = iter([OSError("no memory")]), []
+
+    def receive(_):
+        raise next(errors, BlockingIOError())
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.write(writer, bytes([signal.SIGHUP]))
+    receiver.tick = lambda _, told: ticks.append(told) or os.write(
+        writer, bytes([signal.SIGTERM]))
+    sock = types.SimpleNamespace(fileno=lambda: reader, recvfrom_into=receive)
+    recvstats.run(receiver, sock, reader)
+    assert signal.SIGHUP in ticks[0] and signal.SIGHUP not in ticks[1]
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.parametrize("nap_s, count, want_s", (
     (0.0, 1, 0.005),                    # the first after a while
     (0.005, 3, 0.1),                    # few come: never longer than that
@@ -1952,6 +1981,7 @@ def options_of(name):
     *[("sendstats " + words, "; a node number is digits alone, and comes "
        "first") for words in ("10.77.0.1 4", "n3", "n3 master", "4.0", "+4",
                               "7 master 8")],
+    ("sendstats --procstatd 7885 --once", "--once: name a node or a master"),
     ("recvstats -p 0", "0 is not between 1 and 65535"),
     ("recvstats -N -1", "-1 is not between 0 and 16777216"),
     ("recvstats -N 9 --max-nodes 8", "-N 9 is more than --max-nodes 8"),
@@ -1976,7 +2006,7 @@ def options_of(name):
     *[("beostat %s--cluster blue" % words, "--cluster goes with --ganglia, "
        "--html, or --serve") for words in ("", "--json ")],
     *[("beostat --serve 9545 " + words, "--serve goes with --per-cpu, "
-       "--cluster and --table alone") for words in ("--json", "7")],
+       "--cluster and --table alone") for words in ("--json", "7", "-w")],
     *[("beostat --serve " + word, word + " is not [ADDRESS:]PORT")
       for word in ("99999", "master:9545")],
     *[("beostat " + words, "--http goes before one document")
@@ -2825,7 +2855,7 @@ def test_dropped_datagrams_are_said(receiver):
     receiver.tick(time.monotonic())
     assert shown(receiver).endswith(
         "\n4 datagrams dropped in the last minute: magic_wrong 1, unnumbered "
-        "3 (journalctl -t recvstats says what to do)\n")
+        "3 (see README, and journalctl -t recvstats)\n")
     assert "dropped" not in shown(receiver, "-b")
 
 
@@ -3005,7 +3035,7 @@ def test_watch_shows_load_by_colour_and_use_by_bars(receiver):
     drawn = terminal(receiver, "-w 0.1", LC_ALL="C.UTF-8").wait_text("q quits")
     assert re.findall(r"\033\[(\d+)m +\d up", drawn) == [
         colour for _, _, colour in rows]
-    assert "cpu 44.4% \u2584\033" in drawn
+    assert "load 9.2\033" in drawn and "cpu 44.4% \u2584\033" in drawn
 
 
 KEYS = (
@@ -3014,7 +3044,7 @@ KEYS = (
            -1: ": 9 lines not shown"}),
     (b"j", {3: "    0 up"}), (b"\033[B\033[B", {3: "    2 up"}),
     (b"k", {3: "    1 up"}), (b"\033[6~", {3: "    5 left"}),
-    (b"G", {3: "    8 up"}), (b"g", {3: "   -1 up"}),
+    (b"G", {2: " node state", 3: "    8 up"}), (b"g", {3: "   -1 up"}),
     (b"?", {2: "q               quit"}), (b"?", {3: "   -1 up"}),
     (b"s" * len(beostat.COLUMNS), {3: "    7 up", -1: "sorted by name"}),
     (b"/compux\x7f", {-1: "/compu_"}),
@@ -3398,6 +3428,7 @@ def slow_clients_that_hold_the_server_up(running):
     ("--prometheus --http", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 0,
      b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4; "
      b"charset=utf-8\r\nContent-Length: %d\r\n", b'{result="log_drops"} 0\n'),
+    ("--html --http", b"", 0, b"HTTP/1.0 200 OK\r\n", b"</table>\n\n"),
     ("--ganglia", None, -signal.SIGALRM, b"", b"")])
 def test_client_of_inetd(served, words, sends, status, begins, ends):
     """It is standard error, too, and nothing comes behind a document; an
@@ -3414,6 +3445,7 @@ def test_client_of_inetd(served, words, sends, status, begins, ends):
         ours.settimeout(LIMIT_S)
         if sends is not None:
             ours.sendall(sends)
+            ours.shutdown(socket.SHUT_WR)
             data = read_to_end(ours)
             body = data.partition(b"\r\n\r\n")[2]
             assert data.startswith(begins.replace(b"%d", b"%d" % len(body)))
@@ -3824,10 +3856,11 @@ def slow_multicast_crosses_one_interface_and_no_other(running):
 TROUBLED = (
     # words of an agent before its network is there, its master, what it says
     ("-i v1 5", "239.255.11.224:3040", "interface v1 is not there"),
-    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable"),
+    ("-i v1 6", "10.9.0.1:3040", "Network is unreachable: no route leads "
+     "there"),
     ("-a 10.9.0.5 7", "10.9.0.1:3040", "Cannot assign requested address: -a "
      "is no address of this machine"),
-    ("8", "10.9.7.7:5545", "No route to host: it is off, or its firewall "
+    ("8", "10.9.7.7:5545", "No route to host: a firewall or a route "
      "refuses"),
 )
 
@@ -5190,8 +5223,8 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
 
 UNHEARD = ("no agent was heard on port 5545: start sendstats.py on the nodes; "
            "to try one here: sendstats.py --once -d -p 5545 0 127.0.0.1")
-DROPPED = ("all %d datagrams on port 5545 were dropped: journalctl -t "
-           "recvstats says what to do")
+DROPPED = ("all %d datagrams on port 5545 were dropped: see README, and "
+           "journalctl -t recvstats")
 HEARD = (
     # options of recvstats, what comes, what beostat says last
     ("", [], UNHEARD),
