@@ -2144,8 +2144,9 @@ def serve(args):
     try:
         server = Server(args.serve, make_handler(args))
     except OSError as error:
-        raise libbeostat.BeostatError("--serve %s:%d: %s" % (
-            args.serve + (error.strerror,)))
+        raise libbeostat.BeostatError(
+            "--serve %s:%d: %s: choose another address or port" % (
+                args.serve + (error.strerror,)))
     format_source(SHEET)                # once, not in each child
     complain("serving http://%s:%d/" % server.server_address)
     server.serve_forever(COLLECT_S)

@@ -1447,8 +1447,10 @@ def lock_pid_file(path):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             text = os.pread(fd, READ_BYTES, 0).strip()
-            raise StartError("%s: is of another that runs (pid %s)" % (
-                path, text.decode() if text.isdigit() else "unknown"))
+            raise StartError(
+                "%s: is of another that runs (pid %s): end it, or choose "
+                "another with --pid-file" % (
+                    path, text.decode() if text.isdigit() else "unknown"))
         if is_in_place(fd, path):
             return fd
         os.close(fd)                    # its process has just ended

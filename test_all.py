@@ -2117,8 +2117,8 @@ def test_pid_file(running, name, umask):
     assert os.stat(path).st_mode & 0o777 == 0o600
     again = start()
     assert (again.returncode, again.stderr) == (
-        1, "%s: %s: is of another that runs (pid %d)\n" % (
-            name[:-3], path, running.pids[0]))
+        1, "%s: %s: is of another that runs (pid %d): end it, or choose "
+        "another with --pid-file\n" % (name[:-3], path, running.pids[0]))
     os.kill(running.pids[0], signal.SIGKILL)
     wait_for(lambda: start().returncode == 0)           # it is stale now
     assert running.pids[-1] != running.pids[0]
@@ -3390,8 +3390,8 @@ def test_server_without_a_table(running, answer):
     running.recvstats()
     assert served.get("/metrics")[0] == 200
     assert answer(running.table, "--serve", "%d" % served.port) == (
-        3, "", "beostat: --serve 127.0.0.1:%d: Address already in use\n"
-        % served.port)
+        3, "", "beostat: --serve 127.0.0.1:%d: Address already in use: choose "
+        "another address or port\n" % served.port)
     before = set(children_of(served.process.pid))
     with served.connect():              # whose process lives on
         child, = wait_for(
