@@ -4809,7 +4809,9 @@ def sweep(few, turns, attempt):
             try:
                 count = attempt(call, *inject(call, name, turn)).met()
                 spins = count > 10 * calls.count(call) + 100
-                assert not spins or call == "read"  # one's own pipe's cannot
+                # One's own pipe can be read; Python itself tries again to
+                # send what a socket with a timeout did not take.
+                assert not spins or call == "read" or name == "EAGAIN"
             except Exception as error:
                 raise AssertionError((call, name, turn)) from error
             met, missed = met + (count > 0), missed + (not count and turn < 2)
