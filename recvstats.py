@@ -1069,10 +1069,21 @@ class Requests:
 # With -i: one interface is listened to, and the group on it.
 
 TTL = 1                         # the group is of one network
+IFNAMSIZ = 16                   # linux/if.h
 SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
 INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
     errno.ENODEV: " is not there",
     errno.EADDRNOTAVAIL: " has no IPv4 address"}
+
+
+def interface(name):
+    """Return what may be the name of an interface, as it is.
+
+    Raises  ValueError
+    """
+    if not 0 < len(os.fsencode(name)) < IFNAMSIZ:
+        raise ValueError("not a name of 1 to 15 bytes: %r" % name)
+    return name
 
 
 def find_interface(name):
@@ -1080,7 +1091,7 @@ def find_interface(name):
 
     Raises  OSError; ENODEV when it is not there
     """
-    request = struct.pack("16s24x", os.fsencode(name)[:15])
+    request = struct.pack("16s24x", os.fsencode(name))
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             index, address, mask = [
@@ -1101,17 +1112,18 @@ def bind_to_interface(sock, interface):
     that has gone; before Linux 5.7, always root.
     Raises  OSError
     """
-    name = interface.encode()
+    name = os.fsencode(interface)
     try:
-        bound = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+        bound = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE,
+                                IFNAMSIZ)
     except OSError:
         bound = b""                     # to one that has gone
     if bound.rstrip(b"\0") != name:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
         except PermissionError as error:
-            raise OSError(error.errno, "interface %s: run recvstats as root "
-                          "or with CAP_NET_RAW" % interface)
+            raise OSError(error.errno, "interface %s: start recvstats again, "
+                          "if need be as root or with CAP_NET_RAW" % interface)
 
 
 def join_group(sock, interface, index):
@@ -1884,7 +1896,7 @@ def make_parser():
     parser.format_help = lambda: __doc__ or parser.format_usage()
     option = parser.add_argument
     option("-p", "--port", type=number_in(1, 65535, int))
-    option("-i", "--interface")
+    option("-i", "--interface", type=interface)
     option("-N", "--nodes", type=number_in(0, NODES_MOST, int), default=0)
     option("-f", "--foreground", action="store_true")
     option("-d", "--debug", action="store_true")

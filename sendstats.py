@@ -616,6 +616,7 @@ CURES = {                       # what to do, by a master's trouble
     os.strerror(errno.EHOSTUNREACH): ": a firewall or a route refuses",
     os.strerror(errno.ENETUNREACH): ": no route leads there",
     os.strerror(errno.EADDRNOTAVAIL): ": -a is no address of this machine"}
+IFNAMSIZ = 16                   # linux/if.h
 SIOCGIFINDEX, SIOCGIFADDR, SIOCGIFNETMASK = 0x8933, 0x8915, 0x891b
 INTERFACE_TROUBLE = {           # of ioctl, by netdevice(7)
     errno.ENODEV: " is not there",
@@ -657,12 +658,22 @@ def is_in(address, networks):
     return any(IPv4Address(address) in each for each in networks)
 
 
+def interface(name):
+    """Return what may be the name of an interface, as it is.
+
+    Raises  ValueError
+    """
+    if not 0 < len(os.fsencode(name)) < IFNAMSIZ:
+        raise ValueError("not a name of 1 to 15 bytes: %r" % name)
+    return name
+
+
 def find_interface(name):
     """Return (index, network) of an interface.
 
     Raises  OSError; ENODEV when it is not there
     """
-    request = struct.pack("16s24x", os.fsencode(name)[:15])
+    request = struct.pack("16s24x", os.fsencode(name))
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             index, address, mask = [
@@ -710,7 +721,7 @@ class Master:
     """One that samples are sent to, and the socket for it.
 
     address    of the host, "" until its name is resolved
-    interface  name of the interface to use, of a group; else ""
+    interface  name of the interface to use, of a group, if any
     index, network  of that interface, as last found
     sock       connected to peer, which the address was then; or None
     group      the socket that hears the group, or None
@@ -1740,7 +1751,7 @@ class Agent:
 PERIODS_S = 0.01, 3600.0        # the shortest and the longest
 PROCSTATD_PORT = 7885           # by custom
 DEFAULTS = dict(operands=[], rate=PERIOD_S, port=None, address="0.0.0.0",
-                interface="", foreground=False, debug=False, once=False,
+                interface=None, foreground=False, debug=False, once=False,
                 proc="/proc", pid_file=None, key_file=None, procstatd=0,
                 allow=None)
 
@@ -1856,7 +1867,7 @@ def make_parser():
     option("-r", "--rate", type=number_in(*PERIODS_S))
     option("-p", "--port", type=number_in(1, 65535, int))
     option("-a", "--address", type=address)
-    option("-i", "--interface")
+    option("-i", "--interface", type=interface)
     option("-f", "--foreground", action="store_true")
     option("-d", "--debug", action="store_true")
     option("--once", action="store_true")

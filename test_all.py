@@ -583,10 +583,10 @@ def test_no_name_stands_for_two(name):
 
 @pytest.mark.parametrize("other, names", [
     ("libbeostat.py", "layout"),
-    ("recvstats.py", "layout attempt explain network is_in find_interface "
-     "Keys wait_for open_signals read_signals close_inherited is_ready "
-     "release_standard daemonize tell_ready is_in_place lock_pid_file "
-     "hold_pid_file write_line number_in")])
+    ("recvstats.py", "layout attempt explain network is_in interface "
+     "find_interface Keys wait_for open_signals read_signals close_inherited "
+     "is_ready release_standard daemonize tell_ready is_in_place "
+     "lock_pid_file hold_pid_file write_line number_in")])
 def test_what_stands_twice_is_one_text(other, names):
     for name in names.split():
         first, second = [re.findall(
@@ -1982,6 +1982,8 @@ def options_of(name):
        "first") for words in ("10.77.0.1 4", "n3", "n3 master", "4.0", "+4",
                               "7 master 8")],
     ("sendstats --procstatd 7885 --once", "--once: name a node or a master"),
+    *[(name + " -i " + "i" * 16, "interface value: '%s'" % ("i" * 16))
+      for name in PROGRAMS[:2]],
     ("recvstats -p 0", "0 is not between 1 and 65535"),
     ("recvstats -N -1", "-1 is not between 0 and 16777216"),
     ("recvstats -N 9 --max-nodes 8", "-N 9 is more than --max-nodes 8"),
@@ -2168,8 +2170,8 @@ def test_daemons_keep_no_file_of_their_caller(running):
 
 def slow_agent_that_can_send_nothing_stays(running):
     """Its parent does not wait until it is ready.  Nor does recvstats'."""
-    assert running.daemon("recvstats.py", "-i", "nope0").stderr == (
-        "recvstats: interface nope0 is not there: waiting for it\n")
+    assert running.daemon("recvstats.py", "-i", "nope\udcff").stderr == (
+        "recvstats: interface nope\\udcff is not there: waiting for it\n")
     path = os.path.join(running.folder, "agent")
     started = tool("sendstats.py", "--pid-file", path, 7, "no-such.invalid")
     running.pids.append(read_pid(path))
@@ -3923,8 +3925,8 @@ def slow_interface_of_a_master_that_is_not_root(running):
         running.wait_up(5)
         assert ip("-n", a, "link del v0")
         join((a, b), "v", "10.9.0")
-        assert any(line == "recvstats: interface v0: run recvstats as root or "
-                   "with CAP_NET_RAW: waiting for it\n"
+        assert any(line == "recvstats: interface v0: start recvstats again, "
+                   "if need be as root or with CAP_NET_RAW: waiting for it\n"
                    for line in master.stderr)
 
 
