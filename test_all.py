@@ -4715,11 +4715,13 @@ def slow_boot(running):
             for node, words in enumerate((
                 ("-p", running.port, 0, "10.9.0.1"),
                 ("-p", running.port, 1, "themaster"), ("-i", "v1", 2)))]
-        for node, agent in enumerate(started):
-            said = agent.stderr.read()
-            running.pids.append(read_pid(running.table + ".pid%d" % node))
+        said = [agent.stderr.read() for agent in started]
+        running.pids += [read_pid(os.path.join(running.folder, name))
+                         for name in os.listdir(running.folder)
+                         if name.startswith("table.pid")]
+        for agent, line in zip(started, said):
             assert agent.wait(LIMIT_S) == 0
-            assert re.fullmatch("sendstats: .*: trying again\n", said)
+            assert re.fullmatch("sendstats: .*: trying again\n", line)
         join((a, b), "v", "10.9.0")
         write_proc(etc, {"hosts": "10.9.0.1 themaster\n"})
         time.sleep(0.3)
