@@ -1220,15 +1220,14 @@ def find_user(port):
         return ""
     links = {"socket:[%s]" % row[9] for row in rows
              if int(row[1].partition(":")[2], 16) == port}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        folder = "/proc/%s/fd" % pid
+    from glob import iglob              # it passes what is another user's
+    for path in iglob("/proc/[0-9]*/fd/*"):
         try:
-            for fd in os.listdir(folder):
-                if os.readlink(os.path.join(folder, fd)) in links:
-                    return (" by pid %s: end it, or choose another with -p"
-                            % pid)
+            if os.readlink(path) in links:
+                return (" by pid %s: end it, or choose another with -p"
+                        % path.split("/")[2])
         except OSError:
-            pass                        # it has ended, or is another user's
+            pass                        # closed since it was listed
     return ""
 
 

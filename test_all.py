@@ -2145,6 +2145,28 @@ def test_pid_file_removed_while_we_wait_for_it(tmp_path, monkeypatch):
     assert not os.path.exists(path)
 
 
+def test_user_of_a_port_opens_and_closes_files_meanwhile():
+    held, done = [os.dup(0) for _ in range(100)], threading.Event()
+
+    def churn():
+        while not done.is_set():
+            for fd in [os.dup(0) for _ in range(50)]:
+                os.close(fd)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))              # numbered behind those that go
+        for fd in held:
+            os.close(fd)
+        thread = threading.Thread(target=churn)
+        thread.start()
+        try:
+            for _ in range(9):
+                assert " by pid %d: " % os.getpid() in recvstats.find_user(
+                    sock.getsockname()[1])
+        finally:
+            done.set()
+            thread.join()
+
+
 def test_daemons_keep_no_file_of_their_caller(running):
     """A lock of its would be held for ever; select knows none over 1,023.
     A socket with the number of a standard file would be lost."""
