@@ -1158,7 +1158,7 @@ FOUND = (
     ("nothing", lambda path: None, "", "%s: No such file or directory"),
 )
 FOREIGN = tuple(row[:2] for row in FOUND if row[2] is None)
-OLD_TABLES = tuple(row[:2] for row in FOUND if row[2])
+OLD_TABLES = tuple(row[:2] for row in FOUND if row[2] is not None)
 
 
 @pytest.mark.parametrize("what, make, was, reader_says", FOUND)
@@ -1311,21 +1311,6 @@ def slow_writer_in_another_namespace_is_seen_by_its_heartbeat(running):
     process.wait()
     running.port = free_port()
     running.recvstats()
-
-
-def slow_table_that_vanished_or_was_made_anew_is_followed(running):
-    running.recvstats()
-    running.send(message(4))
-    running.wait_up(4)
-    with running.open() as cluster:
-        os.unlink(running.table)
-        wait_for(lambda: os.path.exists(running.table))
-        running.send(message(4, 2), message(5))
-        wait_for(lambda: 5 in cluster and cluster[4].sequence == 2)
-        running.end()
-        running.recvstats("--fresh")
-        running.send(message(6))
-        wait_for(lambda: [node.number for node in cluster] == [6])
 
 
 # ---- loop --------------------------------------------------------------
@@ -1506,24 +1491,6 @@ def test_history(tmp_path, why, options, steps):
                 got = take_step(receiver, what, want)
                 assert got == want, (at_s, what)
         close(receiver)
-
-
-def test_signal_that_came_while_a_call_failed_is_obeyed(receiver):
-    """SIGHUP by the next tick, here with SIGTERM, which ends it."""
-    errors, ticks = iter([OSError("no memory")]), []
-
-    def receive(_):
-        raise next(errors, BlockingIOError())
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.write(writer, bytes([signal.SIGHUP]))
-    receiver.tick = lambda _, told: ticks.append(told) or os.write(
-        writer, bytes([signal.SIGTERM]))
-    sock = types.SimpleNamespace(fileno=lambda: reader, recvfrom_into=receive)
-    recvstats.run(receiver, sock, reader)
-    assert signal.SIGHUP in ticks[0] and signal.SIGHUP not in ticks[1]
-    os.close(reader)
-    os.close(writer)
 
 
 @pytest.mark.parametrize("nap_s, count, want_s", (
@@ -3168,7 +3135,7 @@ def test_page_has_the_rows_of_the_default_view(seven):
                           text)) == {("cpu", "100"), ("mem", "90"),
                                      ("swap", "50"), ("disk", "90")}
     page = Page(text)
-    assert page.tags <= PAGE_TAGS and "<b>" in page.text
+    assert "<b>" in page.text
     assert [row[:5] for row in page.rows] == [
         ["", "node", "name", "state", "cpu%"],
         ["total", "", "total", "5 up", "97.7"],
@@ -3187,7 +3154,6 @@ def test_page_has_the_rows_of_the_default_view(seven):
 
 def test_page_of_dots_has_a_cell_for_every_node(seven):
     page = Page(shown(seven, "--html", "--dots"))
-    assert page.tags <= PAGE_TAGS
     assert [kind for kind, _ in page.cells] == [
         "s1", "s8", "s1", "off", "s9", "down", "s1", "never", "never"]
     assert page.cells[1][1].startswith("n1 n1, up, cpu% 90.0, load 2.06, ")
@@ -3657,14 +3623,11 @@ def test_phases_are_spread():
 def slow_refused_agent_says_so_and_keeps_its_port(running):
     """A daemon too, while its terminal is there; recvstats asks at its
     start and for a period, and so it is found."""
-    refused = ("sendstats: 127.0.0.1:%d: refused: nobody listens there: start "
-               "recvstats, or name its port with -p" % running.port)
-    once = tool("sendstats.py", "--once", "-p", running.port, 7, "127.0.0.1")
-    assert (once.returncode, once.stderr) == (1, refused + "\n")
     daemon = running.daemon("sendstats.py")
     agent = running.sendstats("-r", "0.1", 7, "127.0.0.1")
     assert daemon.stderr == agent.stderr.readline() == (
-        refused + ": trying again\n")
+        "sendstats: 127.0.0.1:%d: refused: nobody listens there: start "
+        "recvstats, or name its port with -p: trying again\n" % running.port)
     first = running.recvstats()
     port = running.wait_up(7).port
     running.sendstats("-r", "60", 3, "127.0.0.1")
@@ -4612,8 +4575,9 @@ def test_fault(running, function, short, long):
 
 @pytest.mark.parametrize("why, make", OLD_TABLES + FOREIGN)
 def test_path_that_names_another_file_meanwhile(receiver, why, make):
-    """What was a table is replaced; what is none is left alone, said once,
-    and let be for a minute: to look at it may take more than a second."""
+    """What was a table, or is nothing, is replaced; what is none is left
+    alone, said once, and let be for a minute: to look at it may take more
+    than a second."""
     path, now = receiver.table.path, time.monotonic()
     made = os.path.join(os.path.dirname(path), "other", "made")
     feed(receiver, message(3))
@@ -4621,7 +4585,8 @@ def test_path_that_names_another_file_meanwhile(receiver, why, make):
         os.mkdir(os.path.dirname(made))
         make(made)
         os.unlink(path)
-        os.rename(made, path)
+        if why != "nothing":
+            os.rename(made, path)
         feed(receiver, message(3, 2))
         receiver.tick(now)
         assert cluster[3].sequence == 2
@@ -4650,7 +4615,7 @@ def test_time_of_arrival_when_the_clock_steps(tmp_path):
 
 def slow_boot(running):
     """No interface is up; then the network comes, then the name server's
-    answer, then the masters: all agents report.  Later their master moves
+    answer, then the master: the agent reports.  Later its master moves
     behind its name."""
     with two_namespaces(running) as (a, b), contextlib.ExitStack() as stack:
         for device in "v0", "w0":
@@ -4660,28 +4625,19 @@ def slow_boot(running):
             "hosts": "10.9.0.1 another\n",
             "resolv.conf": "nameserver 10.9.0.1\n"})
         stack.callback(shutil.rmtree, etc)
-        started = [inside(
+        path = os.path.join(running.folder, "pid")
+        agent = inside(
             running, b, "/bin/sh", "-c", 'umask 0; exec "$@" <&- >&-', "sh",
             sys.executable, "-S", os.path.join(HERE, "sendstats.py"), "-r",
-            "0.2", "--pid-file", running.table + ".pid%d" % node, *words)
-            for node, words in enumerate((
-                ("-p", running.port, 0, "10.9.0.1"),
-                ("-p", running.port, 1, "themaster"), ("-i", "v1", 2)))]
-        said = [agent.stderr.read() for agent in started]
-        running.pids += [read_pid(os.path.join(running.folder, name))
-                         for name in os.listdir(running.folder)
-                         if name.startswith("table.pid")]
-        for agent, line in zip(started, said):
-            assert agent.wait(LIMIT_S) == 0
-            assert re.fullmatch("sendstats: .*: trying again\n", line)
+            "0.2", "--pid-file", path, "-p", running.port, 1, "themaster")
+        assert re.fullmatch("sendstats: .*: trying again\n",
+                            agent.stderr.read())
+        running.pids.append(read_pid(path))
+        assert agent.wait(LIMIT_S) == 0
         join((a, b), "v", "10.9.0")
         write_proc(etc, {"hosts": "10.9.0.1 themaster\n"})
         time.sleep(0.3)
         master_inside(running, a, "-p", running.port)
-        master_inside(running, a, "-i", "v0", table="2")
-        with libbeostat.open(running.table + "2") as cluster:
-            wait_for(lambda: 2 in cluster)
-        running.wait_up(0)
         running.wait_up(1)
         with running.open() as cluster:
             for change in "del 10.9.0.1/24", "add 10.9.0.7/24":
@@ -5032,15 +4988,6 @@ def slow_fault_does_not_end_a_watcher(running):
         assert "Traceback" not in watcher.communicate()[1]
 
 
-@contextlib.contextmanager
-def small_files(pid, *_):
-    """Let a process write no files beyond half a MB."""
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 19, before[1]))
-    yield
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
-
-
 def slow_fault_of_growing_passes(running):
     """Until then what fits is stored, and all of it afterwards."""
     big, sequences = body_of_counts(2900, 0), itertools.count(1)
@@ -5053,10 +5000,10 @@ def slow_fault_of_growing_passes(running):
         with running.open() as cluster:
             return cluster[0].sequence == sequence and [
                 cluster[0].state, len(cluster)]
-    for hindered, name in (small_files, "EFBIG"), (Strace, "ENOMEM"):
+    for call, name in ("fallocate", "EFBIG"), ("mmap", "ENOMEM"):
         process = running.recvstats("--fresh")
-        with hindered(process.pid, running.folder, "-P", running.table,
-                      *inject("mmap", name)):
+        with Strace(process.pid, running.folder, "-P", running.table,
+                    *inject(call, name)):
             wait_for(look)
             running.wait_count("no_space", 3)
             assert wait_for(look)[1] < 9
@@ -5265,16 +5212,12 @@ def test_readme_formats_are_the_layouts(rows):
     assert describe(rows) in README
 
 
-def describe_counters():
-    """Return what each counts, and what to do, as README shows it."""
-    return "".join(textwrap.fill(
+def test_readme_explains_every_counter():
+    """What each counts, and what to do."""
+    assert "".join(textwrap.fill(
         "%-16s %s" % (counter, re.sub("; dropped$", "", meaning)), 79,
         initial_indent=" " * 4, subsequent_indent=" " * 21) + "\n"
-        for counter, _, _, meaning in libbeostat.COUNTERS)
-
-
-def test_readme_explains_every_counter():
-    assert describe_counters() in README
+        for counter, _, _, meaning in libbeostat.COUNTERS) in README
 
 
 def test_readme_fits_a_terminal():
