@@ -921,19 +921,6 @@ def test_fold(nodes, text):
     assert libbeostat.fold_nodes(nodes) == text
 
 
-def test_expand_undoes_fold_and_no_zero_is_lost():
-    chance = random.Random(11)
-    for _ in range(211):
-        names = {"%s%0*d%s" % (
-            chance.choice(("n", "cn-", "", "r1-2n", "n1-")),
-            chance.randrange(1, 5),
-            chance.randrange(chance.choice((12, 111, 2000))),
-            chance.choice(("", "", "-ib", "-ib0", ".x")))
-            for _ in range(chance.randrange(1, 60))}
-        folded = libbeostat.fold_nodes(names)
-        assert sorted(libbeostat.expand_nodes(folded)) == sorted(names)
-
-
 # ---- table -------------------------------------------------------------
 
 
