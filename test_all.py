@@ -256,7 +256,6 @@ def write_proc(folder, files):
 
 # ---- fixtures: processes and messages ----------------------------------
 
-
 # Below those that the kernel gives to who names none: nobody gets one by
 # chance before its test binds it.  The next one of each is a group's, too.
 PORTS = random.sample(range(10000, 32000, 2), 2000)
@@ -1137,8 +1136,6 @@ FOUND = (
     ("an empty file", lambda path: write_file(path, b""), "", NO_TABLE),
     ("nothing", lambda path: None, "", "%s: No such file or directory"),
 )
-FOREIGN = tuple(row[:2] for row in FOUND if row[2] is None)
-OLD_TABLES = tuple(row[:2] for row in FOUND if row[2] is not None)
 
 
 @pytest.mark.parametrize("what, make, was, reader_says", FOUND)
@@ -4504,8 +4501,8 @@ def test_fault(running, function, short, long):
     assert alone.returncode == 0
 
 
-@pytest.mark.parametrize("why, make", OLD_TABLES + FOREIGN)
-def test_path_that_names_another_file_meanwhile(receiver, why, make):
+@pytest.mark.parametrize("why, make, was", [row[:3] for row in FOUND])
+def test_path_that_names_another_file_meanwhile(receiver, why, make, was):
     """What was a table, or is nothing, is replaced; what is none is left
     alone, said once, and let be for a minute: to look at it may take more
     than a second."""
@@ -4522,7 +4519,7 @@ def test_path_that_names_another_file_meanwhile(receiver, why, make):
         receiver.tick(now)
         assert cluster[3].sequence == 2
         receiver.tick(now + 1)
-    if (why, make) in FOREIGN:
+    if was is None:
         line, = [line for line in receiver.lines if "left alone" in line]
         assert "gone, and cannot be made" in line
         os.rename(path, made)
