@@ -12,7 +12,7 @@ it takes the old table over: no node disappears.
   -f, --foreground         stay in the foreground, log to standard error
   -d, --debug              the same, and log every message
   --table PATH, --fresh    shared table, /dev/shm/beostat; make it empty
-  --iprange FIRST[-LAST]   tell nodes their number by address: FIRST is 0
+  --iprange FIRST[-LAST]   number nodes that send none by address: FIRST is 0
   --max-nodes NODES, --max-bytes BYTES     bounds of it: 65536, 256M
   --allow NETWORK          take messages from ADDRESS[/BITS] only; repeatable
   --key-file FILE          take only messages signed with a key of FILE
