@@ -26,7 +26,6 @@ examples:
   pdsh -w $(beostat.py --names --up) uptime    run it where it can run
 """
 
-import argparse
 import collections
 import functools
 import gc
@@ -39,6 +38,7 @@ import signal
 import stat
 import sys
 import time
+import types
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 try:
@@ -1934,6 +1934,7 @@ def parse_address(text):
 
     Raises  ArgumentTypeError
     """
+    import argparse                     # for one option alone
     found = re.fullmatch(r"(?:([0-9.]+):)?([0-9]{1,5})", text)
     if not found or int(found.group(2)) > PORT_MOST:
         raise argparse.ArgumentTypeError("%s is not [ADDRESS:]PORT" % text)
@@ -1953,13 +1954,12 @@ def check_documents(args, views, refuse):
         refuse("--http goes before one document")
 
 
-def check_serve(args, parser):
+def check_serve(args, refuse):
     """Refuse options that a request has, not the server."""
     if [name for name, value in vars(args).items()
-            if value not in (parser.get_default(name), [])
+            if value != DEFAULTS[name]
             and name not in ("serve", "per_cpu", "cluster", "table")]:
-        parser.error("--serve goes with --per-cpu, --cluster and --table "
-                     "alone")
+        refuse("--serve goes with --per-cpu, --cluster and --table alone")
 
 
 def count_names(text):
@@ -2174,10 +2174,16 @@ VIEWS = (*DOCUMENTS, DOTS, DAEMON,
 TABLE = View((), format_table, read_sorted, SORT_KEYS)
 FOLDED = View((), format_folded, read_sorted, SORT_KEYS)
 CHOSEN_TEXTS = View((), format_texts, read_sorted, SORT_KEYS)
+DEFAULTS = dict(
+    nodes=[], texts=[], views=[], all=False, serve=None, http=False,
+    events=False, brief=False, watch=None, sort=None, reverse=False, top=None,
+    states=None, names=False, per_cpu=False, cluster=None, table=None,
+    filter="")
 
 
 def make_parser():
     """Return the parser of the options; its help is the text above."""
+    import argparse                     # a sixth of the view of 1,000 nodes
     parser = argparse.ArgumentParser(
         prog="beostat", usage="beostat.py [view] [selection] [NODES ...]",
         # A width, lest it load shutil for it.
@@ -2187,11 +2193,11 @@ def make_parser():
     option("nodes", nargs="*")
     for short, long, title, text, _ in TEXTS:
         option(short, long, dest="texts", action="append_const",
-               const=(title, text), default=[])
+               const=(title, text))
     option("-a", "--all", action="store_true")
     for view in VIEWS:
         option(*view.options, dest="views", action="append_const",
-               const=view, default=[])
+               const=view)
     option("--serve", type=parse_address)
     option("--http", action="store_true")
     option("--events", action="store_true")
@@ -2206,7 +2212,7 @@ def make_parser():
     option("--per-cpu", action="store_true")
     option("--cluster")
     option("--table")
-    parser.set_defaults(filter="")
+    parser.set_defaults(**DEFAULTS)
     option("-v", "--version", action="version", version="beostat " + VERSION)
     return parser
 
@@ -2231,23 +2237,32 @@ def parse_args(argv, program="beostat", error=None):
     program  called as beostatus, it watches, and -c says so as well
     error    what to do with a usage error instead
     """
-    words, parser = split_words(argv), make_parser()
-    parser.error = error or parser.error
+    words, refuse = split_words(argv), error or refuse_words
     if program == "beostatus":
-        parser.set_defaults(watch="")
-        words = [word for word in words if word != "-c"]
-    args = parser.parse_args(words)
+        words = ["--watch=%g" % WATCH_S, *[
+            word for word in words if word != "-c"]]
+    if any(word.startswith("-") for word in words):
+        parser = make_parser()
+        parser.error = refuse
+        args = parser.parse_args(words)
+    else:
+        args = types.SimpleNamespace(**dict(DEFAULTS, nodes=words))
     if args.serve:
-        check_serve(args, parser)
-    args.watch, args.nodes = choose_watch(args, parser.error)
-    args.view = choose_view(args, parser.error)
+        check_serve(args, refuse)
+    args.watch, args.nodes = choose_watch(args, refuse)
+    args.view = choose_view(args, refuse)
     if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
-        parser.error("--sort %s: choose from %s" % (
+        refuse("--sort %s: choose from %s" % (
             args.sort, " ".join(args.view.sort_keys)))
     if args.top is not None and args.top < 1:
-        parser.error("--top %d: at least 1" % args.top)
+        refuse("--top %d: at least 1" % args.top)
     read_terminal(args)
     return args
+
+
+def refuse_words(text):
+    """Exit 2 with an error of usage."""
+    make_parser().error(text)
 
 
 def choose_view(args, refuse):
