@@ -74,7 +74,7 @@ View = collections.namedtuple("View", "options format read sort_keys")
 View.__doc__ = """A way to show a Picture.
 
 options    that choose it
-format     its function: of a Picture and the options, [(line, colour)]
+format     its function: of a Picture and the options, (line, colour) of each
 read       the function that completes a Picture for it: sorts, fetches
 sort_keys  that --sort may name
 """
@@ -1045,25 +1045,31 @@ def node_formatter(encode):
     return format_node
 
 
-def format_json(picture, args):
-    """Return one JSON document of all there is; null is unknown.
-
-    A node has a line of its own, but where each document must be a line.
+def texts_of_json(picture):
+    """Yield the parts of one JSON document of all there is; null is unknown.
     """
     # costs a quarter of the status view
     from json.encoder import JSONEncoder, encode_basestring_ascii
     encode = JSONEncoder(check_circular=False).encode
     format_node = node_formatter(encode_basestring_ascii)
-    nodes = [format_node(node) for node in picture.nodes] or [""]
-    lines = ['{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [' % (
+    yield '{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [' % (
         encode(picture.path), encode(picture.time_s),
-        encode(picture.status._asdict())),
-        *[node + ", " for node in nodes[:-1]], nodes[-1],
-        '], "never": %s, "refused": %s}' % (encode(picture.never), encode(
-            {"%d" % number: text for number, text
-             in sorted(picture.refused.items())}))]
-    return [(line, "") for line in (
-        lines if args.watch is None else ["".join(lines)])]
+        encode(picture.status._asdict()))
+    *most, last = picture.nodes or [None]
+    for node in most:
+        yield format_node(node) + ", "
+    yield format_node(last) if last else ""
+    yield '], "never": %s, "refused": %s}' % (encode(picture.never), encode(
+        {"%d" % number: text for number, text
+         in sorted(picture.refused.items())}))
+
+
+def format_json(picture, args):
+    """Return the lines of a JSON document: one for each node, but where each
+    document must be a line."""
+    texts = texts_of_json(picture)
+    return ((text, "") for text in (
+        texts if args.watch is None else ["".join(texts)]))
 
 
 # ---- view: prometheus --------------------------------------------------
@@ -1249,12 +1255,12 @@ WHILE_UP = (
 
 
 def format_metrics(rows, samples):
-    """Return the text of metrics, a line for each value that is known.
+    """Yield metrics, a line for each value that is known.
 
     rows     the metrics, samples: [(labels, a value for each)]
     """
     labels, values = zip(*samples) if samples else ((), ())
-    text, headed = [], ""
+    headed = ""
     for (name, meaning, more, *_), column in zip(rows, zip(*values)):
         pairs = zip(labels, column)
         if None in column:
@@ -1262,39 +1268,39 @@ def format_metrics(rows, samples):
         lines = "\n".join(map((name + "{%s" + more + "} %s").__mod__, pairs))
         if lines and name != headed:
             headed = name
-            text += ["# HELP %s %s" % (name, meaning), "# TYPE %s %s" % (
-                name, "counter" if name.endswith("_total") else "gauge")]
+            yield "# HELP %s %s" % (name, meaning), ""
+            yield "# TYPE %s %s" % (name, "counter" if name.endswith(
+                "_total") else "gauge"), ""
         if lines:
-            text.append(lines)
-    return text
+            yield lines, ""
 
 
 def format_states(picture, labels):
-    """Return the metrics that say of each node what it is."""
+    """Yield the metrics that say of each node what it is."""
     states = [(labels[node.number], node.state) for node in picture.nodes]
     for state, numbers in (("never", picture.never),
                            ("refused", picture.refused)):
         states += [(labels[number], state) for number in numbers]
-    return format_metrics(IS_UP, [
-        (label, (int(state == "up"),)) for label, state in states
-        ]) + format_metrics(STATE, [
-            ('%s,state="%s"' % pair, (1,)) for pair in states])
+    yield from format_metrics(IS_UP, [
+        (label, (int(state == "up"),)) for label, state in states])
+    yield from format_metrics(STATE, [
+        ('%s,state="%s"' % pair, (1,)) for pair in states])
 
 
 def format_recvstats(status):
-    """Return the metrics of recvstats itself."""
+    """Yield the metrics of recvstats itself."""
     name = "beostat_recvstats_up"
-    return ["# HELP %s 1 while recvstats is at work." % name,
-            "# TYPE %s gauge" % name, "%s %d" % (name, status.running)
-            ] + format_metrics([
-                ("beostat_recvstats_datagrams_total",
-                 "What became of datagrams.", "")], [
-                     ('result="%s"' % field, (getattr(status, field),))
-                     for field, *_ in libbeostat.COUNTERS[1:]])
+    yield "# HELP %s 1 while recvstats is at work." % name, ""
+    yield "# TYPE %s gauge" % name, ""
+    yield "%s %d" % (name, status.running), ""
+    yield from format_metrics([
+        ("beostat_recvstats_datagrams_total", "What became of datagrams.",
+         "")], [('result="%s"' % field, (getattr(status, field),))
+                for field, *_ in libbeostat.COUNTERS[1:]])
 
 
 def format_prometheus(picture, args):
-    """Return all there is in Prometheus' text format.
+    """Yield all there is in Prometheus' text format.
 
     A node that is not up has no measurements, and none has while nobody
     listens: a last value would live on for ever.
@@ -1303,14 +1309,13 @@ def format_prometheus(picture, args):
     up = [node for node in picture.nodes
           if node.state == "up" and picture.status.running]
     cpu = CPU_TIMES, values_each_cpu if args.per_cpu else values_mean_cpu
-    text = format_states(picture, labels)
+    yield from format_states(picture, labels)
     for groups, nodes in (ALWAYS, picture.nodes), ((cpu,) + WHILE_UP, up):
         for rows, get in groups:
-            text += format_metrics(rows, [
+            yield from format_metrics(rows, [
                 (labels[node.number] + more, values)
                 for node in nodes for more, values in get(node)])
-    text += format_recvstats(picture.status)
-    return [("\n".join(text), "")]
+    yield from format_recvstats(picture.status)
 
 
 # ---- view: ganglia -----------------------------------------------------
@@ -1708,7 +1713,7 @@ def format_frame(lines, head, first, prompt, args):
         paint(line if "\033" in line else line[:args.width], colour,
               args.colours) + "\033[K"
         for line, colour in (fixed + shown + foot)[:args.height]) + "\033[J"
-    return encode(text, args)
+    return text.encode(args.encoding, "backslashreplace")
 
 
 class Screen:
@@ -1813,7 +1818,7 @@ def format_watched(picture, args):
     missing, fault = list(picture.missing), find_fault(picture)
     if fault and picture.status.running:        # else its views say so
         missing.append(fault)
-    return args.view.format(picture, args) + [
+    return list(args.view.format(picture, args)) + [
         (safe(line), "red") for line in missing if args.view not in DOCUMENTS]
 
 
@@ -2025,7 +2030,8 @@ def reply(target, args):
         with libbeostat.open(args.table) as cluster:
             picture = read_picture(cluster, page)
         if picture.missing:
-            return 404, PLAIN, encode("\n".join(picture.missing + [""]), page)
+            return 404, PLAIN, format_lines([
+                (line, "") for line in picture.missing], page)
         return 200, DOCUMENTS[page.view], format_lines(
             page.view.format(picture, page), page)
     except (ValueError, libbeostat.BadNodeList) as error:
@@ -2308,14 +2314,16 @@ def choose_watch(args, refuse):
 
 def read_terminal(args):
     """Set what the terminal is like: terminal, colours, live, width, height,
-    wide (whether it shows all of Unicode)."""
+    encoding (UTF-8 for programs), wide (whether it shows all of Unicode)."""
     args.terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
                      and os.environ.get("TERM") not in (None, "", "dumb"))
     args.colours = args.terminal and "NO_COLOR" not in os.environ
     args.live = (args.watch is not None and args.terminal
                  and sys.stdin is not None and sys.stdin.isatty())
     args.width, args.height = window()
-    args.wide = "utf" in (sys.stdout.encoding or "").lower()
+    args.encoding = ("utf-8" if args.view in DOCUMENTS
+                     else sys.stdout.encoding or "utf-8")
+    args.wide = "utf" in args.encoding.lower()
 
 
 def window():
@@ -2330,16 +2338,9 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    texts = [paint(line, colour, args.colours) for line, colour in lines]
-    return encode("\n".join(texts + [""]), args)
-
-
-def encode(text, args):
-    """Return the bytes of a text: UTF-8 for programs, else as the terminal
-    has it."""
-    encoding = ("utf-8" if args.view in DOCUMENTS
-                else sys.stdout.encoding or "utf-8")
-    return text.encode(encoding, "backslashreplace")
+    return b"".join([
+        (paint(line, colour, args.colours) + "\n").encode(
+            args.encoding, "backslashreplace") for line, colour in lines])
 
 
 def write(data):
