@@ -2338,9 +2338,12 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    return b"".join([
-        (paint(line, colour, args.colours) + "\n").encode(
-            args.encoding, "backslashreplace") for line, colour in lines])
+    data = bytearray()                  # which grows where it is
+    for line, colour in lines:
+        data += paint(line, colour, args.colours).encode(
+            args.encoding, "backslashreplace")
+        data += b"\n"
+    return data
 
 
 def write(data):
