@@ -528,31 +528,32 @@ def row_colour(node, args):
 
 
 def format_table(picture, args):
-    """Return the status view: a line per node, totals, who is not up."""
+    """Yield the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
     format_row, cut = row_formatter(columns, args), cutter(columns, args)
-    lines, up, clipped = [], [], []
+    headings = [heading for _, heading, *_ in COLUMNS]
+    if not args.brief:
+        yield format_row([0] * len(COLUMNS), headings), "bold"
+    up, clipped = [], []
     for node in picture.nodes:
         values, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
         if flags:
             clipped.append((node.number, flags))
-        lines.append((cut(format_row(values, format_values(values))),
-                      row_colour(node, args)))
+        yield (cut(format_row(values, format_values(values))),
+               row_colour(node, args))
     if args.brief:
-        return lines
+        return
     if args.states == UP:
         picture = picture._replace(never=[])
     values = measure_all(up)
     totals = ["" if value is None else text
               for value, text in zip(values, format_values(values))]
-    headings = [heading for _, heading, *_ in COLUMNS]
-    return ([(format_row([0] * len(COLUMNS), headings), "bold")]
-            + lines + [(format_row(values, totals).rstrip(), "bold")]
-            + [(line, "") for line in format_lists(picture)
-               + format_clipped(clipped)
-               + format_dropped(picture.status.recent)])
+    yield format_row(values, totals).rstrip(), "bold"
+    for line in (format_lists(picture) + format_clipped(clipped)
+                 + format_dropped(picture.status.recent)):
+        yield line, ""
 
 
 # ---- view: folded ------------------------------------------------------
