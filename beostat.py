@@ -1018,25 +1018,21 @@ def node_formatter(encode):
             '"%s": %s' % (part, object_template(fields))
             for part, fields in parts.items()]),
         '"cpus": [%s], "interfaces": [%s]}')
-    pick_heads, pick = of(*HEADS), libbeostat.picker([
-        "%s.%s" % (part, field) for part in parts for field in parts[part]])
-    conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
-                   "f": libbeostat.rounded}
+
+    def encode_text(data):
+        return encode(libbeostat.unpack_text(data))
+    pick_heads, convert = of(*HEADS), libbeostat.converter([
+        "%s.%s" % (part, field) for part in parts for field in parts[part]],
+        encode_text)
     format_cpus = list_formatter(
         libbeostat.ONE_CPU_SHOWN, libbeostat.CPU_STRUCT, "busy_fraction",
         lambda busy: busy / libbeostat.FULL)
     format_interfaces = list_formatter(
         libbeostat.INTERFACE, libbeostat.INTERFACE_STRUCT, "name",
-        conversions["s"])
-    converted = [(nth, conversions[code[-1]]) for nth, code
-                 in enumerate(libbeostat.NODE_CODES.values())
-                 if code[-1] in conversions]
+        encode_text)
 
     def format_node(node):
-        values = list(pick(node))
-        for nth, convert in converted:
-            if values[nth] is not None:
-                values[nth] = convert(values[nth])
+        values = convert(node)
         values[-2] = values[-2] or None         # CPUs, 0 unknown
         if None in values:
             values = ["null" if value is None else value for value in values]

@@ -518,20 +518,10 @@ def unpack_text(data):
 
 
 def rounded(value):
-    """Return a 32-bit float in decimals that it holds, None below 0."""
-    if 0 <= value < ROUND:
+    """Return a 32-bit float in decimals that it holds."""
+    if value < ROUND:
         return int(value * 1e4 + 0.5) / 1e4     # a third of round's time
-    return round(value, 3) if value >= 0 else None
-
-
-def without(absent):
-    """Return the conversion of a number that makes one value None."""
-    return lambda value: None if value == absent else value
-
-
-CONVERSIONS = {                 # of a code's value to what a user gets
-    "s": unpack_text, "f": rounded, "H": without(ABSENT["H"]),
-    "I": without(ABSENT["I"]), "Q": without(ABSENT["Q"])}
+    return round(value, 3)
 
 
 def record(name, rows):
@@ -542,29 +532,6 @@ def record(name, rows):
         "%s  %s (%s)" % (fields, meaning, unit or "-")
         for fields, _code, unit, meaning in rows)
     return made
-
-
-@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
-def unpacker(name):
-    """Return the function that gives a record, or a list, of a Node."""
-    if name == "cpus":
-        make = record("OneCpu", ONE_CPU_SHOWN)._make
-        return lambda node: [
-            make((cpu, busy / FULL, *ticks)) for cpu, busy, *ticks
-            in CPU_STRUCT.iter_unpack(node.records()[0])]
-    if name == "interfaces":
-        make = record("Interface", INTERFACE)._make
-        return lambda node: [
-            make((unpack_text(device), *counts)) for device, *counts
-            in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
-    rows = PARTS[name]
-    at = RECORDS_AT + NODE_AT[rows[0][0].split()[0]]
-    (struct_, _), make = layout(rows), record(name, rows)._make
-    conversions = [CONVERSIONS[code[-1]] for fields, code, *_ in rows
-                   for _ in fields.split()]
-    return lambda node: make([
-        convert(value) for convert, value
-        in zip(conversions, struct_.unpack_from(node.slot, at))])
 
 
 def picker(names):
@@ -586,6 +553,45 @@ def picker(names):
         return [None if value == absent else value
                 for value, absent in zip(values, absents)]
     return pick
+
+
+def converter(names, convert_text):
+    """Return a function that gives some fields of a Node as a list, floats
+    rounded.
+
+    names   as of picker(), convert_text: what makes a text of bytes
+    """
+    pick = picker(names)
+    codes = [NODE_CODES[name.partition(".")[2]][-1] for name in names]
+    conversions = [(nth, rounded if code == "f" else convert_text)
+                   for nth, code in enumerate(codes) if code in "fs"]
+
+    def convert(node):
+        values = list(pick(node))
+        for nth, convert in conversions:
+            if values[nth] is not None:
+                values[nth] = convert(values[nth])
+        return values
+    return convert
+
+
+@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
+def unpacker(name):
+    """Return the function that gives a record, or a list, of a Node."""
+    if name == "cpus":
+        make = record("OneCpu", ONE_CPU_SHOWN)._make
+        return lambda node: [
+            make((cpu, busy / FULL, *ticks)) for cpu, busy, *ticks
+            in CPU_STRUCT.iter_unpack(node.records()[0])]
+    if name == "interfaces":
+        make = record("Interface", INTERFACE)._make
+        return lambda node: [
+            make((unpack_text(device), *counts)) for device, *counts
+            in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
+    made = record(name, PARTS[name])
+    convert = converter(["%s.%s" % (name, field) for field in made._fields],
+                        unpack_text)
+    return lambda node: made._make(convert(node))
 
 
 @functools.lru_cache(None)      # most nodes are alike
@@ -673,12 +679,12 @@ class Node:
     def __getattr__(self, name):
         """Unpack what is wanted, the first time that it is."""
         if name in PARTS or name in LISTS:
-            value = self.__dict__[name] = unpacker(name)(self)
-            return value
-        if name in HEADS:
+            setattr(self, name, unpacker(name)(self))
+        elif name in HEADS:
             self.unpack_heads()
-            return self.__dict__[name]
-        raise AttributeError("a node has no " + name)
+        else:
+            raise AttributeError("a node has no " + name)
+        return getattr(self, name)
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
