@@ -134,8 +134,9 @@ def share(part, whole):
 
 def total(values):
     """Return the sum of the values that are known, None without one."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    if all(value is None for value in values):
+        return None
+    return sum(filter(None, values))
 
 
 def known_cpus(node):

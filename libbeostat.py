@@ -986,7 +986,8 @@ class Cluster:
         raise SampleChanging("node %d: sample kept changing" % number)
 
     def __iter__(self):
-        self.refresh(time.monotonic())
+        now = time.monotonic()
+        self.refresh(now)
         self.refused, nodes, begin, first, again = {}, {}, 0, b"", b""
         for units, number in sorted(zip(self.index.tolist(),
                                         range(MASTER, len(self.index)))):
@@ -999,8 +1000,7 @@ class Cluster:
                     slot = find_slot(first, again, place - begin, number)
                     if not slot or slot[0] % 2:
                         slot = self.read_slot(number, place)
-                    slot = renew(slot)
-                    nodes[number] = Node(number, slot, time.monotonic(),
+                    nodes[number] = Node(number, renew(slot), now,
                                          self.clock_s)
                 except BeostatError as error:
                     self.refused[number] = error
@@ -1020,8 +1020,7 @@ class Cluster:
         except NoSuchNode:
             self.refresh(now)           # it may have come just now
             place = self.find(number)
-        slot = self.read_slot(number, place)
-        slot = renew(slot)
+        slot = renew(self.read_slot(number, place))
         return Node(number, slot, time.monotonic(), self.clock_s)
 
     __getitem__ = node
