@@ -1135,7 +1135,8 @@ DEVICE = [("node_network_%s_%s_total" % (way, name),    # as in INTERFACE
 PICK_TEXTS = libbeostat.picker((
     "host.hostname", "host.release", "host.machine", "processor.vendor",
     "processor.model"))
-PICK_MEASURED = libbeostat.picker([field for *_, field in MEASURED])
+GET_MEASURED = libbeostat.converter([field for *_, field in MEASURED],
+                                    libbeostat.unpack_text)
 PICK_DERIVED = libbeostat.picker((
     "disk.block_bytes", "disk.blocks", "disk.free_blocks",
     "disk.available_blocks", "agent.cost_us", "agent.cpus"))
@@ -1198,9 +1199,7 @@ def values_uname(node):
 
 def values_measured(node):
     """Return the fields of MEASURED."""
-    return [("", tuple([
-        libbeostat.rounded(value) if isinstance(value, float) else value
-        for value in PICK_MEASURED(node)]))]
+    return [("", GET_MEASURED(node))]
 
 
 def values_derived(node):
