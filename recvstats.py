@@ -12,7 +12,7 @@ it takes the old table over: no node disappears.
   -f, --foreground         stay in the foreground, log to standard error
   -d, --debug              the same, and log every message
   --table PATH, --fresh    shared table, /dev/shm/beostat; make it empty
-  --iprange FIRST[-LAST]   tell nodes their number by address: FIRST is 0
+  --iprange FIRST[-LAST]   number nodes that send none by address: FIRST is 0
   --max-nodes NODES, --max-bytes BYTES     bounds of it: 65536, 256M
   --allow NETWORK          take messages from ADDRESS[/BITS] only; repeatable
   --key-file FILE          take only messages signed with a key of FILE
@@ -446,10 +446,11 @@ class Table:
     def __init__(self, path, port, entries, expected, most_bytes):
         self.path, self.most_bytes, self.fd = path, most_bytes, -1
         self.view = self.words = self.index = memoryview(b"")
-        self.start_s, self.grow_due = time.monotonic(), 0.0
+        self.start_s = self.counted_s = time.monotonic()
+        self.grow_due = 0.0
         self.spare_bytes, pid = 0, os.getpid()
         self.counts = dict.fromkeys(COUNTER_NAMES, 0)
-        self.history = collections.deque([(0,) * len(COUNTER_NAMES)],
+        self.history = collections.deque([self.counts.copy()],
                                          RECENT_TICKS + 1)
         self.status = dict.fromkeys(layout(STATUS)[1], 0)
         self.status.update(
@@ -648,7 +649,8 @@ class Table:
         counts = self.counts.values()
         data = TABLE_STRUCT.pack(
             *self.status.values(), *counts,
-            *map(int.__sub__, counts, self.history[0]), 0)[:-CRC_BYTES]
+            *map(int.__sub__, counts, self.history[0].values()),
+            0)[:-CRC_BYTES]
         crc = zlib.crc32(data[TABLE_AT["version"]:])
         return data + crc.to_bytes(CRC_BYTES, "little")
 
@@ -670,11 +672,14 @@ class Table:
     def beat(self, now):
         """Write the header, with a heartbeat and what was counted."""
         counts, status = self.counts, self.status
-        received = sum(counts.values()) - sum(
+        counts["received"] = sum(counts.values()) - sum(
             counts[name] for name in ("received", *NOT_RECEIVED))
-        status["messages_per_s"] = min(received - counts["received"], U32)
-        counts["received"] = received
-        self.history.append(tuple(counts.values()))
+        elapsed_s = now - self.counted_s
+        if elapsed_s >= TICK_S:         # else a signal made it tick
+            messages = counts["received"] - self.history[-1]["received"]
+            status["messages_per_s"] = min(round(messages / elapsed_s), U32)
+            self.history.append(counts.copy())
+            self.counted_s = now
         status["heartbeat_s"] = now
         status["uptime_s"] = max(now - self.start_s, 0)
         self.write_header()

@@ -5,7 +5,7 @@ usage: sendstats.py [options] [NODENUMBER] [ADDRESS[:PORT] ...]
 
 Reads /proc once a period and sends a datagram to every master.  NODENUMBER
 is 0, 1, 2 ... or -1, the master itself; default $NODE, else the master
-tells it by address.  ADDRESS may be a name; default master.
+goes by the address.  ADDRESS may be a name; default master.
   -r, --rate SECONDS     period; default 1
   -p, --port PORT        UDP port of the masters; default 5545, with -i 3040
   -a, --address ADDRESS  local address to send from

@@ -1540,6 +1540,18 @@ def test_what_was_not_heard_before_the_end_is_no_silence(tmp_path):
             assert cluster[3].state == "up"
 
 
+def test_messages_of_a_second_whenever_it_ticks(receiver):
+    """A signal makes it tick early, a nap a little late."""
+    now, sequence = receiver.table.counted_s, itertools.count(1)
+    for passed_s, messages, shown in (1, 7, 7), (0.2, 3, 7), (1.8, 17, 10):
+        for _ in range(messages):
+            feed(receiver, message(3, next(sequence)))
+        now += passed_s
+        receiver.tick(now)
+        with libbeostat.open(receiver.table.path) as cluster:
+            assert cluster.status.messages_per_s == shown
+
+
 def test_signal_that_came_while_a_call_failed_is_obeyed(receiver):
     """SIGHUP by the next tick, here with SIGTERM, which ends it."""
     errors, ticks = iter([OSError("no memory")]), []
@@ -5228,8 +5240,8 @@ def test_an_earlier_agents_sample_stands_beside_todays(receiver):
     early, today = decode(EARLY, 7), decode(RECORDED[0][0], 7)
     for name in "processor kernel load memory cpus interfaces".split():
         assert getattr(early, name) == getattr(today, name), name
-    assert early.cpu == today.cpu._replace(
-        busy_fraction=0.0, **dict.fromkeys(libbeostat.EARLIER[0][1].split()))
+    assert early.cpu == today.cpu._replace(busy_fraction=0.0, **dict.fromkeys(
+        "user_fraction nice_fraction system_fraction iowait_fraction".split()))
     version = libbeostat.RECORDS_VERSION
     feed(receiver, EARLY)
     feed(receiver, message(8), "10.0.0.8")
