@@ -3426,6 +3426,10 @@ def test_original_names_fields_and_knows_no_usage_of_no_disk(seven, original):
     assert original.get_disk_usage(7) == (None, None)
 
 
+def test_structures_of_one_name_are_of_one_class(original):
+    assert type(original.get_loadavg(4)) is type(original.get_loadavg(2))
+
+
 # ---- requests and multicast --------------------------------------------
 
 
