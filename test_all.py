@@ -1482,6 +1482,24 @@ def test_messages_of_a_second_whenever_it_ticks(receiver):
             assert cluster.status.messages_per_s == shown
 
 
+def test_signal_that_came_while_a_call_failed_is_obeyed(receiver):
+    """SIGHUP by the next tick, here with SIGTERM, which ends it."""
+    errors, ticks = iter([OSError("no memory")]), []
+
+    def receive(_):
+        raise next(errors, BlockingIOError())
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.write(writer, bytes([signal.SIGHUP]))
+    receiver.tick = lambda _, told: ticks.append(told) or os.write(
+        writer, bytes([signal.SIGTERM]))
+    sock = types.SimpleNamespace(fileno=lambda: reader, recvfrom_into=receive)
+    recvstats.run(receiver, sock, reader)
+    assert signal.SIGHUP in ticks[0] and signal.SIGHUP not in ticks[1]
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.parametrize("nap_s, count, want_s", (
     (0.0, 1, 0.005),                    # the first after a while
     (0.005, 3, 0.1),                    # few come: never longer than that
