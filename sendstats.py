@@ -200,7 +200,7 @@ CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
     (b"cache size",),
     (b"bogomips", b"BogoMIPS", b"bogomips per cpu"),
 )
-NUMBER_BYTES = 32               # no number and the blanks before it are longer
+COUNT_BYTES = 48                # no key, and its number, is longer
 FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
 WRAP = ABSENT["I"]              # the ticks of one CPU do
 FULL = 10000                    # the busy share of a CPU that never idles
@@ -213,9 +213,9 @@ def parse_counts(text, keys):
     """
     counts = []
     for key in keys:
-        end = text.rfind(key) + len(key)
-        counts.append(ABSENT["Q"] if end < len(key) else int(
-            text[end:end + NUMBER_BYTES].split(None, 1)[0]))
+        at = text.find(key)
+        counts.append(ABSENT["Q"] if at < 0 else int(
+            text[at:at + COUNT_BYTES].split(None, 2)[1]))
     return counts
 
 
@@ -245,88 +245,69 @@ def parse_loadavg(text):
 
 
 def parse_stat(text):
-    """Return (lines, kernel) of /proc/stat.
+    """Return (sums, lines, kernel) of /proc/stat.
 
-    lines   of each cpu line the CPU's id, -1 of the line of their sums, and
-            its ticks: user, nice, system ...
+    sums    the ten tick counters of all CPUs: user, nice, system ...
+    lines   of each CPU its id, and as many of these as the kernel has
     kernel  the values of KERNEL
     Raises  ValueError when the cpu lines are not alike; IndexError
-    Source  proc(5), /proc/stat
     """
-    end = text.find(b"\n", text.rfind(b"\ncpu") + 1)
-    lines = [list(map(int, line.split())) for line in text[:end].replace(
-        b"cpu ", b"-1 ", 1).replace(b"cpu", b"").split(b"\n")]
-    widths = set(map(len, lines))
-    if len(widths) > 1 or min(widths) < 5:
+    _, *lines = text.split(b"cpu")
+    lines[-1], _, rest = lines[-1].partition(b"\n")
+    sums, *lines = [list(map(int, line.split())) for line in lines]
+    if len(sums) < 4 or set(map(len, lines)) - {len(sums) + 1}:
         raise ValueError("/proc/stat: cpu lines of different width")
-    if max(lines)[0] >= ABSENT["H"]:
+    if max(lines, default=[0])[0] >= ABSENT["H"]:
         raise ValueError("/proc/stat: CPU number too high")
-    *counts, running, blocked = parse_counts(text, STAT)
+    *counts, running, blocked = parse_counts(b"\n" + rest, STAT)
     if 0 < running < ABSENT["Q"]:
         running -= 1                    # the agent itself
-    return lines, (*counts, running & ABSENT["I"], blocked & ABSENT["I"])
+    return (sums + 10 * [ABSENT["Q"]])[:10], lines, (
+        *counts, running & ABSENT["I"], blocked & ABSENT["I"])
 
 
-def fold_ticks(line):
-    """Return (user, nice, system, idle) ticks of a cpu line.
+def measure_sums(sums, before):
+    """Return the values of CPU.
 
-    They sum to all time: irq, softirq and steal count as system, iowait
-    as idle; guest time is in user and nice already.
+    sums, before  the ten tick counters of all CPUs, now and a period ago;
+                  empty when they are not known
     """
-    # An old kernel has less columns.
-    _, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
-        *line, 0, 0, 0, 0)
-    return user, nice, system + irq + softirq + steal, idle + iowait
+    if not sums:
+        return absent(CPU)
+    user, nice, system, idle, iowait, irq, softirq, steal, *_ = [
+        now - then if now > then else 0
+        for now, then in zip(sums, before or sums)]
+    system += irq + softirq + steal
+    used = user + nice + system
+    total = used + idle + iowait or 1
+    return [*sums, used / total, user / total, nice / total, system / total,
+            ABSENT["f"] if sums[4] == ABSENT["Q"] else iowait / total]
 
 
-def busy_share(used, idle, period_ticks):
-    """Return a CPU's busy share of a period, 0 to FULL.
+def measure_cpus(lines, before, period_ticks):
+    """Return (values of ONE_CPU, {CPU's id: its (used, idle) ticks}).
 
-    used, idle    its ticks in the period
+    Of all time, irq, softirq and steal count as system, iowait as idle;
+    guest time is in user and nice already.
+    before        the same ticks, a period ago
     period_ticks  length of the period, which stands in for an idle
                   counter that went backwards
     """
-    if idle < 0:
-        idle = max(int(period_ticks) - used, 0)
-    return used * FULL // (used + idle) if used > 0 else 0
-
-
-def split_shares(busy, sums, before):
-    """Return fractions [busy, user, nice, system, iowait] of a period.
-
-    sums, before  the ten tick counters of all CPUs, now and a period ago
-    """
-    user, nice, system, idle, iowait, irq, softirq, steal, *_ = [
-        now - then if now > then else 0 for now, then in zip(sums, before)]
-    system += irq + softirq + steal
-    used = (user + nice + system) or 1
-    return [busy, busy * user / used, busy * nice / used,
-            busy * system / used,
-            ABSENT["f"] if sums[4] == ABSENT["Q"]
-            else (1 - busy) * iowait / (idle + iowait or 1)]
-
-
-def measure_cpus(lines, sums_before, before, period_ticks):
-    """Return (values of CPU, those of ONE_CPU, what is before next time).
-
-    sums_before   the ten tick counters of all CPUs, a period ago
-    before        {CPU's id: its (used, idle) ticks} then
-    period_ticks  length of the period
-    """
     values, ticks = [], {}
     for line in lines:
-        cpu, (user, nice, system, idle) = line[0], fold_ticks(line)
+        # An old kernel has less columns.
+        cpu, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
+            *line, 0, 0, 0, 0)
+        system, idle = system + irq + softirq + steal, idle + iowait
         used = user + nice + system
         ticks[cpu] = used, idle
         used_before, idle_before = before.get(cpu, ticks[cpu])
-        values += (cpu, busy_share(used - used_before, idle - idle_before,
-                                   period_ticks),
+        busy, rest = used - used_before, idle - idle_before
+        if rest < 0:
+            rest = max(int(period_ticks) - busy, 0)
+        values += (cpu, busy * FULL // (busy + rest) if busy > 0 else 0,
                    user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)
-    if not lines:
-        return absent(CPU), values, (None, ticks)
-    sums = (lines[0][1:] + 10 * [ABSENT["Q"]])[:10]
-    return (sums + split_shares(values[1] / FULL, sums, sums_before or sums),
-            values[len(values) // len(lines):], (sums, ticks))
+    return values, ticks
 
 
 def parse_net_dev(text):
@@ -354,16 +335,17 @@ def measure_interfaces(lines, before, elapsed_s):
     received = sent = 0
     values, counts = [], {}
     for line in lines:
-        name = line[0]
-        counts[name] = line[1], line[9]
-        rates = [int((now - then) / elapsed_s) if now > then else 0  # reset
-                 for now, then in zip(counts[name],
-                                      before.get(name, counts[name]))]
+        name, rx, tx = line[0], line[1], line[9]
+        counts[name] = rx, tx
+        rx_before, tx_before = before.get(name, (rx, tx))
+        # A counter that went backwards was reset.
+        rx_rate = int((rx - rx_before) / elapsed_s) if rx > rx_before else 0
+        tx_rate = int((tx - tx_before) / elapsed_s) if tx > tx_before else 0
         if name != b"lo":
-            received += rates[0]
-            sent += rates[1]
+            received += rx_rate
+            sent += tx_rate
         values += (name if name.isalnum() else text_bytes(name, 16),
-                   *line[1:], *rates)
+                   *line[1:], rx_rate, tx_rate)
     return (received, sent) if lines else absent(NETWORK), values, counts
 
 
@@ -497,7 +479,7 @@ class Sampler:
     tried again by the next sample.
     say     function that is told what is wrong, each time
     past    what rates go back to, the oldest first: of each sample
-            (CLOCK_MONOTONIC, of CPUs, of interfaces)
+            (CLOCK_MONOTONIC, of all CPUs, of each, of interfaces)
     """
 
     def __init__(self, root, node, period_s, say=ignore):
@@ -561,7 +543,7 @@ class Sampler:
         old_s = min(self.period_s, FIRST_S) * EARLY
         while len(self.past) > 1 and now - self.past[1][0] >= old_s:
             del self.past[0]
-        return self.past[0] if self.past else (now, (None, {}), {})
+        return self.past[0] if self.past else (now, [], {}, {})
 
     def make_message(self, kind):
         """Return the message of a new sample.
@@ -582,25 +564,27 @@ class Sampler:
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
             self.read_identity()
-        past_s, cpus_before, bytes_before = self.find_past(now)
+        past_s, sums_before, ticks_before, bytes_before = (
+            self.find_past(now))
         elapsed_s = now - past_s or 1.0
-        lines, kernel = self.read("stat", parse_stat) or (
-            [], absent(KERNEL))
-        cpu, cpus, cpus_now = measure_cpus(
-            lines, *cpus_before, elapsed_s * self.ticks_per_s)
-        if cpus_before[1] and cpus_before[1].keys() != cpus_now[1].keys():
+        sums, lines, kernel = self.read("stat", parse_stat) or (
+            [], [], absent(KERNEL))
+        cpus, ticks = measure_cpus(
+            lines, ticks_before, elapsed_s * self.ticks_per_s)
+        if ticks_before and ticks_before.keys() != ticks.keys():
             self.identity_due = 0.0
         network, interfaces, bytes_now = measure_interfaces(
             self.read("net/dev", parse_net_dev) or [], bytes_before, elapsed_s)
-        self.past.append((now, cpus_now, bytes_now))
+        self.past.append((now, sums, ticks, bytes_now))
         load = self.read("loadavg", parse_loadavg) or absent(LOAD)
         memory = self.read("meminfo", parse_meminfo) or absent(MEMORY)
         disk = self.read_disk()
         cost_s, self.cost_s = self.cost_s, time.process_time()
         return self.identity + pack_records([
-            *kernel, *cpu, *load, *memory, *disk, *network,
-            int((self.cost_s - cost_s) * 1e6), self.send_errors,
-            self.skipped, self.procstatd_port], cpus, interfaces)
+            *kernel, *measure_sums(sums, sums_before), *load, *memory,
+            *disk, *network, int((self.cost_s - cost_s) * 1e6),
+            self.send_errors, self.skipped, self.procstatd_port],
+            cpus, interfaces)
 
 
 # ---- masters -----------------------------------------------------------
@@ -1176,13 +1160,11 @@ def reply_send(sampler, _):
 
 def reply_quik(sampler, _):
     """Return what /proc/stat and /proc/loadavg have."""
-    lines, kernel = sampler.read("stat", parse_stat) or (
-        [], absent(KERNEL))
+    sums, _, kernel = sampler.read("stat", parse_stat) or (
+        [], [], absent(KERNEL))
     load = sampler.read("loadavg", parse_loadavg) or absent(LOAD)
-    names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
-    ticks = fold_ticks(lines[0]) if lines else ()
     return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
-                         dict(zip(names, ticks)))
+                         name_values(CPU, sums))
 
 
 def reply_jobs(sampler, _):

@@ -4109,7 +4109,9 @@ def test_procstatd_of_another_proc(running):
     assert abs(int(values.pop("uptime")) - time.time() + 1795226462) < LIMIT_S
     assert values == dict(
         load1="0", load5="0.01", load15="0.05", proc="77", user_ticks="608",
-        nice_ticks="0", system_ticks="943", idle_ticks="127401")
+        nice_ticks="0", system_ticks="928", idle_ticks="127363",
+        iowait_ticks="38", irq_ticks="0", softirq_ticks="9", steal_ticks="6",
+        guest_ticks="0", guest_nice_ticks="0")
     write_processes(root, 20, NAMES)
     os.mkdir(root + "/21")
     page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
