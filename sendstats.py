@@ -285,7 +285,7 @@ def measure_sums(sums, before):
 
 
 def measure_cpus(lines, before, period_ticks):
-    """Return (values of ONE_CPU, {CPU's id: its (used, idle) ticks}).
+    """Return (records of ONE_CPU, {CPU's id: its (used, idle) ticks}).
 
     Of all time, irq, softirq and steal count as system, iowait as idle;
     guest time is in user and nice already.
@@ -293,7 +293,7 @@ def measure_cpus(lines, before, period_ticks):
     period_ticks  length of the period, which stands in for an idle
                   counter that went backwards
     """
-    values, ticks = [], {}
+    records, ticks = [], {}
     for line in lines:
         # An old kernel has less columns.
         cpu, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
@@ -305,9 +305,10 @@ def measure_cpus(lines, before, period_ticks):
         busy, rest = used - used_before, idle - idle_before
         if rest < 0:
             rest = max(int(period_ticks) - busy, 0)
-        values += (cpu, busy * FULL // (busy + rest) if busy > 0 else 0,
-                   user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)
-    return values, ticks
+        records.append(pack(CPU_STRUCT, ONE_CPU, (
+            cpu, busy * FULL // (busy + rest) if busy > 0 else 0,
+            user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)))
+    return records, ticks
 
 
 def parse_net_dev(text):
@@ -327,13 +328,13 @@ def parse_net_dev(text):
 
 
 def measure_interfaces(lines, before, elapsed_s):
-    """Return the values of NETWORK, those of INTERFACE, and
+    """Return the values of NETWORK, records of INTERFACE, and
     {interface: its bytes (received, sent)}.
 
     before  the same bytes elapsed_s ago
     """
     received = sent = 0
-    values, counts = [], {}
+    records, counts = [], {}
     for line in lines:
         name, rx, tx = line[0], line[1], line[9]
         counts[name] = rx, tx
@@ -344,9 +345,10 @@ def measure_interfaces(lines, before, elapsed_s):
         if name != b"lo":
             received += rx_rate
             sent += tx_rate
-        values += (name if name.isalnum() else text_bytes(name, 16),
-                   *line[1:], rx_rate, tx_rate)
-    return (received, sent) if lines else absent(NETWORK), values, counts
+        records.append(pack(INTERFACE_STRUCT, INTERFACE, (
+            name if name.isalnum() else text_bytes(name, 16),
+            *line[1:], rx_rate, tx_rate)))
+    return (received, sent) if lines else absent(NETWORK), records, counts
 
 
 def parse_cpuinfo(text):
@@ -384,15 +386,14 @@ MOST_BYTES = 16 << 20           # no file of /proc that we read is longer
 IDENTITY = HOST + PROCESSOR     # of a node record, what seldom changes
 VALUES = NODE[len(IDENTITY):]
 HEADER_STRUCT, _ = layout(HEADER)
+IDENTITY_STRUCT, _ = layout(IDENTITY)
+VALUES_STRUCT, _ = layout(VALUES)
 NODE_STRUCT, _ = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
     MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size - CRC_BYTES
     - MAC_BYTES)
-VALUES_CODES, CPU_CODES, INTERFACE_CODES = [
-    "".join(codes(rows)) for rows in (VALUES, ONE_CPU, INTERFACE)]
-CPU_VALUES, INTERFACE_VALUES = len(codes(ONE_CPU)), len(codes(INTERFACE))
 
 
 def text_bytes(text, size):
@@ -403,10 +404,15 @@ def text_bytes(text, size):
             .decode("utf-8", "ignore").encode("utf-8"))
 
 
-def pack(rows, values):
-    """Return the bytes of a table of fields, whatever /proc made us count."""
-    code = "<" + "".join(codes(rows))
-    return struct.pack(code, *map(fitting, codes(rows), values))
+def pack(record, rows, values):
+    """Return the bytes of a record, whatever /proc made us count.
+
+    record  the Struct of its table of fields
+    """
+    try:
+        return record.pack(*values)
+    except (struct.error, OverflowError):
+        return record.pack(*map(fitting, codes(rows), values))
 
 
 def pack_records(values, cpus, interfaces):
@@ -414,23 +420,16 @@ def pack_records(values, cpus, interfaces):
     interfaces as many as fit, and flags that say if that is not all.
 
     values            of VALUES, as far as the flags
-    cpus, interfaces  values of ONE_CPU, of INTERFACE, record by record
+    cpus, interfaces  records of ONE_CPU, of INTERFACE
     """
-    cpu_count = min(len(cpus) // CPU_VALUES, MOST_CPUS)
-    room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
-    count = min(len(interfaces) // INTERFACE_VALUES,
-                room // INTERFACE_STRUCT.size)
-    shown = [*cpus[:cpu_count * CPU_VALUES],
-             *interfaces[:count * INTERFACE_VALUES]]
-    flags = CLIPPED if count * INTERFACE_VALUES < len(interfaces) else 0
-    if cpu_count * CPU_VALUES < len(cpus):
-        flags |= CPUS_CLIPPED
-    values += [flags, cpu_count, count, *shown]
-    try:
-        return struct.pack("<" + VALUES_CODES + CPU_CODES * cpu_count
-                           + INTERFACE_CODES * count, *values)
-    except (struct.error, OverflowError):
-        return pack(VALUES + ONE_CPU * cpu_count + INTERFACE * count, values)
+    flags = CPUS_CLIPPED if len(cpus) > MOST_CPUS else 0
+    cpus = cpus[:MOST_CPUS]
+    most = (RECORDS_BYTES - len(cpus) * CPU_STRUCT.size) // (
+        INTERFACE_STRUCT.size)
+    flags |= CLIPPED if len(interfaces) > most else 0
+    interfaces = interfaces[:most]
+    return b"".join([pack(VALUES_STRUCT, VALUES, (
+        *values, flags, len(cpus), len(interfaces))), *cpus, *interfaces])
 
 
 def pack_message(header, body):
@@ -522,7 +521,7 @@ class Sampler:
         host = os.uname()
         vendor, model, *numbers = (self.read("cpuinfo", parse_cpuinfo)
                                    or absent(PROCESSOR)[:-1])
-        self.identity = pack(IDENTITY, (
+        self.identity = pack(IDENTITY_STRUCT, IDENTITY, (
             text_bytes(host.nodename, 64), text_bytes(host.release, 64),
             text_bytes(host.machine, 16), text_bytes(vendor, 16),
             text_bytes(model, 64), *numbers, self.ticks_per_s))
