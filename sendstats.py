@@ -203,6 +203,7 @@ CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
 COUNT_BYTES = 48                # no key, and its number, is longer
 FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
 WRAP = ABSENT["I"]              # the ticks of one CPU do
+IDLE = 3                        # of the ten tick counters, the idle one
 FULL = 10000                    # the busy share of a CPU that never idles
 
 
@@ -266,19 +267,23 @@ def parse_stat(text):
         *counts, running & ABSENT["I"], blocked & ABSENT["I"])
 
 
-def measure_sums(sums, before):
+def measure_sums(sums, before, period_ticks):
     """Return the values of CPU.
 
     sums, before  the ten tick counters of all CPUs, now and a period ago;
                   empty when they are not known
+    period_ticks  what all CPUs count in the period, which stands in for an
+                  idle counter that went backwards
     """
     if not sums:
         return absent(CPU)
+    before = before or sums
     user, nice, system, idle, iowait, irq, softirq, steal, *_ = [
-        now - then if now > then else 0
-        for now, then in zip(sums, before or sums)]
+        now - then if now > then else 0 for now, then in zip(sums, before)]
     system += irq + softirq + steal
     used = user + nice + system
+    if sums[IDLE] < before[IDLE]:
+        idle = max(int(period_ticks) - used - iowait, 0)
     total = used + idle + iowait or 1
     return [*sums, used / total, user / total, nice / total, system / total,
             ABSENT["f"] if sums[4] == ABSENT["Q"] else iowait / total]
@@ -566,10 +571,11 @@ class Sampler:
         past_s, sums_before, ticks_before, bytes_before = (
             self.find_past(now))
         elapsed_s = now - past_s or 1.0
+        period_ticks = elapsed_s * self.ticks_per_s
         sums, lines, kernel = self.read("stat", parse_stat) or (
             [], [], absent(KERNEL))
-        cpus, ticks = measure_cpus(
-            lines, ticks_before, elapsed_s * self.ticks_per_s)
+        cpu = measure_sums(sums, sums_before, period_ticks * len(lines))
+        cpus, ticks = measure_cpus(lines, ticks_before, period_ticks)
         if ticks_before and ticks_before.keys() != ticks.keys():
             self.identity_due = 0.0
         network, interfaces, bytes_now = measure_interfaces(
@@ -580,10 +586,9 @@ class Sampler:
         disk = self.read_disk()
         cost_s, self.cost_s = self.cost_s, time.process_time()
         return self.identity + pack_records([
-            *kernel, *measure_sums(sums, sums_before), *load, *memory,
-            *disk, *network, int((self.cost_s - cost_s) * 1e6),
-            self.send_errors, self.skipped, self.procstatd_port],
-            cpus, interfaces)
+            *kernel, *cpu, *load, *memory, *disk, *network,
+            int((self.cost_s - cost_s) * 1e6), self.send_errors,
+            self.skipped, self.procstatd_port], cpus, interfaces)
 
 
 # ---- masters -----------------------------------------------------------

@@ -809,6 +809,9 @@ SECONDS = (
      {"cpu.busy_fraction": .5, "cpu.user_fraction": .2,
       "cpu.nice_fraction": .1, "cpu.system_fraction": .2,
       "cpu.iowait_fraction": .1}),
+    ("the idle time of all may go backwards", EPYC, changed(
+        EPYC, "stat", ("cpu  608 0 928 127363", "cpu  708 0 928 127000")),
+     {"cpu.busy_fraction": 50 / os.sysconf("SC_CLK_TCK")}),
     ("a CPU that goes off line shifts nothing", ARM64, changed(
         ARM64, "stat", ("cpu1 100 0 100 1000 10 1 1 0 0 0\n", ""),
         ("cpu3 100 0 100 1000", "cpu3 150 0 100 1050")),
