@@ -26,7 +26,6 @@ examples:
   pdsh -w $(beostat.py --names --up) uptime    run it where it can run
 """
 
-import argparse
 import collections
 import functools
 import gc
@@ -39,6 +38,7 @@ import signal
 import stat
 import sys
 import time
+import types
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 try:
@@ -74,7 +74,7 @@ View = collections.namedtuple("View", "options format read sort_keys")
 View.__doc__ = """A way to show a Picture.
 
 options    that choose it
-format     its function: of a Picture and the options, [(line, colour)]
+format     its function: of a Picture and the options, (line, colour) of each
 read       the function that completes a Picture for it: sorts, fetches
 sort_keys  that --sort may name
 """
@@ -134,8 +134,9 @@ def share(part, whole):
 
 def total(values):
     """Return the sum of the values that are known, None without one."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    if all(value is None for value in values):
+        return None
+    return sum(filter(None, values))
 
 
 def known_cpus(node):
@@ -528,31 +529,32 @@ def row_colour(node, args):
 
 
 def format_table(picture, args):
-    """Return the status view: a line per node, totals, who is not up."""
+    """Yield the status view: a line per node, totals, who is not up."""
     columns = choose_columns(args)
     format_row, cut = row_formatter(columns, args), cutter(columns, args)
-    lines, up, clipped = [], [], []
+    headings = [heading for _, heading, *_ in COLUMNS]
+    if not args.brief:
+        yield format_row([0] * len(COLUMNS), headings), "bold"
+    up, clipped = [], []
     for node in picture.nodes:
         values, flags, sums = measure(node)
         if node.state == "up":
             up.append(sums)
         if flags:
             clipped.append((node.number, flags))
-        lines.append((cut(format_row(values, format_values(values))),
-                      row_colour(node, args)))
+        yield (cut(format_row(values, format_values(values))),
+               row_colour(node, args))
     if args.brief:
-        return lines
+        return
     if args.states == UP:
         picture = picture._replace(never=[])
     values = measure_all(up)
     totals = ["" if value is None else text
               for value, text in zip(values, format_values(values))]
-    headings = [heading for _, heading, *_ in COLUMNS]
-    return ([(format_row([0] * len(COLUMNS), headings), "bold")]
-            + lines + [(format_row(values, totals).rstrip(), "bold")]
-            + [(line, "") for line in format_lists(picture)
-               + format_clipped(clipped)
-               + format_dropped(picture.status.recent)])
+    yield format_row(values, totals).rstrip(), "bold"
+    for line in (format_lists(picture) + format_clipped(clipped)
+                 + format_dropped(picture.status.recent)):
+        yield line, ""
 
 
 # ---- view: folded ------------------------------------------------------
@@ -1017,25 +1019,21 @@ def node_formatter(encode):
             '"%s": %s' % (part, object_template(fields))
             for part, fields in parts.items()]),
         '"cpus": [%s], "interfaces": [%s]}')
-    pick_heads, pick = of(*HEADS), libbeostat.picker([
-        "%s.%s" % (part, field) for part in parts for field in parts[part]])
-    conversions = {"s": lambda data: encode(libbeostat.unpack_text(data)),
-                   "f": libbeostat.rounded}
+
+    def encode_text(data):
+        return encode(libbeostat.unpack_text(data))
+    pick_heads, convert = of(*HEADS), libbeostat.converter([
+        "%s.%s" % (part, field) for part in parts for field in parts[part]],
+        encode_text)
     format_cpus = list_formatter(
         libbeostat.ONE_CPU_SHOWN, libbeostat.CPU_STRUCT, "busy_fraction",
         lambda busy: busy / libbeostat.FULL)
     format_interfaces = list_formatter(
         libbeostat.INTERFACE, libbeostat.INTERFACE_STRUCT, "name",
-        conversions["s"])
-    converted = [(nth, conversions[code[-1]]) for nth, code
-                 in enumerate(libbeostat.NODE_CODES.values())
-                 if code[-1] in conversions]
+        encode_text)
 
     def format_node(node):
-        values = list(pick(node))
-        for nth, convert in converted:
-            if values[nth] is not None:
-                values[nth] = convert(values[nth])
+        values = convert(node)
         values[-2] = values[-2] or None         # CPUs, 0 unknown
         if None in values:
             values = ["null" if value is None else value for value in values]
@@ -1045,25 +1043,31 @@ def node_formatter(encode):
     return format_node
 
 
-def format_json(picture, args):
-    """Return one JSON document of all there is; null is unknown.
-
-    A node has a line of its own, but where each document must be a line.
+def texts_of_json(picture):
+    """Yield the parts of one JSON document of all there is; null is unknown.
     """
     # costs a quarter of the status view
     from json.encoder import JSONEncoder, encode_basestring_ascii
     encode = JSONEncoder(check_circular=False).encode
     format_node = node_formatter(encode_basestring_ascii)
-    nodes = [format_node(node) for node in picture.nodes] or [""]
-    lines = ['{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [' % (
+    yield '{"path": %s, "time_s": %s, "recvstats": %s, "nodes": [' % (
         encode(picture.path), encode(picture.time_s),
-        encode(picture.status._asdict())),
-        *[node + ", " for node in nodes[:-1]], nodes[-1],
-        '], "never": %s, "refused": %s}' % (encode(picture.never), encode(
-            {"%d" % number: text for number, text
-             in sorted(picture.refused.items())}))]
-    return [(line, "") for line in (
-        lines if args.watch is None else ["".join(lines)])]
+        encode(picture.status._asdict()))
+    *most, last = picture.nodes or [None]
+    for node in most:
+        yield format_node(node) + ", "
+    yield format_node(last) if last else ""
+    yield '], "never": %s, "refused": %s}' % (encode(picture.never), encode(
+        {"%d" % number: text for number, text
+         in sorted(picture.refused.items())}))
+
+
+def format_json(picture, args):
+    """Return the lines of a JSON document: one for each node, but where each
+    document must be a line."""
+    texts = texts_of_json(picture)
+    return ((text, "") for text in (
+        texts if args.watch is None else ["".join(texts)]))
 
 
 # ---- view: prometheus --------------------------------------------------
@@ -1131,7 +1135,8 @@ DEVICE = [("node_network_%s_%s_total" % (way, name),    # as in INTERFACE
 PICK_TEXTS = libbeostat.picker((
     "host.hostname", "host.release", "host.machine", "processor.vendor",
     "processor.model"))
-PICK_MEASURED = libbeostat.picker([field for *_, field in MEASURED])
+GET_MEASURED = libbeostat.converter([field for *_, field in MEASURED],
+                                    libbeostat.unpack_text)
 PICK_DERIVED = libbeostat.picker((
     "disk.block_bytes", "disk.blocks", "disk.free_blocks",
     "disk.available_blocks", "agent.cost_us", "agent.cpus"))
@@ -1194,9 +1199,7 @@ def values_uname(node):
 
 def values_measured(node):
     """Return the fields of MEASURED."""
-    return [("", tuple([
-        libbeostat.rounded(value) if isinstance(value, float) else value
-        for value in PICK_MEASURED(node)]))]
+    return [("", GET_MEASURED(node))]
 
 
 def values_derived(node):
@@ -1249,12 +1252,12 @@ WHILE_UP = (
 
 
 def format_metrics(rows, samples):
-    """Return the text of metrics, a line for each value that is known.
+    """Yield metrics, a line for each value that is known.
 
     rows     the metrics, samples: [(labels, a value for each)]
     """
     labels, values = zip(*samples) if samples else ((), ())
-    text, headed = [], ""
+    headed = ""
     for (name, meaning, more, *_), column in zip(rows, zip(*values)):
         pairs = zip(labels, column)
         if None in column:
@@ -1262,39 +1265,39 @@ def format_metrics(rows, samples):
         lines = "\n".join(map((name + "{%s" + more + "} %s").__mod__, pairs))
         if lines and name != headed:
             headed = name
-            text += ["# HELP %s %s" % (name, meaning), "# TYPE %s %s" % (
-                name, "counter" if name.endswith("_total") else "gauge")]
+            yield "# HELP %s %s" % (name, meaning), ""
+            yield "# TYPE %s %s" % (name, "counter" if name.endswith(
+                "_total") else "gauge"), ""
         if lines:
-            text.append(lines)
-    return text
+            yield lines, ""
 
 
 def format_states(picture, labels):
-    """Return the metrics that say of each node what it is."""
+    """Yield the metrics that say of each node what it is."""
     states = [(labels[node.number], node.state) for node in picture.nodes]
     for state, numbers in (("never", picture.never),
                            ("refused", picture.refused)):
         states += [(labels[number], state) for number in numbers]
-    return format_metrics(IS_UP, [
-        (label, (int(state == "up"),)) for label, state in states
-        ]) + format_metrics(STATE, [
-            ('%s,state="%s"' % pair, (1,)) for pair in states])
+    yield from format_metrics(IS_UP, [
+        (label, (int(state == "up"),)) for label, state in states])
+    yield from format_metrics(STATE, [
+        ('%s,state="%s"' % pair, (1,)) for pair in states])
 
 
 def format_recvstats(status):
-    """Return the metrics of recvstats itself."""
+    """Yield the metrics of recvstats itself."""
     name = "beostat_recvstats_up"
-    return ["# HELP %s 1 while recvstats is at work." % name,
-            "# TYPE %s gauge" % name, "%s %d" % (name, status.running)
-            ] + format_metrics([
-                ("beostat_recvstats_datagrams_total",
-                 "What became of datagrams.", "")], [
-                     ('result="%s"' % field, (getattr(status, field),))
-                     for field, *_ in libbeostat.COUNTERS[1:]])
+    yield "# HELP %s 1 while recvstats is at work." % name, ""
+    yield "# TYPE %s gauge" % name, ""
+    yield "%s %d" % (name, status.running), ""
+    yield from format_metrics([
+        ("beostat_recvstats_datagrams_total", "What became of datagrams.",
+         "")], [('result="%s"' % field, (getattr(status, field),))
+                for field, *_ in libbeostat.COUNTERS[1:]])
 
 
 def format_prometheus(picture, args):
-    """Return all there is in Prometheus' text format.
+    """Yield all there is in Prometheus' text format.
 
     A node that is not up has no measurements, and none has while nobody
     listens: a last value would live on for ever.
@@ -1303,14 +1306,13 @@ def format_prometheus(picture, args):
     up = [node for node in picture.nodes
           if node.state == "up" and picture.status.running]
     cpu = CPU_TIMES, values_each_cpu if args.per_cpu else values_mean_cpu
-    text = format_states(picture, labels)
+    yield from format_states(picture, labels)
     for groups, nodes in (ALWAYS, picture.nodes), ((cpu,) + WHILE_UP, up):
         for rows, get in groups:
-            text += format_metrics(rows, [
+            yield from format_metrics(rows, [
                 (labels[node.number] + more, values)
                 for node in nodes for more, values in get(node)])
-    text += format_recvstats(picture.status)
-    return [("\n".join(text), "")]
+    yield from format_recvstats(picture.status)
 
 
 # ---- view: ganglia -----------------------------------------------------
@@ -1708,7 +1710,7 @@ def format_frame(lines, head, first, prompt, args):
         paint(line if "\033" in line else line[:args.width], colour,
               args.colours) + "\033[K"
         for line, colour in (fixed + shown + foot)[:args.height]) + "\033[J"
-    return encode(text, args)
+    return text.encode(args.encoding, "backslashreplace")
 
 
 class Screen:
@@ -1813,7 +1815,7 @@ def format_watched(picture, args):
     missing, fault = list(picture.missing), find_fault(picture)
     if fault and picture.status.running:        # else its views say so
         missing.append(fault)
-    return args.view.format(picture, args) + [
+    return list(args.view.format(picture, args)) + [
         (safe(line), "red") for line in missing if args.view not in DOCUMENTS]
 
 
@@ -1934,6 +1936,7 @@ def parse_address(text):
 
     Raises  ArgumentTypeError
     """
+    import argparse                     # for one option alone
     found = re.fullmatch(r"(?:([0-9.]+):)?([0-9]{1,5})", text)
     if not found or int(found.group(2)) > PORT_MOST:
         raise argparse.ArgumentTypeError("%s is not [ADDRESS:]PORT" % text)
@@ -1953,13 +1956,12 @@ def check_documents(args, views, refuse):
         refuse("--http goes before one document")
 
 
-def check_serve(args, parser):
+def check_serve(args, refuse):
     """Refuse options that a request has, not the server."""
     if [name for name, value in vars(args).items()
-            if value not in (parser.get_default(name), [])
+            if value != DEFAULTS[name]
             and name not in ("serve", "per_cpu", "cluster", "table")]:
-        parser.error("--serve goes with --per-cpu, --cluster and --table "
-                     "alone")
+        refuse("--serve goes with --per-cpu, --cluster and --table alone")
 
 
 def count_names(text):
@@ -2025,7 +2027,8 @@ def reply(target, args):
         with libbeostat.open(args.table) as cluster:
             picture = read_picture(cluster, page)
         if picture.missing:
-            return 404, PLAIN, encode("\n".join(picture.missing + [""]), page)
+            return 404, PLAIN, format_lines([
+                (line, "") for line in picture.missing], page)
         return 200, DOCUMENTS[page.view], format_lines(
             page.view.format(picture, page), page)
     except (ValueError, libbeostat.BadNodeList) as error:
@@ -2174,10 +2177,16 @@ VIEWS = (*DOCUMENTS, DOTS, DAEMON,
 TABLE = View((), format_table, read_sorted, SORT_KEYS)
 FOLDED = View((), format_folded, read_sorted, SORT_KEYS)
 CHOSEN_TEXTS = View((), format_texts, read_sorted, SORT_KEYS)
+DEFAULTS = dict(
+    nodes=[], texts=[], views=[], all=False, serve=None, http=False,
+    events=False, brief=False, watch=None, sort=None, reverse=False, top=None,
+    states=None, names=False, per_cpu=False, cluster=None, table=None,
+    filter="")
 
 
 def make_parser():
     """Return the parser of the options; its help is the text above."""
+    import argparse                     # a sixth of the view of 1,000 nodes
     parser = argparse.ArgumentParser(
         prog="beostat", usage="beostat.py [view] [selection] [NODES ...]",
         # A width, lest it load shutil for it.
@@ -2187,11 +2196,11 @@ def make_parser():
     option("nodes", nargs="*")
     for short, long, title, text, _ in TEXTS:
         option(short, long, dest="texts", action="append_const",
-               const=(title, text), default=[])
+               const=(title, text))
     option("-a", "--all", action="store_true")
     for view in VIEWS:
         option(*view.options, dest="views", action="append_const",
-               const=view, default=[])
+               const=view)
     option("--serve", type=parse_address)
     option("--http", action="store_true")
     option("--events", action="store_true")
@@ -2206,7 +2215,7 @@ def make_parser():
     option("--per-cpu", action="store_true")
     option("--cluster")
     option("--table")
-    parser.set_defaults(filter="")
+    parser.set_defaults(**DEFAULTS)
     option("-v", "--version", action="version", version="beostat " + VERSION)
     return parser
 
@@ -2231,23 +2240,32 @@ def parse_args(argv, program="beostat", error=None):
     program  called as beostatus, it watches, and -c says so as well
     error    what to do with a usage error instead
     """
-    words, parser = split_words(argv), make_parser()
-    parser.error = error or parser.error
+    words, refuse = split_words(argv), error or refuse_words
     if program == "beostatus":
-        parser.set_defaults(watch="")
-        words = [word for word in words if word != "-c"]
-    args = parser.parse_args(words)
+        words = ["--watch=%g" % WATCH_S, *[
+            word for word in words if word != "-c"]]
+    if any(word.startswith("-") for word in words):
+        parser = make_parser()
+        parser.error = refuse
+        args = parser.parse_args(words)
+    else:
+        args = types.SimpleNamespace(**dict(DEFAULTS, nodes=words))
     if args.serve:
-        check_serve(args, parser)
-    args.watch, args.nodes = choose_watch(args, parser.error)
-    args.view = choose_view(args, parser.error)
+        check_serve(args, refuse)
+    args.watch, args.nodes = choose_watch(args, refuse)
+    args.view = choose_view(args, refuse)
     if args.sort and args.sort.lstrip("-") not in args.view.sort_keys:
-        parser.error("--sort %s: choose from %s" % (
+        refuse("--sort %s: choose from %s" % (
             args.sort, " ".join(args.view.sort_keys)))
     if args.top is not None and args.top < 1:
-        parser.error("--top %d: at least 1" % args.top)
+        refuse("--top %d: at least 1" % args.top)
     read_terminal(args)
     return args
+
+
+def refuse_words(text):
+    """Exit 2 with an error of usage."""
+    make_parser().error(text)
 
 
 def choose_view(args, refuse):
@@ -2293,14 +2311,16 @@ def choose_watch(args, refuse):
 
 def read_terminal(args):
     """Set what the terminal is like: terminal, colours, live, width, height,
-    wide (whether it shows all of Unicode)."""
+    encoding (UTF-8 for programs), wide (whether it shows all of Unicode)."""
     args.terminal = (sys.stdout.isatty() and args.view not in DOCUMENTS
                      and os.environ.get("TERM") not in (None, "", "dumb"))
     args.colours = args.terminal and "NO_COLOR" not in os.environ
     args.live = (args.watch is not None and args.terminal
                  and sys.stdin is not None and sys.stdin.isatty())
     args.width, args.height = window()
-    args.wide = "utf" in (sys.stdout.encoding or "").lower()
+    args.encoding = ("utf-8" if args.view in DOCUMENTS
+                     else sys.stdout.encoding or "utf-8")
+    args.wide = "utf" in args.encoding.lower()
 
 
 def window():
@@ -2315,16 +2335,12 @@ def window():
 
 def format_lines(lines, args):
     """Return the bytes of a view's lines."""
-    texts = [paint(line, colour, args.colours) for line, colour in lines]
-    return encode("\n".join(texts + [""]), args)
-
-
-def encode(text, args):
-    """Return the bytes of a text: UTF-8 for programs, else as the terminal
-    has it."""
-    encoding = ("utf-8" if args.view in DOCUMENTS
-                else sys.stdout.encoding or "utf-8")
-    return text.encode(encoding, "backslashreplace")
+    data = bytearray()                  # which grows where it is
+    for line, colour in lines:
+        data += paint(line, colour, args.colours).encode(
+            args.encoding, "backslashreplace")
+        data += b"\n"
+    return data
 
 
 def write(data):

@@ -518,22 +518,13 @@ def unpack_text(data):
 
 
 def rounded(value):
-    """Return a 32-bit float in decimals that it holds, None below 0."""
-    if 0 <= value < ROUND:
+    """Return a 32-bit float in decimals that it holds."""
+    if value < ROUND:
         return int(value * 1e4 + 0.5) / 1e4     # a third of round's time
-    return round(value, 3) if value >= 0 else None
+    return round(value, 3)
 
 
-def without(absent):
-    """Return the conversion of a number that makes one value None."""
-    return lambda value: None if value == absent else value
-
-
-CONVERSIONS = {                 # of a code's value to what a user gets
-    "s": unpack_text, "f": rounded, "H": without(ABSENT["H"]),
-    "I": without(ABSENT["I"]), "Q": without(ABSENT["Q"])}
-
-
+@functools.lru_cache(None)      # each costs 0.25 ms
 def record(name, rows):
     """Return the namedtuple class of a table of fields, documented by it."""
     made = collections.namedtuple(
@@ -542,29 +533,6 @@ def record(name, rows):
         "%s  %s (%s)" % (fields, meaning, unit or "-")
         for fields, _code, unit, meaning in rows)
     return made
-
-
-@functools.lru_cache(None)      # each costs 0.25 ms, and few are used
-def unpacker(name):
-    """Return the function that gives a record, or a list, of a Node."""
-    if name == "cpus":
-        make = record("OneCpu", ONE_CPU_SHOWN)._make
-        return lambda node: [
-            make((cpu, busy / FULL, *ticks)) for cpu, busy, *ticks
-            in CPU_STRUCT.iter_unpack(node.records()[0])]
-    if name == "interfaces":
-        make = record("Interface", INTERFACE)._make
-        return lambda node: [
-            make((unpack_text(device), *counts)) for device, *counts
-            in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
-    rows = PARTS[name]
-    at = RECORDS_AT + NODE_AT[rows[0][0].split()[0]]
-    (struct_, _), make = layout(rows), record(name, rows)._make
-    conversions = [CONVERSIONS[code[-1]] for fields, code, *_ in rows
-                   for _ in fields.split()]
-    return lambda node: make([
-        convert(value) for convert, value
-        in zip(conversions, struct_.unpack_from(node.slot, at))])
 
 
 def picker(names):
@@ -586,6 +554,45 @@ def picker(names):
         return [None if value == absent else value
                 for value, absent in zip(values, absents)]
     return pick
+
+
+def converter(names, convert_text):
+    """Return a function that gives some fields of a Node as a list, floats
+    rounded.
+
+    names   as of picker(), convert_text: what makes a text of bytes
+    """
+    pick = picker(names)
+    codes = [NODE_CODES[name.partition(".")[2]][-1] for name in names]
+    conversions = [(nth, rounded if code == "f" else convert_text)
+                   for nth, code in enumerate(codes) if code in "fs"]
+
+    def convert(node):
+        values = list(pick(node))
+        for nth, conversion in conversions:
+            if values[nth] is not None:
+                values[nth] = conversion(values[nth])
+        return values
+    return convert
+
+
+@functools.lru_cache(None)      # few are used
+def unpacker(name):
+    """Return the function that gives a record, or a list, of a Node."""
+    if name == "cpus":
+        make = record("OneCpu", ONE_CPU_SHOWN)._make
+        return lambda node: [
+            make((cpu, busy / FULL, *ticks)) for cpu, busy, *ticks
+            in CPU_STRUCT.iter_unpack(node.records()[0])]
+    if name == "interfaces":
+        make = record("Interface", INTERFACE)._make
+        return lambda node: [
+            make((unpack_text(device), *counts)) for device, *counts
+            in INTERFACE_STRUCT.iter_unpack(node.records()[1])]
+    made = record(name, PARTS[name])
+    convert = converter(["%s.%s" % (name, field) for field in made._fields],
+                        unpack_text)
+    return lambda node: made._make(convert(node))
 
 
 @functools.lru_cache(None)      # most nodes are alike
@@ -673,12 +680,12 @@ class Node:
     def __getattr__(self, name):
         """Unpack what is wanted, the first time that it is."""
         if name in PARTS or name in LISTS:
-            value = self.__dict__[name] = unpacker(name)(self)
-            return value
-        if name in HEADS:
+            setattr(self, name, unpacker(name)(self))
+        elif name in HEADS:
             self.unpack_heads()
-            return self.__dict__[name]
-        raise AttributeError("a node has no " + name)
+        else:
+            raise AttributeError("a node has no " + name)
+        return getattr(self, name)
 
     def unpack_heads(self):
         """Set what the slot's and the message's header tell."""
@@ -979,7 +986,8 @@ class Cluster:
         raise SampleChanging("node %d: sample kept changing" % number)
 
     def __iter__(self):
-        self.refresh(time.monotonic())
+        now = time.monotonic()
+        self.refresh(now)
         self.refused, nodes, begin, first, again = {}, {}, 0, b"", b""
         for units, number in sorted(zip(self.index.tolist(),
                                         range(MASTER, len(self.index)))):
@@ -992,8 +1000,7 @@ class Cluster:
                     slot = find_slot(first, again, place - begin, number)
                     if not slot or slot[0] % 2:
                         slot = self.read_slot(number, place)
-                    slot = renew(slot)
-                    nodes[number] = Node(number, slot, time.monotonic(),
+                    nodes[number] = Node(number, renew(slot), now,
                                          self.clock_s)
                 except BeostatError as error:
                     self.refused[number] = error
@@ -1013,8 +1020,7 @@ class Cluster:
         except NoSuchNode:
             self.refresh(now)           # it may have come just now
             place = self.find(number)
-        slot = self.read_slot(number, place)
-        slot = renew(slot)
+        slot = renew(self.read_slot(number, place))
         return Node(number, slot, time.monotonic(), self.clock_s)
 
     __getitem__ = node

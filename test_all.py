@@ -3561,6 +3561,10 @@ def test_net_dev_has_the_originals_fields(original):
         "name", "recv", "frame", "multicast", "trans", "colls", "carrier")
 
 
+def test_structures_of_one_name_are_of_one_class(original):
+    assert type(original.get_loadavg(4)) is type(original.get_loadavg(2))
+
+
 GROWTH = """
 import libbeostat
 with libbeostat.open(%r) as cluster:
