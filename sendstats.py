@@ -200,9 +200,10 @@ CPUINFO = (                     # of vendor, model, mhz, cache_kb, bogomips:
     (b"cache size",),
     (b"bogomips", b"BogoMIPS", b"bogomips per cpu"),
 )
-NUMBER_BYTES = 32               # no number and the blanks before it are longer
+COUNT_BYTES = 48                # no key, and its number, is longer
 FIRST_LINES = 100               # of /proc/cpuinfo: more than one CPU's
 WRAP = ABSENT["I"]              # the ticks of one CPU do
+IDLE = 3                        # of the ten tick counters, the idle one
 FULL = 10000                    # the busy share of a CPU that never idles
 
 
@@ -213,9 +214,9 @@ def parse_counts(text, keys):
     """
     counts = []
     for key in keys:
-        end = text.rfind(key) + len(key)
-        counts.append(ABSENT["Q"] if end < len(key) else int(
-            text[end:end + NUMBER_BYTES].split(None, 1)[0]))
+        at = text.find(key)
+        counts.append(ABSENT["Q"] if at < 0 else int(
+            text[at:at + COUNT_BYTES].split(None, 2)[1]))
     return counts
 
 
@@ -245,88 +246,74 @@ def parse_loadavg(text):
 
 
 def parse_stat(text):
-    """Return (lines, kernel) of /proc/stat.
+    """Return (sums, lines, kernel) of /proc/stat.
 
-    lines   of each cpu line the CPU's id, -1 of the line of their sums, and
-            its ticks: user, nice, system ...
+    sums    the ten tick counters of all CPUs: user, nice, system ...
+    lines   of each CPU its id, and as many of these as the kernel has
     kernel  the values of KERNEL
     Raises  ValueError when the cpu lines are not alike; IndexError
-    Source  proc(5), /proc/stat
     """
-    end = text.find(b"\n", text.rfind(b"\ncpu") + 1)
-    lines = [list(map(int, line.split())) for line in text[:end].replace(
-        b"cpu ", b"-1 ", 1).replace(b"cpu", b"").split(b"\n")]
-    widths = set(map(len, lines))
-    if len(widths) > 1 or min(widths) < 5:
+    _, *lines = text.split(b"cpu")
+    lines[-1], _, rest = lines[-1].partition(b"\n")
+    sums, *lines = [list(map(int, line.split())) for line in lines]
+    if len(sums) < 4 or set(map(len, lines)) - {len(sums) + 1}:
         raise ValueError("/proc/stat: cpu lines of different width")
-    if max(lines)[0] >= ABSENT["H"]:
+    if max(lines, default=[0])[0] >= ABSENT["H"]:
         raise ValueError("/proc/stat: CPU number too high")
-    *counts, running, blocked = parse_counts(text, STAT)
+    *counts, running, blocked = parse_counts(b"\n" + rest, STAT)
     if 0 < running < ABSENT["Q"]:
         running -= 1                    # the agent itself
-    return lines, (*counts, running & ABSENT["I"], blocked & ABSENT["I"])
+    return (sums + 10 * [ABSENT["Q"]])[:10], lines, (
+        *counts, running & ABSENT["I"], blocked & ABSENT["I"])
 
 
-def fold_ticks(line):
-    """Return (user, nice, system, idle) ticks of a cpu line.
+def measure_sums(sums, before, period_ticks):
+    """Return the values of CPU.
 
-    They sum to all time: irq, softirq and steal count as system, iowait
-    as idle; guest time is in user and nice already.
+    sums, before  the ten tick counters of all CPUs, now and a period ago;
+                  empty when they are not known
+    period_ticks  what all CPUs count in the period, which stands in for an
+                  idle counter that went backwards
     """
-    # An old kernel has less columns.
-    _, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
-        *line, 0, 0, 0, 0)
-    return user, nice, system + irq + softirq + steal, idle + iowait
-
-
-def busy_share(used, idle, period_ticks):
-    """Return a CPU's busy share of a period, 0 to FULL.
-
-    used, idle    its ticks in the period
-    period_ticks  length of the period, which stands in for an idle
-                  counter that went backwards
-    """
-    if idle < 0:
-        idle = max(int(period_ticks) - used, 0)
-    return used * FULL // (used + idle) if used > 0 else 0
-
-
-def split_shares(busy, sums, before):
-    """Return fractions [busy, user, nice, system, iowait] of a period.
-
-    sums, before  the ten tick counters of all CPUs, now and a period ago
-    """
+    if not sums:
+        return absent(CPU)
+    before = before or sums
     user, nice, system, idle, iowait, irq, softirq, steal, *_ = [
         now - then if now > then else 0 for now, then in zip(sums, before)]
     system += irq + softirq + steal
-    used = (user + nice + system) or 1
-    return [busy, busy * user / used, busy * nice / used,
-            busy * system / used,
-            ABSENT["f"] if sums[4] == ABSENT["Q"]
-            else (1 - busy) * iowait / (idle + iowait or 1)]
+    used = user + nice + system
+    if sums[IDLE] < before[IDLE]:
+        idle = max(int(period_ticks) - used - iowait, 0)
+    total = used + idle + iowait or 1
+    return [*sums, used / total, user / total, nice / total, system / total,
+            ABSENT["f"] if sums[4] == ABSENT["Q"] else iowait / total]
 
 
-def measure_cpus(lines, sums_before, before, period_ticks):
-    """Return (values of CPU, those of ONE_CPU, what is before next time).
+def measure_cpus(lines, before, period_ticks):
+    """Return (records of ONE_CPU, {CPU's id: its (used, idle) ticks}).
 
-    sums_before   the ten tick counters of all CPUs, a period ago
-    before        {CPU's id: its (used, idle) ticks} then
-    period_ticks  length of the period
+    Of all time, irq, softirq and steal count as system, iowait as idle;
+    guest time is in user and nice already.
+    before        the same ticks, a period ago
+    period_ticks  length of the period, which stands in for an idle
+                  counter that went backwards
     """
-    values, ticks = [], {}
+    records, ticks = [], {}
     for line in lines:
-        cpu, (user, nice, system, idle) = line[0], fold_ticks(line)
+        # An old kernel has less columns.
+        cpu, user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
+            *line, 0, 0, 0, 0)
+        system, idle = system + irq + softirq + steal, idle + iowait
         used = user + nice + system
         ticks[cpu] = used, idle
         used_before, idle_before = before.get(cpu, ticks[cpu])
-        values += (cpu, busy_share(used - used_before, idle - idle_before,
-                                   period_ticks),
-                   user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)
-    if not lines:
-        return absent(CPU), values, (None, ticks)
-    sums = (lines[0][1:] + 10 * [ABSENT["Q"]])[:10]
-    return (sums + split_shares(values[1] / FULL, sums, sums_before or sums),
-            values[len(values) // len(lines):], (sums, ticks))
+        busy, rest = used - used_before, idle - idle_before
+        if rest < 0:
+            rest = max(int(period_ticks) - busy, 0)
+        records.append(pack(CPU_STRUCT, ONE_CPU, (
+            cpu, busy * FULL // (busy + rest) if busy > 0 else 0,
+            user & WRAP, nice & WRAP, system & WRAP, idle & WRAP)))
+    return records, ticks
 
 
 def parse_net_dev(text):
@@ -346,25 +333,27 @@ def parse_net_dev(text):
 
 
 def measure_interfaces(lines, before, elapsed_s):
-    """Return the values of NETWORK, those of INTERFACE, and
+    """Return the values of NETWORK, records of INTERFACE, and
     {interface: its bytes (received, sent)}.
 
     before  the same bytes elapsed_s ago
     """
     received = sent = 0
-    values, counts = [], {}
+    records, counts = [], {}
     for line in lines:
-        name = line[0]
-        counts[name] = line[1], line[9]
-        rates = [int((now - then) / elapsed_s) if now > then else 0  # reset
-                 for now, then in zip(counts[name],
-                                      before.get(name, counts[name]))]
+        name, rx, tx = line[0], line[1], line[9]
+        counts[name] = rx, tx
+        rx_before, tx_before = before.get(name, (rx, tx))
+        # A counter that went backwards was reset.
+        rx_rate = int((rx - rx_before) / elapsed_s) if rx > rx_before else 0
+        tx_rate = int((tx - tx_before) / elapsed_s) if tx > tx_before else 0
         if name != b"lo":
-            received += rates[0]
-            sent += rates[1]
-        values += (name if name.isalnum() else text_bytes(name, 16),
-                   *line[1:], *rates)
-    return (received, sent) if lines else absent(NETWORK), values, counts
+            received += rx_rate
+            sent += tx_rate
+        records.append(pack(INTERFACE_STRUCT, INTERFACE, (
+            name if name.isalnum() else text_bytes(name, 16),
+            *line[1:], rx_rate, tx_rate)))
+    return (received, sent) if lines else absent(NETWORK), records, counts
 
 
 def parse_cpuinfo(text):
@@ -402,15 +391,14 @@ MOST_BYTES = 16 << 20           # no file of /proc that we read is longer
 IDENTITY = HOST + PROCESSOR     # of a node record, what seldom changes
 VALUES = NODE[len(IDENTITY):]
 HEADER_STRUCT, _ = layout(HEADER)
+IDENTITY_STRUCT, _ = layout(IDENTITY)
+VALUES_STRUCT, _ = layout(VALUES)
 NODE_STRUCT, _ = layout(NODE)
 CPU_STRUCT, _ = layout(ONE_CPU)
 INTERFACE_STRUCT, _ = layout(INTERFACE)
 RECORDS_BYTES = (               # for all CPUs and interfaces of a message
     MESSAGE_BYTES - HEADER_STRUCT.size - NODE_STRUCT.size - CRC_BYTES
     - MAC_BYTES)
-VALUES_CODES, CPU_CODES, INTERFACE_CODES = [
-    "".join(codes(rows)) for rows in (VALUES, ONE_CPU, INTERFACE)]
-CPU_VALUES, INTERFACE_VALUES = len(codes(ONE_CPU)), len(codes(INTERFACE))
 
 
 def text_bytes(text, size):
@@ -421,10 +409,15 @@ def text_bytes(text, size):
             .decode("utf-8", "ignore").encode("utf-8"))
 
 
-def pack(rows, values):
-    """Return the bytes of a table of fields, whatever /proc made us count."""
-    code = "<" + "".join(codes(rows))
-    return struct.pack(code, *map(fitting, codes(rows), values))
+def pack(record, rows, values):
+    """Return the bytes of a record, whatever /proc made us count.
+
+    record  the Struct of its table of fields
+    """
+    try:
+        return record.pack(*values)
+    except (struct.error, OverflowError):
+        return record.pack(*map(fitting, codes(rows), values))
 
 
 def pack_records(values, cpus, interfaces):
@@ -432,23 +425,16 @@ def pack_records(values, cpus, interfaces):
     interfaces as many as fit, and flags that say if that is not all.
 
     values            of VALUES, as far as the flags
-    cpus, interfaces  values of ONE_CPU, of INTERFACE, record by record
+    cpus, interfaces  records of ONE_CPU, of INTERFACE
     """
-    cpu_count = min(len(cpus) // CPU_VALUES, MOST_CPUS)
-    room = RECORDS_BYTES - cpu_count * CPU_STRUCT.size
-    count = min(len(interfaces) // INTERFACE_VALUES,
-                room // INTERFACE_STRUCT.size)
-    shown = [*cpus[:cpu_count * CPU_VALUES],
-             *interfaces[:count * INTERFACE_VALUES]]
-    flags = CLIPPED if count * INTERFACE_VALUES < len(interfaces) else 0
-    if cpu_count * CPU_VALUES < len(cpus):
-        flags |= CPUS_CLIPPED
-    values += [flags, cpu_count, count, *shown]
-    try:
-        return struct.pack("<" + VALUES_CODES + CPU_CODES * cpu_count
-                           + INTERFACE_CODES * count, *values)
-    except (struct.error, OverflowError):
-        return pack(VALUES + ONE_CPU * cpu_count + INTERFACE * count, values)
+    flags = CPUS_CLIPPED if len(cpus) > MOST_CPUS else 0
+    cpus = cpus[:MOST_CPUS]
+    most = (RECORDS_BYTES - len(cpus) * CPU_STRUCT.size) // (
+        INTERFACE_STRUCT.size)
+    flags |= CLIPPED if len(interfaces) > most else 0
+    interfaces = interfaces[:most]
+    return b"".join([pack(VALUES_STRUCT, VALUES, (
+        *values, flags, len(cpus), len(interfaces))), *cpus, *interfaces])
 
 
 def pack_message(header, body):
@@ -497,7 +483,7 @@ class Sampler:
     tried again by the next sample.
     say     function that is told what is wrong, each time
     past    what rates go back to, the oldest first: of each sample
-            (CLOCK_MONOTONIC, of CPUs, of interfaces)
+            (CLOCK_MONOTONIC, of all CPUs, of each, of interfaces)
     """
 
     def __init__(self, root, node, period_s, say=ignore):
@@ -540,7 +526,7 @@ class Sampler:
         host = os.uname()
         vendor, model, *numbers = (self.read("cpuinfo", parse_cpuinfo)
                                    or absent(PROCESSOR)[:-1])
-        self.identity = pack(IDENTITY, (
+        self.identity = pack(IDENTITY_STRUCT, IDENTITY, (
             text_bytes(host.nodename, 64), text_bytes(host.release, 64),
             text_bytes(host.machine, 16), text_bytes(vendor, 16),
             text_bytes(model, 64), *numbers, self.ticks_per_s))
@@ -561,7 +547,7 @@ class Sampler:
         old_s = min(self.period_s, FIRST_S) * EARLY
         while len(self.past) > 1 and now - self.past[1][0] >= old_s:
             del self.past[0]
-        return self.past[0] if self.past else (now, (None, {}), {})
+        return self.past[0] if self.past else (now, [], {}, {})
 
     def make_message(self, kind):
         """Return the message of a new sample.
@@ -582,17 +568,19 @@ class Sampler:
         if now >= self.identity_due:
             self.identity_due = now + IDENTITY_S
             self.read_identity()
-        past_s, cpus_before, bytes_before = self.find_past(now)
+        past_s, sums_before, ticks_before, bytes_before = (
+            self.find_past(now))
         elapsed_s = now - past_s or 1.0
-        lines, kernel = self.read("stat", parse_stat) or (
-            [], absent(KERNEL))
-        cpu, cpus, cpus_now = measure_cpus(
-            lines, *cpus_before, elapsed_s * self.ticks_per_s)
-        if cpus_before[1] and cpus_before[1].keys() != cpus_now[1].keys():
+        period_ticks = elapsed_s * self.ticks_per_s
+        sums, lines, kernel = self.read("stat", parse_stat) or (
+            [], [], absent(KERNEL))
+        cpu = measure_sums(sums, sums_before, period_ticks * len(lines))
+        cpus, ticks = measure_cpus(lines, ticks_before, period_ticks)
+        if ticks_before and ticks_before.keys() != ticks.keys():
             self.identity_due = 0.0
         network, interfaces, bytes_now = measure_interfaces(
             self.read("net/dev", parse_net_dev) or [], bytes_before, elapsed_s)
-        self.past.append((now, cpus_now, bytes_now))
+        self.past.append((now, sums, ticks, bytes_now))
         load = self.read("loadavg", parse_loadavg) or absent(LOAD)
         memory = self.read("meminfo", parse_meminfo) or absent(MEMORY)
         disk = self.read_disk()
@@ -1176,13 +1164,11 @@ def reply_send(sampler, _):
 
 def reply_quik(sampler, _):
     """Return what /proc/stat and /proc/loadavg have."""
-    lines, kernel = sampler.read("stat", parse_stat) or (
-        [], absent(KERNEL))
+    sums, _, kernel = sampler.read("stat", parse_stat) or (
+        [], [], absent(KERNEL))
     load = sampler.read("loadavg", parse_loadavg) or absent(LOAD)
-    names = "user_ticks", "nice_ticks", "system_ticks", "idle_ticks"
-    ticks = fold_ticks(lines[0]) if lines else ()
     return format_values(name_values(KERNEL + LOAD, (*kernel, *load)),
-                         dict(zip(names, ticks)))
+                         name_values(CPU, sums))
 
 
 def reply_jobs(sampler, _):

@@ -805,6 +805,9 @@ SECONDS = (
      {"cpu.busy_fraction": .5, "cpu.user_fraction": .2,
       "cpu.nice_fraction": .1, "cpu.system_fraction": .2,
       "cpu.iowait_fraction": .1}),
+    ("the idle time of all may go backwards", EPYC, changed(
+        EPYC, "stat", ("cpu  608 0 928 127363", "cpu  708 0 928 127000")),
+     {"cpu.busy_fraction": 50 / os.sysconf("SC_CLK_TCK")}),
     ("a CPU that goes off line shifts nothing", ARM64, changed(
         ARM64, "stat", ("cpu1 100 0 100 1000 10 1 1 0 0 0\n", ""),
         ("cpu3 100 0 100 1000", "cpu3 150 0 100 1050")),
@@ -3981,7 +3984,9 @@ def test_procstatd_of_another_proc(running):
     assert abs(int(values.pop("uptime")) - time.time() + 1795226462) < LIMIT_S
     assert values == dict(
         load1="0", load5="0.01", load15="0.05", proc="77", user_ticks="608",
-        nice_ticks="0", system_ticks="943", idle_ticks="127401")
+        nice_ticks="0", system_ticks="928", idle_ticks="127363",
+        iowait_ticks="38", irq_ticks="0", softirq_ticks="9", steal_ticks="6",
+        guest_ticks="0", guest_nice_ticks="0")
     write_processes(root, 20, NAMES)
     os.mkdir(root + "/21")
     page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
