@@ -576,7 +576,7 @@ class Sampler:
             [], [], absent(KERNEL))
         cpu = measure_sums(sums, sums_before, period_ticks * len(lines))
         cpus, ticks = measure_cpus(lines, ticks_before, period_ticks)
-        if ticks_before and ticks_before.keys() != ticks.keys():
+        if ticks and ticks_before and ticks.keys() != ticks_before.keys():
             self.identity_due = 0.0
         network, interfaces, bytes_now = measure_interfaces(
             self.read("net/dev", parse_net_dev) or [], bytes_before, elapsed_s)

@@ -3635,8 +3635,9 @@ def slow_odd_files_of_proc_end_no_agent(running):
     running.wait_up(7)
     os.unlink(root + "/loadavg")
     with running.open() as cluster:
-        write_proc(root, {"stat": EPYC["stat"].replace("608", "9" * 401, 1)})
-        time.sleep(0.2)
+        for text in EPYC["stat"].replace("608", "9" * 401, 1), "":
+            write_proc(root, {"stat": text})
+            time.sleep(0.2)
         write_proc(root, {"stat": EPYC["stat"]})
         before = cluster[7].sequence
         wait_for(lambda: cluster[7].sequence > before + 1)
