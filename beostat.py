@@ -58,12 +58,14 @@ if libbeostat.VERSION != VERSION:
                           libbeostat.VERSION, VERSION))
 
 Picture = collections.namedtuple(
-    "Picture", "path time_s status nodes silent never refused missing jobs")
+    "Picture",
+    "path time_s status nodes known silent never refused missing jobs")
 Picture.__doc__ = """What is shown at one instant.
 
 path, time_s   the table, and when it was read, since the epoch
 status         recvstats' Status
 nodes          the nodes selected, in order
+known          all that were read, selected or not
 silent         {down, left: the numbers of such nodes}, before any cut
 never          numbers of nodes expected and never heard
 refused        {number: text} of nodes that sent what cannot be
@@ -298,6 +300,7 @@ def sort_nodes(nodes, key, reverse):
 
 NUMBERS_ONLY = "[0-9,. -]+"     # of which none is a host's name
 FEW_NODES = 1000                # read one by one; beyond, all there are
+PICK_HOST = libbeostat.picker(["host.hostname"])
 
 
 def name_error(number, error):
@@ -391,6 +394,7 @@ def read_picture(cluster, args):
         refused = {number: name_error(number, error)
                    for number, error in cluster.refused.items()}
         never = cluster.never()
+    known = nodes
     if args.states:
         nodes = [node for node in nodes if node.state in args.states]
     if args.filter:
@@ -398,8 +402,46 @@ def read_picture(cluster, args):
     silent = {state: [node.number for node in nodes if node.state == state]
               for state in ("down", "left")}
     return args.view.read(Picture(
-        cluster.path, time.time(), cluster.status, nodes, silent, never,
-        refused, missing, []), args)
+        cluster.path, time.time(), cluster.status, nodes, known, silent,
+        never, refused, missing, []), args)
+
+
+def choose_prefix(picture):
+    """Return what stands before a node's number in a list: n, as in n7; and
+    a dot where that is the name of another node's host."""
+    for node in picture.known:
+        name, = PICK_HOST(node)
+        if name[1:2].isdigit():
+            host = libbeostat.unpack_text(name)
+            if re.fullmatch("n[0-9]+", host) and int(host[1:]) != node.number:
+                return "."
+    return "n"
+
+
+def fold(nodes, picture):
+    """Return a folded list of node numbers, or names."""
+    return libbeostat.fold_nodes(nodes, choose_prefix(picture))
+
+
+def name_apart(nodes, unheard=(), unfit=""):
+    """Return {node number: a name that no other has}: its host name, or n7,
+    with _ behind it while that is the name of a host.
+
+    unheard  numbers of nodes without a host name
+    unfit    pattern of host names that will not do
+    """
+    hosts = {number: "" for number in unheard}
+    hosts.update((node.number, safe(libbeostat.unpack_text(*PICK_HOST(node))))
+                 for node in nodes)
+    counts = collections.Counter(hosts.values())
+    names = {}
+    for number, host in hosts.items():
+        if counts[host] > 1 or re.fullmatch(unfit, host):
+            host = "n%d" % number
+            while host in counts:
+                host += "_"
+        names[number] = host
+    return names
 
 
 def find_fault(picture):
@@ -443,19 +485,20 @@ def format_bar(value, blocks):
 def format_lists(picture):
     """Return the lines that name the nodes that are not up."""
     lists = {**picture.silent, "never heard": picture.never}
-    lines = ["%s: %s" % (state, libbeostat.fold_nodes(numbers))
+    prefix = choose_prefix(picture) if any(lists.values()) else ""
+    lines = ["%s: %s" % (state, libbeostat.fold_nodes(numbers, prefix))
              for state, numbers in lists.items() if numbers]
     return lines + ["refused: %s" % text for _, text
                     in sorted(picture.refused.items())]
 
 
-def format_clipped(clipped):
+def format_clipped(clipped, picture):
     """Return the lines that name the nodes whose message was too small.
 
     clipped  [(node number, flags)]
     """
-    return ["%s did not all fit: %s" % (what, libbeostat.fold_nodes(
-        number for number, flags in clipped if flags & flag))
+    return ["%s did not all fit: %s" % (what, fold([
+        number for number, flags in clipped if flags & flag], picture))
             for flag, what in CLIPPED if any(
                 flags & flag for _, flags in clipped)]
 
@@ -552,7 +595,7 @@ def format_table(picture, args):
     totals = ["" if value is None else text
               for value, text in zip(values, format_values(values))]
     yield format_row(values, totals).rstrip(), "bold"
-    for line in (format_lists(picture) + format_clipped(clipped)
+    for line in (format_lists(picture) + format_clipped(clipped, picture)
                  + format_dropped(picture.status.recent)):
         yield line, ""
 
@@ -578,7 +621,7 @@ def format_folded(picture, args):
     never = []
     if args.states == DOWN:             # who says nonsense is not up either
         never = picture.never + sorted(picture.refused)
-    folded = libbeostat.fold_nodes(name_nodes(picture.nodes, never, args))
+    folded = fold(name_nodes(picture.nodes, never, args), picture)
     return [(folded, "")] if folded else []
 
 
@@ -649,14 +692,14 @@ def describe_losses(nodes):
     return pairs
 
 
-def describe_agents(nodes):
+def describe_agents(picture):
     """Return (name, value) pairs of what agents sign, cost, and think the
     time is."""
-    pairs = []
+    pairs, nodes = [], picture.nodes
     unverified = [node.number for node in nodes
                   if node.signature == "unverified"]
     if unverified:
-        pairs.append(("unverified", libbeostat.fold_nodes(unverified)
+        pairs.append(("unverified", fold(unverified, picture)
                       + " sign, and recvstats has no --key-file"))
     costs = sorted((node.agent.cost_us, node.number) for node in nodes
                    if node.agent.cost_us is not None)
@@ -674,7 +717,7 @@ def format_daemon(picture, args):
     """Return recvstats' own state, losses, and how the agents are."""
     return [("%-16s %s" % pair, "") for pair in (
         describe_daemon(picture) + describe_losses(picture.nodes)
-        + describe_agents(picture.nodes)
+        + describe_agents(picture)
         + [("refused", text) for text in picture.refused.values()])]
 
 
@@ -1159,20 +1202,10 @@ def text_label(label, data):
 
 
 def label_nodes(picture):
-    """Return {number: labels} of all nodes, which no two have in common.
-
-    The instance is the host name; n7 where that is unknown, or is another's
-    as well, or could be.
-    """
-    hosts = {number: "" for number in [*picture.never, *picture.refused]}
-    hosts.update((node.number, safe(libbeostat.unpack_text(
-        PICK_TEXTS(node)[0]))) for node in picture.nodes)
-    counts = collections.Counter([
-        name for number, host in hosts.items()
-        for name in {host, "n%d" % number}])
-    return {number: '%s,node="%d"' % (format_label(
-        "instance", host if host and counts[host] == 1 else "n%d" % number),
-        number) for number, host in hosts.items()}
+    """Return {number: labels} of all nodes, which no two have in common."""
+    names = name_apart(picture.nodes, [*picture.never, *picture.refused])
+    return {number: '%s,node="%d"' % (format_label("instance", name), number)
+            for number, name in names.items()}
 
 
 # Functions that give [(labels, values)] of a node, for some metrics.
@@ -1318,7 +1351,7 @@ def format_prometheus(picture, args):
 # ---- view: ganglia -----------------------------------------------------
 
 TMAX_S = 20                     # what gmond says; gmetad waits 4 of them
-RESERVED = "", ".", "..", "__SummaryInfo__"
+NO_FOLDER = r"|\.|\.\.|__SummaryInfo__|.*/.*"      # that gmetad could make
 KB, GB = 1 / 1024, 1e-9
 
 
@@ -1388,22 +1421,6 @@ def format_typed(value, kind):
             else "%.3f") % value
 
 
-def name_hosts(nodes):
-    """Return a name for each node that no other has: its host name, or n7.
-
-    gmetad makes a folder of it, so it may not be what a path is made of.
-    """
-    names = [safe(node.host.hostname) for node in nodes]
-    counts = collections.Counter(names)
-    for nth, name in enumerate(names):
-        if counts[name] > 1 or name in RESERVED or "/" in name:
-            name = "n%d" % nodes[nth].number
-            while name in counts:
-                name += "_"
-            names[nth] = name
-    return names
-
-
 def format_host(node, name):
     """Return the lines of one HOST."""
     heard = 'TN="%d" TMAX="%d" DMAX="0"' % (node.age_s, TMAX_S)
@@ -1426,8 +1443,9 @@ def format_ganglia(picture, args):
              '<CLUSTER NAME="%s" LOCALTIME="%d" OWNER="unspecified" '
              'LATLONG="unspecified" URL="unspecified">' % (
                  escape_xml(args.cluster), picture.time_s)]
-    for node, name in zip(picture.nodes, name_hosts(picture.nodes)):
-        lines += format_host(node, name)
+    names = name_apart(picture.nodes, (), NO_FOLDER)
+    for node in picture.nodes:
+        lines += format_host(node, names[node.number])
     return [(line, "") for line in lines + ["</CLUSTER>", "</GANGLIA_XML>"]]
 
 
@@ -1607,7 +1625,7 @@ def format_facts(picture, clipped):
                    for line in ["%s, %s" % (
                        format_counts(picture), time.strftime(
                            "%H:%M:%S", time.localtime(picture.time_s)))]
-                   + format_lists(picture) + format_clipped(clipped)
+                   + format_lists(picture) + format_clipped(clipped, picture)
                    + format_dropped(picture.status.recent)]
 
 
@@ -1884,16 +1902,16 @@ def find_changes(before, now):
     return changes
 
 
-def format_event(time_s, event, names, args):
+def format_event(picture, event, nodes, args):
     """Return the bytes of an event's line: its time, what, and who."""
-    when = time.strftime(EVENT_TIME, time.localtime(time_s))
+    when = time.strftime(EVENT_TIME, time.localtime(picture.time_s))
+    folded = fold(name_nodes(nodes, [], args), picture)
     if args.view == JSON:
         from json import dumps
-        return dumps({"time": when, "event": event, "nodes": [
-            "n%d" % name if isinstance(name, int) else name
-            for name in names]}).encode() + b"\n"
-    return ("%s %s %s" % (when, event, libbeostat.fold_nodes(names))
-            ).rstrip().encode() + b"\n"
+        return dumps({"time": when, "event": event, "nodes": (
+            libbeostat.expand_nodes(folded) if folded else [])
+                      }).encode() + b"\n"
+    return ("%s %s %s" % (when, event, folded)).rstrip().encode() + b"\n"
 
 
 def watch_events(cluster, args):
@@ -1904,12 +1922,11 @@ def watch_events(cluster, args):
         if now.status.running != before.status.running:
             event = ("recvstats back" if now.status.running
                      else "recvstats gone")
-            write(format_event(now.time_s, event, [], args))
+            write(format_event(now, event, [], args))
         changes = find_changes(*[{node.number: node for node in picture.nodes}
                                  for picture in (before, now)])
         for state, nodes in sorted(changes.items()):
-            write(format_event(now.time_s, state,
-                               name_nodes(nodes, [], args), args))
+            write(format_event(now, state, nodes, args))
         before = now
 
 

@@ -451,10 +451,10 @@ def fold_group(texts, rows):
     return names
 
 
-def fold_nodes(nodes):
+def fold_nodes(nodes, prefix="n"):
     """Return a folded list of nodes, `n[0-3,8]`, that expands to them.
 
-    nodes   numbers (they get the prefix n, -1 is `master`) or names, which
+    nodes   numbers (they get the prefix, -1 is `master`) or names, which
             are folded at the last number that differs: `r1n[07-10]-ib`
     """
     folded, groups = [], {}
@@ -462,7 +462,7 @@ def fold_nodes(nodes):
         if node in (MASTER,) + MASTER_NAMES:
             folded = [MASTER_NAMES[0]]
         elif isinstance(node, int):
-            groups.setdefault(("n", ""), []).append(("%d" % node,))
+            groups.setdefault((prefix, ""), []).append(("%d" % node,))
         else:
             parts = tuple(re.split("([0-9]+)", node))
             groups.setdefault(parts[::2], []).append(parts[1::2])
@@ -541,9 +541,12 @@ def picker(names):
     It unpacks nothing else, which makes it the fast way to read many
     nodes.  Floats are as precise as they were sent.
     names   as in "load.one", in the order of the node record
+    Raises  ValueError in another order
     """
     fields = [name.partition(".")[2] for name in names]
-    struct_, _ = layout(NODE, set(fields))
+    struct_, at = layout(NODE, set(fields))
+    if [field for field in at if field in fields] != fields:
+        raise ValueError("not in the order of the node record: %s" % names)
     absents = [ABSENT.get(NODE_CODES[field]) for field in fields]
     none = frozenset(absents)
 

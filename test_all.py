@@ -2607,8 +2607,8 @@ def test_closed_descriptors(seven, words, status, output, error):
     (["..", "/etc", "a/../../b"], ["n0", "n1", "n2"],
      ["..", "/etc", "a/../../b"]),
     ([".", "__SummaryInfo__"], ["n0", "n1"], [".", "__SummaryInfo__"]),
-    (["n1", "b"], ["n1", "b"], ["n0", "b"]),    # as node 1 could be called
-    (["n1", "..", "n1_"], ["n1", "n1__", "n1_"], ["n0", "..", "n1_"]),
+    (["n1", "b"], ["n1", "b"], ["n1", "b"]),
+    (["n1", "", "n1_"], ["n1", "n1__", "n1_"], ["n1", "n1__", "n1_"]),
     (["n07", "n1"], ["n07", "n1"], ["n07", "n1"]),
     (["a\x01", "a\\x01"], ["n0", "n1"], ["n0", "n1"]),     # as shown
     (["n0", 'q"\\%s\n'], ["n0", r'q"\%s\n'], ["n0", r'q\"\\%s\\n'])])
@@ -2774,13 +2774,15 @@ def test_words_for_nodes(named, answer, words, status, rows, says):
 
 
 @pytest.mark.parametrize("words, text", [
-    ("-b --up", "master,n[0-4,7-8]"), ("-b --down", "n[5-6,9-10]"),
-    ("--names --up", "head,login,node[001-002],n[0,7],compute-007,down"),
-    ("--names --down", "compute-008,gpu1-ib,n[9-10]"),
-    ("--names", "head,login,node[001-002],n[0,7],compute-[007-008],gpu1-ib,"
+    ("-b --up", "master,.[0-4,7-8]"), ("-b --down", ".[5-6,9-10]"),
+    ("--names --up", "head,login,node[001-002],n0,compute-007,.7,down"),
+    ("--names --down", "compute-008,gpu1-ib,.[9-10]"),
+    ("--names", "head,login,node[001-002],n0,compute-[007-008],gpu1-ib,.7,"
      "down"), ("-b --up 5", "")])
 def test_folded_lists_for_pdsh(named, words, text):
+    """Host n0 is node 3: no number is written so."""
     assert shown(named, *words.split()) == (text and text + "\n")
+    assert shown(named).endswith("left: .[5-6]\nnever heard: .[9-10]\n")
 
 
 def test_master_is_in_loads_only_when_named(named):
