@@ -1222,6 +1222,7 @@ def serve_client(sock, address, root, turn, clients):
     """
     sampler, spent_s = Sampler(root, UNNUMBERED, FIRST_S), 0.0
     try:
+        _, sampler.procstatd_port = sock.getsockname()
         for line in read_lines(sock):
             with turn:
                 reply = REPLIES.get(line.lower(), reply_unknown)(

@@ -3982,7 +3982,8 @@ def test_procstatd_of_another_proc(running):
     client = Client(port)
     assert client.values(b"send\n").items() >= dict(
         mem_free="25188573184", mem_used="87937024", shm_tot="9068544",
-        forks="65535", cores="2", hostname=os.uname().nodename).items()
+        forks="65535", cores="2", hostname=os.uname().nodename,
+        procstatd_port="%d" % port).items()
     values = client.values(b"quik\n")
     assert abs(int(values.pop("uptime")) - time.time() + 1795226462) < LIMIT_S
     assert values == dict(
