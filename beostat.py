@@ -1123,7 +1123,8 @@ MODES = [field[:-len("_ticks")] for field in libbeostat.CPU[0][0].split()]
 ROOT = ',device="root",fstype="unknown",mountpoint="/"'
 
 # A metric: name (a counter's ends in _total), help, labels behind a node's.
-IS_UP = ("beostat_node_up", "1 while the node's samples arrive.", ""),
+IS_UP = ("beostat_node_up",
+          "1 of a node that is up; stays so while recvstats is gone.", ""),
 STATE = ("beostat_node_state", "1 of the state that the node is in.", ""),
 HEARD = (
     ("beostat_node_age_seconds", "Time since the last sample arrived.", ""),
