@@ -151,14 +151,15 @@ HEADER_STRUCT, _ = layout(HEADER)
 LEAST_BYTES = HEADER_STRUCT.size + CRC_BYTES
 
 
-def check(message, size, header, keys):
+def check(message, size, header, address, keys):
     """Return the counter of a datagram that may not be stored, else "".
 
     message  the buffer; what is behind size is of an older datagram
     header   what is unpacked of it
+    address  the bytes of its sender's
     keys     what must have signed it, or None
     """
-    magic, length, _, kind, _, _, _, period_s, _ = header
+    magic, length, node, kind, _, _, _, period_s, _ = header
     if size < LEAST_BYTES:
         return "short"
     if magic != MAGIC:
@@ -174,7 +175,10 @@ def check(message, size, header, keys):
     if keys:
         if length == size:
             return "unsigned"
-        if not keys.verify(message[:length], message[length:size]):
+        data = message[:length]
+        if node == UNNUMBERED:          # it goes by its address
+            data = bytes(data) + address
+        if not keys.verify(data, message[length:size]):
             return "signature_wrong"
     return ""
 
@@ -1607,7 +1611,7 @@ class Receiver:
         if not address:
             return "not_allowed"
         header = HEADER_STRUCT.unpack_from(self.message)
-        return (check(self.message, size, header, self.keys)
+        return (check(self.message, size, header, address, self.keys)
                 or self.store(size, sender, address, header, now))
 
     def refuse(self, *_):

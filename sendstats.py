@@ -780,8 +780,10 @@ class Master:
         sock.connect((self.peer, self.port))
         self.sock = sock
 
-    def send(self, message):
+    def send(self, message, sign):
         """Return whether the kernel took the message.
+
+        sign  None, or the function that signs what leaves by a socket
 
         An error may be the answer to the message before this one, or tell
         of a route that is gone: so once more, then from a new socket.
@@ -791,7 +793,7 @@ class Master:
             try:
                 if not self.sock or self.peer != self.address:
                     self.connect()
-                self.sock.send(message)
+                self.sock.send(sign(message, self.sock) if sign else message)
                 self.trouble = REFUSED if refused else ""
                 return True
             except ConnectionRefusedError:
@@ -1637,10 +1639,8 @@ class Agent:
     def send(self, kind):
         """Send a sample; return to how many masters."""
         message, sent = self.sampler.make_message(kind), []
-        if self.keys:
-            message += self.keys.sign(message)
         for master in self.masters:
-            if master.send(message):
+            if master.send(message, self.keys and self.sign):
                 sent.append(master)
             else:
                 self.sampler.send_errors += 1
@@ -1650,9 +1650,19 @@ class Agent:
             sent = self.tell(len(message), sent)
         return len(sent)
 
+    def sign(self, message, sock):
+        """Return a message with its MAC, as it leaves by a socket.
+
+        A node without a number is known by its address: that is signed, too.
+        """
+        address = b""
+        if self.sampler.node == UNNUMBERED:
+            address = socket.inet_aton(sock.getsockname()[0])
+        return message + self.keys.sign(message + address)
+
     def tell(self, size, sent):
         """Return those of the masters sent to that do not refuse; with -d,
-        say what became of a message of some size."""
+        say what became of a message of some size, less its MAC."""
         wait_s = min(REFUSED_S, self.sampler.period_s / 4)
         sent = [master for master in sent if not master.is_refused(wait_s)]
         for master in self.masters if self.args.debug else ():

@@ -1377,6 +1377,12 @@ HISTORIES = (
         (0, "nodes", {0: "up", 31: "up"})))
       for options in ("--iprange 10.0.0.100",
                       "--iprange 10.0.0.100-10.0.0.131")],
+    ("an address that makes a number is signed",
+     "--key-file {} --iprange 10.0.0.0 --max-nodes 32", (
+         (0, dict(node=-2, by=7, of=7, key=b"key"), "stored"),
+         (0, dict(node=-2, by=8, of=7, key=b"key"), "signature_wrong"),
+         (0, dict(node=-2, by=8, key=b"key"), "signature_wrong"),
+         (0, "nodes", {7: "up"}))),
     *[("what is refused is logged once a minute", options, (
         *[(0, sent, counter)] * 3,
         (1, "log", ["%s: 3 datagrams dropped, the last one from "
@@ -1440,8 +1446,10 @@ def take_step(receiver, what, want):
     if isinstance(what, dict):
         fields = dict(dict(node=7, by=1, key=None), **what)
         by, key = fields.pop("by"), fields.pop("key")
-        data = sign(message(**fields), key) if key else message(**fields)
-        return feed(receiver, data, "10.0.0.%d" % by)
+        of, data = fields.pop("of", None), message(**fields)
+        mac = key and sign(data + (bytes([10, 0, 0, of]) if of else b""), key)
+        return feed(receiver, data + mac[-16:] if key else data,
+                    "10.0.0.%d" % by)
     with libbeostat.open(receiver.table.path) as cluster:
         if what == "nodes":
             return {node.number: node.state for node in cluster}
@@ -2235,12 +2243,14 @@ def slow_several_masters_and_one_that_refuses_until_it_is_there(running):
 
 
 def test_number_of_the_environment_or_by_address(running, answer):
-    """And what -d says is received."""
-    receiver = running.recvstats("-d", "--iprange", "127.0.0.1-127.0.0.9")
+    """Signed; and what -d says is received."""
+    key = "--key-file", write_key(running.folder, b"key")
+    receiver = running.recvstats("-d", "--iprange", "127.0.0.1-127.0.0.9",
+                                 *key)
     for number, words, env in ((6, (), {"NODE": "6"}), (-1, (-1,), {}),
                                (4, ("-a", "127.0.0.5"), {})):
         assert tool("sendstats.py", "--once", "-r", 60, "-p", running.port,
-                    *words, "127.0.0.1",
+                    *key, *words, "127.0.0.1",
                     env={**os.environ, **env}).returncode == 0
         node = running.wait_up(number)
     assert node.address == "127.0.0.5"
