@@ -1256,11 +1256,12 @@ def values_mean_cpu(node):
 
 
 def values_each_cpu(node):
-    """Return the seconds of each CPU: user, nice, system, idle."""
+    """Return the seconds of each CPU: user, nice, system, idle; of two of
+    one id, which no kernel has, one."""
     hz = node.processor.ticks_per_s
-    return [(',cpu="%d"' % cpu.id,
-             tuple([ticks / hz for ticks in cpu[2:]]) + (None,) * 6)
-            for cpu in node.cpus if hz]
+    return {',cpu="%d"' % cpu.id:
+            tuple([ticks / hz for ticks in cpu[2:]]) + (None,) * 6
+            for cpu in node.cpus if hz}.items()
 
 
 def values_clipped(node):

@@ -380,7 +380,7 @@ def parse_nodes(text, nodes=()):
         if not (name in CHOSEN or name in MASTER_NAMES
                 or re.search(LIST, name)):
             hosts.setdefault(name, []).append(node.number)
-    for item in split_items(text):
+    for item in dict.fromkeys(split_items(text)):
         if item in CHOSEN and nodes:
             numbers.update([(node.number, None) for node in nodes
                             if node.state in CHOSEN[item]])

@@ -593,8 +593,8 @@ class Table:
         step = min(end + STEP_BYTES,
                    self.most_bytes // UNIT_BYTES * UNIT_BYTES)
         if end > step:
-            raise OSError(errno.ENOSPC, "--max-bytes %d reached"
-                          % self.most_bytes)
+            raise OSError(errno.ENOSPC, "--max-bytes %d reached: raise it, or "
+                          "begin with --fresh" % self.most_bytes)
         if now < self.grow_due:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.grow_due = now + SPACE_S
@@ -936,18 +936,19 @@ class Nodes:
         """Return (place, room) of a new slot, (0, 0) when there is none.
 
         It holds the message and a quarter more; for one that has outgrown
-        its slot, twice the room of before.
+        its slot, twice the room of before; no more where room is short.
         """
         wanted = max(2 * room, size if room else size + size // 4)
-        try:
-            return self.table.add_slot(node, min(wanted, MESSAGE_BYTES), now)
-        except OSError as error:
-            if now >= self.full_due:
-                self.full_due = now + TOLD_S
-                self.log("%s: cannot grow: %s: messages that fit are stored, "
-                         "others counted as no_space" % (
-                             self.table.path, error.strerror))
-            return 0, 0
+        for wanted in min(wanted, MESSAGE_BYTES), size:
+            try:
+                return self.table.add_slot(node, wanted, now)
+            except OSError as error:
+                trouble = error.strerror
+        if now >= self.full_due:
+            self.full_due = now + TOLD_S
+            self.log("%s: cannot grow: %s: messages that fit are stored, "
+                     "others counted as no_space" % (self.table.path, trouble))
+        return 0, 0
 
     def keep_news(self, node, kind, received):
         """Keep the news that a message is for the log."""
@@ -985,11 +986,12 @@ class Nodes:
                 (self.rivals, "node %d: %s sends this number too; it belongs "
                  "to %s until that is down: give one of them another"),
                 (self.moved, "node %d: was up at %s and is now at %s")):
-            for node, pair in sorted(pairs.items())[:RIVAL_LINES]:
-                self.log(form % (node, *map(socket.inet_ntoa, pair)))
-            if len(pairs) > RIVAL_LINES:
-                self.log("%d more like this: %s" % (
-                    len(pairs) - RIVAL_LINES, format_nodes(pairs)))
+            nodes = sorted(pairs)
+            for node in nodes[:RIVAL_LINES]:
+                self.log(form % (node, *map(socket.inet_ntoa, pairs[node])))
+            if nodes[RIVAL_LINES:]:
+                self.log("more like this: %s" % format_nodes(
+                    nodes[RIVAL_LINES:]))
             pairs.clear()
 
 
@@ -1155,7 +1157,7 @@ class Group:
     """The interface that a socket listens to.
 
     index    of the interface, 0 while it is not there: then the socket
-             hears every other, and what it hears does not count
+             may hear others, and what it hears does not count
     trouble  why it is not there
     """
 
@@ -1247,7 +1249,8 @@ def read_drops(sock, before):
         words = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 9 * 4)
     except OSError:
         return before
-    return struct.unpack("=9I", words)[MEMINFO_DROPS]
+    drops = struct.unpack("=9I", words)[MEMINFO_DROPS]
+    return before + (drops - before & U32)      # its counter wraps
 
 
 # ---- keys --------------------------------------------------------------
@@ -1709,7 +1712,7 @@ class Receiver:
             if isinstance(error, StartError):
                 self.path_due = now + TOLD_S
             self.log.once("%s: gone, and cannot be made: %s" % (
-                table.path, explain(error)))
+                table.path, getattr(error, "strerror", error)))
 
     def stop(self, now):
         """Leave the table in good order: what is counted, and that this is
@@ -1978,6 +1981,9 @@ def main(argv=None):
         complain(explain(error))
         log(explain(error))             # the terminal may be gone
         return 1
+    except Exception as error:
+        log("ends by a fault of its own: %r" % error)
+        raise
     finally:
         remove_pid_file()
     return 0

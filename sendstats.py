@@ -1253,9 +1253,16 @@ def refusal(address, clients, allow, masters):
     named = () if allow else [master.address for master in masters]
     if address not in named and not is_in(address, networks):
         return "not allowed"
-    if len(clients) >= CLIENTS or clients.count(address) >= CLIENTS_OF_ONE:
+    if len(clients) >= CLIENTS or (
+            clients.count(whose(address)) >= CLIENTS_OF_ONE):
         return "too many clients"
     return ""
+
+
+def whose(address):
+    """Return who connects from an address: a local user has the loopback's
+    16 million."""
+    return "127" if address.startswith("127.") else address
 
 
 def serve_procstatd(listener, root, allow, masters, say):
@@ -1270,15 +1277,16 @@ def serve_procstatd(listener, root, allow, masters, say):
             time.sleep(RETRY_S)         # no descriptor is left
             continue
         trouble = refusal(address, clients, allow, masters)
+        client = whose(address)
         try:
-            clients.append(address)
+            clients.append(client)
             if not trouble:
                 _thread.start_new_thread(serve_client, (
-                    sock, address, root, turn, clients))
+                    sock, client, root, turn, clients))
                 continue
         except RuntimeError as error:
             trouble = str(error)
-        clients.remove(address)
+        clients.remove(client)
         attempt(sock.close)
         say("procstatd: %s refused: %s" % (address, trouble))
 
