@@ -340,8 +340,8 @@ def open_regular(path):
 def claim(path, is_default, entries, log):
     """Return whether a table at the path is to be adopted, rather than made.
 
-    Nothing is touched that is not ours, and nobody who is at work is
-    disturbed.
+    Nothing is touched that is not ours, and nobody of this version who is at
+    work is disturbed: the header of others may be another.
     is_default  whether nobody named the path: then what an untrusted user
                 has put there is not believed
     Raises      StartError, InUse, OSError
