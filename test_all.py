@@ -1030,10 +1030,13 @@ def test_killed_at_any_step_a_restart_adopts_all_nodes(tmp_path, why):
         with libbeostat.open(path) as cluster:
             child = os.fork()
             if not child:
-                receiver = new_receiver(tmp_path)
-                stop_at(step)
-                feed(receiver, data)
-                os._exit(0)
+                try:
+                    receiver = new_receiver(tmp_path)
+                    stop_at(step)
+                    feed(receiver, data)
+                    os._exit(0)
+                finally:
+                    os._exit(70)
             status = os.waitpid(child, 0)[1] >> 8
             for sequence in 50, 51:
                 seen.add(tuple(node.number for node in cluster))
