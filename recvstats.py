@@ -938,12 +938,12 @@ class Nodes:
         It holds the message and a quarter more; for one that has outgrown
         its slot, twice the room of before; no more where room is short.
         """
-        wanted = max(2 * room, size if room else size + size // 4)
+        trouble, wanted = "", max(2 * room, size if room else size + size // 4)
         for wanted in min(wanted, MESSAGE_BYTES), size:
             try:
                 return self.table.add_slot(node, wanted, now)
             except OSError as error:
-                trouble = error.strerror
+                trouble = trouble or error.strerror
         if now >= self.full_due:
             self.full_due = now + TOLD_S
             self.log("%s: cannot grow: %s: messages that fit are stored, "
