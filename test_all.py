@@ -543,8 +543,8 @@ SEVEN = (
 FIXED = dict(release=b"6.1.0", machine=b"x86_64", cost_us=350, send_errors=0,
              block_bytes=4096, blocks=1000000, free_blocks=400000,
              available_blocks=350000, files=65536, free_files=60000,
-             name_max=255, busy_fraction=.125, user_fraction=.1,
-             nice_fraction=0., system_fraction=.025, iowait_fraction=.05)
+             name_max=255, busy_fraction=.125, user_fraction=.09,
+             nice_fraction=.01, system_fraction=.025, iowait_fraction=.05)
 
 
 @pytest.fixture
@@ -2378,6 +2378,7 @@ NOT_UP = ["down: n5", "left: n3", "never heard: n[7-8]"]
      "  4221 97.6   0.0  63.2  123M   999", []),
     ("--sort -name --top 2", (4, 2), "2 up        193 99.5 191.70  192  4093"
      " 98.8   0.8  63.2     0     0", NOT_UP),
+    ("--top 1 -b", (0,), "", []),
     ("--reverse 0-2", (2, 1, 0), "3 up          5 43.5   2.51    4   288  3.1"
      "   0.2  63.2  123M   999", []),
     ("6", (6,), "1 up          2 12.5   2.75    3    77  0.8        63.2"
@@ -2532,7 +2533,7 @@ GANGLIA = (
     ("uint32", " ", "both", "proc_run 3 proc_total 77"),
     ("uint16", "CPUs", "zero", "cpu_num 2"),
     ("uint32", "MHz", "zero", "cpu_speed 2596"),
-    ("float", "%", "both", "cpu_user 10.000 cpu_nice 0.000 cpu_system 2.500 "
+    ("float", "%", "both", "cpu_user 9.000 cpu_nice 1.000 cpu_system 2.500 "
      "cpu_wio 5.000 cpu_idle 82.500"),
     ("float", "KB", "zero", "mem_total 24684092.000"),
     ("float", "KB", "both", "mem_free 24598216.000 mem_shared 8856.000 "
