@@ -538,13 +538,14 @@ SEVEN = (
     (3, ARM64, dict(hostname=b"n3", busy_fraction=.5)),
     (4, WIDE, dict(hostname=b"n4", busy_fraction=1.0, cost_us=2120)),
     (5, CONTAINER, dict(hostname=b"n5")),
-    (6, EPYC, dict(hostname=EVIL.encode(), one=2.75, active=3)),
+    (6, EPYC, dict(hostname=EVIL.encode(), one=2.75, active=3,
+                   user_fraction=.09, nice_fraction=.01)),
 )
 FIXED = dict(release=b"6.1.0", machine=b"x86_64", cost_us=350, send_errors=0,
              block_bytes=4096, blocks=1000000, free_blocks=400000,
              available_blocks=350000, files=65536, free_files=60000,
-             name_max=255, busy_fraction=.125, user_fraction=.09,
-             nice_fraction=.01, system_fraction=.025, iowait_fraction=.05)
+             name_max=255, busy_fraction=.125, user_fraction=.1,
+             nice_fraction=0., system_fraction=.025, iowait_fraction=.05)
 
 
 @pytest.fixture
@@ -1485,6 +1486,11 @@ def test_history(tmp_path, why, options, steps):
                 got = take_step(receiver, what, want)
                 assert got == want, (at_s, what)
         close(receiver)
+
+
+def test_list_of_the_log_is_bounded():
+    text = recvstats.format_nodes(range(0, 2000, 2))
+    assert len(text) < 450 and text.endswith("... (1000 nodes)]")
 
 
 def test_messages_of_a_second_whenever_it_ticks(receiver):
@@ -4786,6 +4792,7 @@ def sweep_running(running, swept, few):
         for number in errno.ENOMEM, errno.EIO, errno.ENOBUFS:
             assert os.strerror(number) in str(said)
     else:
+        assert "goes on after: " + os.strerror(errno.ENOMEM) in str(said)
         fault = Strace(pair.pid, running.folder, *inject("recvfrom", "ENOMEM"))
         with running.open() as cluster, fault:
             wait_for(lambda: not cluster.running)
@@ -4823,6 +4830,16 @@ def slow_sample_asks_the_kernel_for_nothing_that_seldom_changes(running):
     assert calls.count("sendto") > 10
     assert calls.count("ioctl") <= 3            # one look, in 5 s
     assert calls.count("stat") + calls.count("newfstatat") <= 1
+
+
+def slow_interface_that_stays_keeps_its_socket(running):
+    running.recvstats("-i", "lo")
+    agent = start_changed(running, "sendstats", dict(REFRESH_S=0.05), "-f",
+                          "-p", running.port, "-r", "0.05", "-i", "lo", 7)
+    running.wait_up(7)
+    with Strace(agent.pid, running.folder) as strace:
+        wait_for(lambda: strace.calls().count("ioctl") > 9)
+    assert "connect" not in strace.calls()
 
 
 def start_traced(running, module, words, *options):
