@@ -2259,7 +2259,7 @@ def test_number_of_the_environment_or_by_address(running, answer):
     key = "--key-file", write_key(running.folder, b"key")
     receiver = running.recvstats("-d", "--iprange", "127.0.0.1-127.0.0.9",
                                  *key)
-    for number, words, env in ((6, (), {"NODE": "6"}), (-1, (-1,), {}),
+    for number, words, env in ((6, (), {"NODE": "6"}), (-1, ("--", -1), {}),
                                (4, ("-a", "127.0.0.5"), {})):
         assert tool("sendstats.py", "--once", "-r", 60, "-p", running.port,
                     *key, *words, "127.0.0.1",
