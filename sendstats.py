@@ -1655,7 +1655,8 @@ class Agent:
         self.requests.join(self.masters)
         self.requests.answer(time.monotonic())
         if self.args.debug or self.args.once:
-            sent = self.tell(len(message), sent)
+            size = len(message) + (MAC_BYTES if self.keys else 0)
+            sent = self.tell(size, sent)
         return len(sent)
 
     def sign(self, message, sock):
@@ -1670,7 +1671,7 @@ class Agent:
 
     def tell(self, size, sent):
         """Return those of the masters sent to that do not refuse; with -d,
-        say what became of a message of some size, less its MAC."""
+        say what became of a message of some size."""
         wait_s = min(REFUSED_S, self.sampler.period_s / 4)
         sent = [master for master in sent if not master.is_refused(wait_s)]
         for master in self.masters if self.args.debug else ():
